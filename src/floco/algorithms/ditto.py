@@ -1,0 +1,66 @@
+"""A personal model beside the global one, pulled towards it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from floco.algorithms.fedavg import FedAvg
+from floco.contract import Algorithm
+from floco.settings import setting
+from floco.values import OWN, Facts, Loss, Message, Models, Phase, Step, Tensors, Update, personally, plain_loss, prefixed, under
+
+_RECEIVED = "received/"
+Draws = Callable[[Tensors, int, torch.Generator], torch.Tensor]
+
+
+def with_personal(message: Message, memory: Tensors) -> Tensors:
+    """Return the shared tensors, the client's own (at first: the received ones), and what the pull goes to."""
+    return {**message.shared, **(memory or prefixed(message.shared, OWN)), **prefixed(message.shared, _RECEIVED)}
+
+
+def personal_phase(facts: Facts, loss: Loss, *, pull: float, epochs: int | None, draws: Draws | None = None) -> Phase:
+    """Return the phase that trains the client's own tensors v by `loss`, with `pull * (v - w_t)` added to the gradient."""
+    names = facts.layout.parameters
+
+    def towards_received(tensors: Tensors) -> Tensors:
+        return {OWN + n: pull * (tensors[OWN + n] - tensors[_RECEIVED + n]) for n in names}
+
+    step = Step(personally(loss), tuple(OWN + n for n in names), correction=towards_received if pull else None)
+    return Phase("personal", (step,), epochs, draws)
+
+
+def own(tensors: Tensors) -> Tensors:
+    """Return what the client keeps."""
+    return {n: t for n, t in tensors.items() if n.startswith(OWN)}
+
+
+@dataclass(frozen=True)
+class Ditto(Algorithm):
+    """Ditto (Li et al., ICML 2021, algorithm 1): FedAvg, and on each client v with gradient + lambda (v - w_t).
+
+    w_t are the parameters received in the round. Global model: w; personal: v.
+    """
+
+    name: ClassVar[str] = "ditto"
+    pull: float = setting(1.0, "lambda: strength of the pull of the personal model towards the received one", low=0)
+    personal_epochs: int | None = setting(None, "e': epochs of the personal model a round (empty: training.epochs)", low=1)
+
+    def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
+        """Return w, v and w_t."""
+        return with_personal(message, memory)
+
+    def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
+        """Return FedAvg's phase, then the personal one."""
+        return (*FedAvg().phases(message, facts), personal_phase(facts, plain_loss, pull=self.pull, epochs=self.personal_epochs))
+
+    def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
+        """Return FedAvg's update, and keep v."""
+        return FedAvg().finish(tensors, message, client, facts)[0], own(tensors)
+
+    def models(self, tensors: Tensors, facts: Facts) -> Models:
+        """Return w and v."""
+        return Models(tensors, under(tensors, OWN))

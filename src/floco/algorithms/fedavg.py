@@ -1,0 +1,26 @@
+"""Federated averaging."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from floco.contract import Algorithm
+from floco.values import Facts, Message, Phase, Step, plain_loss
+
+
+@dataclass(frozen=True)
+class FedAvg(Algorithm):
+    """Federated averaging (McMahan et al., AISTATS 2017, algorithm 1): w <- sum_k n_k w_k / sum_k n_k.
+
+    Global and personal model: w.
+
+    >>> FedAvg().name
+    'fedavg'
+    """
+
+    name: ClassVar[str] = "fedavg"
+
+    def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
+        """Return one phase: all parameters, cross-entropy."""
+        return (Phase("shared", (Step(plain_loss, facts.layout.parameters),)),)

@@ -1,0 +1,159 @@
+"""Floco: federated learning over connected modes (Grinwald, Wiesner, Nakajima, NeurIPS 2024).
+
+A round, from the top: `select` -> `message` -> on each client `begin`, `phases`, `finish` -> `aggregate`, which in round
+`assign_at` also assigns every client its center. docs/method.md has the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from floco.contract import Algorithm
+from floco.errors import FlocoError
+from floco.network import Network
+from floco.settings import setting
+from floco.simplex import Assignment, Mixing, assign, sample_released, sample_simplex, sample_subregion
+from floco.streams import stream
+from floco.values import Batch, Facts, Layout, Message, Models, Phase, Predict, Selection, ServerState, Step, Tensors, Training, Update, averaged, prefixed, under
+
+_CENTER = "center"
+_MAP = "assignment/"
+
+
+@dataclass(frozen=True)
+class Simplex(Algorithm):
+    """What Floco and Floco+ have in common: the shared simplex, its training, and the assignment."""
+
+    endpoints: int = setting(10, "M: endpoints of the solution simplex", low=1)
+    assign_at: int | str | None = setting(None, "tau: round of the assignment, counted from 1 (empty: half of the rounds)", low=1, choices=("never",))
+    radius: float = setting(0.1, "rho: L1 radius of a client's subregion", low=0)
+    mix: str | tuple[str, ...] = setting("last", "parameters that have endpoints: last (weight of the last linear layer), all, or names")
+    sampler: str = setting("subregion", "mixtures after the assignment: exact, or as in the released code", choices=("subregion", "released"))
+    normalize: bool = setting(True, "assignment independent of the size of the updates (false: the released grid on raw scores)")
+    noise: float | None = setting(None, "endpoints 1.. are the first plus Gaussian noise of this size relative to its RMS (empty: the initialiser)", low=0)
+
+    def resolved(self, training: Training, layout: Layout | None = None) -> Self:
+        """Return the algorithm with the round of the assignment and, given a layout, the mixed names filled in."""
+        at = max(1, training.rounds // 2) if self.assign_at is None else self.assign_at
+        if isinstance(at, int) and at > training.rounds:
+            raise FlocoError(f'assign_at must be at most training.rounds ({training.rounds}), got {at}; "never" is legal')
+        return replace(self, assign_at=at, mix=self.mix if layout is None else Mixing.of(layout, self.mix).names)
+
+    @property
+    def mixing(self) -> Mixing:
+        """The mixed parameters, once `resolved`."""
+        return Mixing((self.mix,) if isinstance(self.mix, str) else self.mix)
+
+    def init(self, network: Network, *, seed: int) -> ServerState:
+        """Return the network with M endpoints (M, ...) in place of each mixed parameter; endpoint 0 is its own value."""
+        shared = {**network.parameters, **network.buffers}
+        for name in self.mixing.names:
+            first = shared[name]
+            shared[name] = torch.stack([first, *(self._endpoint(network, name, first, seed, m) for m in range(1, self.endpoints))])
+        return ServerState(shared)
+
+    def _endpoint(self, network: Network, name: str, first: torch.Tensor, seed: int, m: int) -> torch.Tensor:
+        if self.noise is None and name in network.loaded:
+            raise FlocoError(f"{name!r} has loaded values, which no initialiser redraws; set algorithm.noise (0 is legal) to say how far endpoints start apart")
+        if self.noise is not None:
+            gaussian = torch.randn(first.shape, generator=stream(seed, "noise", name, m), dtype=torch.float64)
+            return first + (self.noise * first.double().square().mean().sqrt() * gaussian).to(first.dtype)
+        return first.clone() if first.ndim < 2 else network.redraw(name, seed=seed, draw=m)
+
+    def select(self, state: ServerState, clients: Sequence[str], *, fraction: float, generator: torch.Generator) -> Selection:
+        """Return the round's clients as in any method; in round tau all others probe."""
+        train = Algorithm.select(self, state, clients, fraction=fraction, generator=generator).train
+        assigning = state.round + 1 == self.assign_at
+        return Selection(train, tuple(c for c in clients if c not in set(train)) if assigning else ())
+
+    def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: int) -> ServerState:
+        """Return the averaged state; in round tau everybody with a signal is assigned, later who has no center is placed."""
+        after = averaged(state, updates)
+        late = [u for u in updates if u.client not in state.by_client]
+        if after.round == self.assign_at:
+            made = assign(self._signals(state, late), self.endpoints, normalize=self.normalize)
+            kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64)}
+            return replace(after, kept=prefixed(kept, _MAP), by_client=_centers(late, made.centers))
+        if late and (kept := under(state.kept, _MAP)):
+            nobody = torch.empty(0, self.endpoints, dtype=torch.float64)
+            stored = Assignment(nobody, float(kept["z"]), 0.0, kept["mean"], kept["components"])
+            return replace(after, by_client={**state.by_client, **_centers(late, stored.place(self._signals(state, late)))})
+        return after
+
+    def _signals(self, state: ServerState, updates: Sequence[Update]) -> torch.Tensor:
+        return torch.stack([self.mixing.signal(state.shared, u.shared) for u in updates])
+
+    def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
+        """Return the shared tensors and the client's center, 1/M if it has none yet."""
+        return {**message.shared, _CENTER: message.own.get(_CENTER, self._middle)}
+
+    @property
+    def _middle(self) -> torch.Tensor:
+        return torch.full((self.endpoints,), 1 / self.endpoints, dtype=torch.float64)
+
+    def shared_phase(self, message: Message, facts: Facts) -> Phase:
+        """Return the phase that trains the simplex: every batch draws its own mixture."""
+        return Phase("shared", (Step(self.loss, facts.layout.parameters),), draws=self.draws(message))
+
+    def loss(self, predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+        """Return the cross-entropy at the mixture `draw`, f(x; phi, W(alpha))."""
+        assert draw is not None
+        return cross_entropy(predict(self.mixing(tensors, draw), batch.x), batch.y)
+
+    def draws(self, message: Message) -> _Mixtures:
+        """Return the sampler of this client's mixtures: the whole simplex until it has a center, then its subregion."""
+        center = message.own.get(_CENTER)
+        return _Mixtures(self.endpoints, center, self.radius, released=self.sampler == "released")
+
+    def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
+        """Return all shared tensors; of a probe only the endpoints, for its signal. Nothing stays."""
+        names = self.mixing.names if message.task == "probe" else message.shared
+        return Update(client, message.task, facts.n_train, {n: tensors[n] for n in names}), {}
+
+    def models(self, tensors: Tensors, facts: Facts) -> Models:
+        """Return the models at the middle of the simplex and at the client's center."""
+        return Models(self.mixing(tensors, self._middle.float()), self.mixing(tensors, tensors[_CENTER].float()))
+
+
+def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tensors]:
+    return {u.client: {_CENTER: center} for u, center in zip(updates, centers, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Mixtures:
+    """Draws n mixtures (n, M)."""
+
+    endpoints: int
+    center: torch.Tensor | None
+    radius: float
+    released: bool
+
+    def __call__(self, tensors: Tensors, n: int, generator: torch.Generator) -> torch.Tensor:
+        if self.center is None:
+            return sample_simplex(n, self.endpoints, generator=generator)
+        sample = sample_released if self.released else sample_subregion
+        return sample(self.center, self.radius, n, generator=generator)
+
+
+@dataclass(frozen=True)
+class Floco(Simplex):
+    """Floco (NeurIPS 2024): one simplex for all, a subregion of it for each.
+
+    W(alpha) = sum_m alpha_m W_m, alpha ~ U(simplex) before round tau and ~ U(R_k) after it,
+    R_k = {alpha on the simplex : ||alpha - beta_k||_1 <= rho}.
+    Global model: alpha = 1/M; personal: alpha = beta_k. With M = 1 it is FedAvg.
+
+    >>> Floco(endpoints=5, radius=0.3).resolved(Training(rounds=40)).assign_at
+    20
+    """
+
+    name: ClassVar[str] = "floco"
+
+    def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
+        """Return the training of the simplex."""
+        return (self.shared_phase(message, facts),)

@@ -1,0 +1,44 @@
+"""No federation at all: every client for itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from floco.contract import Algorithm
+from floco.network import Network
+from floco.values import OWN, Facts, Message, Models, Phase, ServerState, Step, Tensors, Update, personally, plain_loss, prefixed, under
+
+
+@dataclass(frozen=True)
+class Local(Algorithm):
+    """Each client trains its own model on its own data, from the common initial weights, in the rounds it is selected.
+
+    Nothing is sent. Global model: none; personal: the client's own.
+    """
+
+    name: ClassVar[str] = "local"
+
+    def init(self, network: Network, *, seed: int) -> ServerState:
+        """Return an empty state: the server has nothing."""
+        return ServerState(shared={})
+
+    def start(self, network: Network) -> Tensors:
+        """Return the initial network."""
+        return prefixed({**network.parameters, **network.buffers}, OWN)
+
+    def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
+        """Return the client's own network."""
+        return memory
+
+    def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
+        """Return FedAvg's phase, on the client's own network."""
+        return (Phase("shared", (Step(personally(plain_loss), tuple(OWN + n for n in facts.layout.parameters)),)),)
+
+    def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
+        """Return an empty update, and the network to keep."""
+        return Update(client, message.task, facts.n_train, {}), tensors
+
+    def models(self, tensors: Tensors, facts: Facts) -> Models:
+        """Return no global model, and the client's own."""
+        return Models(None, under(tensors, OWN))

@@ -1,0 +1,21 @@
+"""The one error family of the package: what must hold, what was given, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlocoError(ValueError):
+    """Wrong use, wrong data or a broken run, said so that a user can act on it (exit code 2 on the command line)."""
+
+
+class RunFailed(FlocoError):
+    """A run that was started correctly and could not go on (exit code 1); it can be resumed once the cause is gone."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `"; did you mean 'x'?"` for the known word closest to `word`, else the list of known words."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

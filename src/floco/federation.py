@@ -1,0 +1,123 @@
+"""A federation as values: the samples, who has which, and how raw samples become inputs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from floco.errors import FlocoError
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """x -> (x - mean) / std per channel (images, sequences) or feature; uint8 is divided by 255 before."""
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return inputs (N, C, ...) float32 for raw samples (N, C, ...); no statistics: only the division."""
+        x = raw.float().div_(255) if raw.dtype == torch.uint8 else raw.float()
+        if not self.mean:
+            return x
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        return (x - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client's part: positions in the federation's samples."""
+
+    id: str
+    train: torch.Tensor
+    """(n_train,) int64."""
+    test: torch.Tensor
+    """(n_test,) int64."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """All samples, once, and the clients as index lists into them."""
+
+    x: torch.Tensor
+    """(N, C, ...) raw samples: uint8 or float32, channels first."""
+    y: torch.Tensor
+    """(N,) int64 in [0, C)."""
+    clients: tuple[Client, ...]
+    names: tuple[str, ...]
+    """Label names, by class number."""
+    x_test: torch.Tensor | None = None
+    """A global test part that belongs to no client."""
+    y_test: torch.Tensor | None = None
+    held_out: tuple[Client, ...] = ()
+    """Clients kept out of training and evaluation, for later use as newcomers."""
+    normalization: Normalization = field(default_factory=Normalization)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.x.shape[1:])
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the participating clients, in order."""
+        return tuple(c.id for c in self.clients)
+
+    def client(self, name: str) -> Client:
+        """Return the client called `name`."""
+        for c in (*self.clients, *self.held_out):
+            if c.id == name:
+                return c
+        raise FlocoError(f"there is no client {name!r}; there are {_some(self.ids)}")
+
+    def label_counts(self, indices: torch.Tensor) -> tuple[int, ...]:
+        """Return how many of the samples `indices` have each label, (C,)."""
+        return tuple(torch.bincount(self.y[indices], minlength=self.classes).tolist())
+
+    def inputs(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return the normalised inputs of the samples `indices`, (n, C, ...) float32."""
+        return self.normalization(self.x[indices])
+
+    def fingerprint(self) -> str:
+        """Return a hash of all samples, labels, splits and the normalisation: equal data, equal fingerprint."""
+        digest = hashlib.blake2b(digest_size=16)
+        for tensor in (self.x, self.y, self.x_test, self.y_test):
+            if tensor is not None:
+                digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+                for block in tensor.split(4096):
+                    digest.update(np.ascontiguousarray(block.numpy()).data)
+        for c in (*self.clients, *self.held_out):
+            digest.update(c.id.encode() + b"\0" + c.train.numpy().tobytes() + b"\1" + c.test.numpy().tobytes())
+        digest.update(repr((self.names, self.normalization)).encode())
+        return digest.hexdigest()
+
+
+def _some(ids: Sequence[str], most: int = 8) -> str:
+    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+
+def statistics(x: torch.Tensor, indices: torch.Tensor) -> Normalization:
+    """Return mean and standard deviation per channel of the samples `indices`; a constant channel is only centered.
+
+    Sums run in float64 over blocks, so that no second copy of the samples is made.
+    """
+    dims = [0, *range(2, x.ndim)]
+    count, total, square = 0, torch.zeros(x.shape[1], dtype=torch.float64), torch.zeros(x.shape[1], dtype=torch.float64)
+    for block in indices.split(4096):
+        values = Normalization()(x[block]).double()
+        count += values.numel() // x.shape[1]
+        total += values.sum(dims)
+        square += values.square().sum(dims)
+    mean = total / count
+    std = (square / count - mean.square()).clamp_min(0).sqrt()
+    std = torch.where(std > 1e-6, std, torch.ones_like(std))
+    return Normalization(tuple(mean.tolist()), tuple(std.tolist()))

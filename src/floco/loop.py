@@ -1,0 +1,133 @@
+"""The one loop: select, send, train, average, evaluate. It reads no file, prints nothing and knows no method by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from floco.engines import Engine, Job, Result, one_thread
+from floco.errors import RunFailed
+from floco.evaluation import Counts, Evaluation, Row, client_row, evaluation, pooled
+from floco.streams import stream
+from floco.training import Scores, Setup, global_parts
+from floco.values import ServerState, Tensors
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that was left out of a round, and why."""
+
+    round: int
+    client: str
+    reason: str
+    trace: str = field(default="", repr=False, compare=False)
+
+    @property
+    def row(self) -> Row:
+        """The failure as a line of failures.csv."""
+        return {"round": self.round, "client": self.client, "reason": self.reason}
+
+    def __str__(self) -> str:
+        """Return the failure as users read it."""
+        return f'round {self.round}, client "{self.client}": {self.reason}'
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A federation after `state.round` rounds: all that the next round needs, and what the last one brought."""
+
+    state: ServerState
+    memories: Mapping[str, Tensors] = field(default_factory=dict)
+    """What each client keeps to itself; clients that never trained are absent."""
+    participated: Mapping[str, int] = field(default_factory=dict)
+    """In how many rounds a client's update was averaged."""
+    since: Counts = field(default_factory=Counts)
+    """Counted since the last evaluation."""
+    changed: tuple[str, ...] = ()
+    """Clients whose memory is new in this round."""
+    failures: tuple[Failure, ...] = ()
+    """Clients left out of this round."""
+    evaluation: Evaluation | None = None
+
+    @property
+    def round(self) -> int:
+        """Rounds completed."""
+        return self.state.round
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When the loop evaluates, and when it gives up."""
+
+    evaluate_every: int = 5
+    max_failed: int = 5
+
+
+def begin(setup: Setup) -> Progress:
+    """Return the progress before the first round."""
+    with one_thread():
+        return Progress(setup.algorithm.init(setup.network, seed=setup.seed))
+
+
+def rounds(setup: Setup, engine: Engine, plan: Plan, start: Progress) -> Iterator[Progress]:
+    """Yield the progress after every round from `start` to the last.
+
+    Raises:
+        RunFailed: more clients failed in a round than `plan.max_failed`, or all of them.
+    """
+    progress = start
+    with one_thread():
+        while progress.round < setup.training.rounds:
+            progress = _round(setup, engine, plan, progress)
+            if progress.round % plan.evaluate_every == 0 or progress.round == setup.training.rounds:
+                progress = _evaluated(setup, engine, progress)
+            yield progress
+
+
+def _round(setup: Setup, engine: Engine, plan: Plan, before: Progress) -> Progress:
+    algorithm, state, number = setup.algorithm, before.state, before.round + 1
+    selection = algorithm.select(state, setup.federation.ids, fraction=setup.training.fraction, generator=stream(setup.seed, "select", number))
+    jobs = [Job(c, "train", algorithm.message(state, c, "train"), before.memories.get(c)) for c in selection.train]
+    jobs += [Job(c, "probe", algorithm.message(state, c, "probe"), before.memories.get(c)) for c in selection.probe]
+    results = engine.run(jobs)
+    failures = _failures(number, results)
+    _check(failures, selection.train, plan, number)
+    updates = [r.update for r in results if r.update is not None]
+    new = {r.client: r.memory for r in results if r.memory}
+    trained = {u.client for u in updates if u.task == "train"}
+    participated = {c: before.participated.get(c, 0) + (c in trained) for c in {*before.participated, *trained}}
+    counts = Counts(len(failures), sum(_size(j.message.shared) + _size(j.message.own) for j in jobs), sum(_size(u.shared) + _size(u.extra) for u in updates))
+    return Progress(
+        algorithm.aggregate(state, updates, clients=len(setup.federation.clients)), {**before.memories, **new}, participated, before.since + counts, tuple(new), failures
+    )
+
+
+def _failures(number: int, results: Sequence[Result]) -> tuple[Failure, ...]:
+    return tuple(Failure(number, r.client, r.failure, r.trace) for r in results if r.failure is not None)
+
+
+def _check(failures: Sequence[Failure], train: Sequence[str], plan: Plan, number: int) -> None:
+    """Raise if the round cannot count: too many failed, or nobody is left to average."""
+    failed = {f.client for f in failures}
+    if len(failed) > plan.max_failed or failed.issuperset(train):
+        shown = "\n  ".join(str(f) for f in failures[:5])
+        raise RunFailed(f"round {number}: {len(failed)} clients failed, at most run.max_failed = {plan.max_failed} may, and not all that train:\n  {shown}")
+
+
+def _size(tensors: Tensors) -> int:
+    return sum(t.nbytes for t in tensors.values())
+
+
+def _evaluated(setup: Setup, engine: Engine, progress: Progress) -> Progress:
+    """Return the progress with the evaluation of all clients, trained or not, and of the global model."""
+    algorithm, state = setup.algorithm, progress.state
+    jobs = [Job(c, "evaluate", algorithm.message(state, c, "evaluate"), progress.memories.get(c)) for c in setup.federation.ids]
+    jobs += [Job("", "test", algorithm.message(state, "", "evaluate"), part=part) for part in global_parts(setup)]
+    results = engine.run(jobs)
+    failures = _failures(state.round, results)
+    scores: dict[str, Scores] = {r.client: r.scores for r in results if r.scores is not None}
+    rows = [client_row(state.round, c.id, len(c.train), progress.participated.get(c.id, 0), scores[c.id]) for c in setup.federation.clients if c.id in scores]
+    global_ = pooled([r.score for r in results if r.score is not None])
+    counts = progress.since + Counts(failed=len(failures))
+    done = evaluation(state.round, rows, scores, global_, counts)
+    return replace(progress, evaluation=done, since=Counts(), failures=progress.failures + failures)

@@ -1,0 +1,104 @@
+"""The view of any unmodified `nn.Module` that the rest of the package works with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from floco.errors import FlocoError, nearest
+from floco.streams import global_stream
+from floco.values import Layout, Tensors
+
+Factory = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class Network:
+    """An unmodified module, and its trained tensors by name. The module's own values are never changed."""
+
+    module: nn.Module
+    factory: Factory | None = field(default=None, repr=False)
+    loaded: frozenset[str] = frozenset()
+    """Names whose values were loaded: further draws of the initialiser would not belong to them."""
+
+    @cached_property
+    def parameters(self) -> Tensors:
+        """Trainable parameters, tied ones once; frozen ones stay in the module."""
+        return {name: p.detach().clone() for name, p in self.module.named_parameters() if p.requires_grad}
+
+    @cached_property
+    def buffers(self) -> Tensors:
+        """Persistent buffers, e.g. the running statistics of BatchNorm."""
+        persistent = self.module.state_dict(keep_vars=True)
+        return {name: b.detach().clone() for name, b in self.module.named_buffers() if name in persistent}
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The names of the tensors."""
+        parameters = self.parameters
+        linears = [n for n, m in self.module.named_modules() if isinstance(m, nn.Linear)]
+        last = f"{linears[-1]}.weight".removeprefix(".") if linears else None
+        if last is not None and last not in parameters:
+            last = self._tied_name(last, parameters)
+        return Layout(tuple(parameters), tuple(self.buffers), last)
+
+    def _tied_name(self, name: str, parameters: Mapping[str, torch.Tensor]) -> str | None:
+        """Return the name under which a tied parameter is known, None for a frozen one."""
+        wanted = self.module.get_parameter(name)
+        return next((n for n, p in self.module.named_parameters() if p is wanted and n in parameters), None)
+
+    def redraw(self, name: str, *, seed: int, draw: int) -> torch.Tensor:
+        """Return a further draw of the initialiser of parameter `name`: `draw` numbers them from 1.
+
+        From a factory, the whole module is built anew; of a module that was given as it is, the layer that owns the
+        parameter runs its own `reset_parameters`.
+        """
+        with global_stream(seed, "endpoint", draw):
+            if self.factory is not None:
+                return self.factory().get_parameter(name).detach().clone()
+            owner, _, leaf = name.rpartition(".")
+            layer = copy.deepcopy(self.module.get_submodule(owner))
+            reset = getattr(layer, "reset_parameters", None)
+            if not callable(reset):
+                raise FlocoError(
+                    f"endpoints of {name!r} need an initialiser, and {type(layer).__name__} has no reset_parameters(); pass a function that builds the model, or set noise"
+                )
+            reset()
+            return layer.get_parameter(leaf).detach().clone()
+
+
+def network(model: nn.Module | Factory, *, seed: int, weights: Mapping[str, torch.Tensor] | None = None) -> Network:
+    """Return the network of a module, or of a function that builds one (under the stream "model" of `seed`).
+
+    Args:
+        model: a module is taken with the values it has; a function is called without arguments.
+        seed: what the initial weights follow from.
+        weights: values to load into the module, e.g. pretrained ones; names must be in its state dict.
+    """
+    factory = None if isinstance(model, nn.Module) else model
+    if factory is not None:
+        with global_stream(seed, "model"):
+            model = factory()
+    if not isinstance(model, nn.Module):
+        raise FlocoError(f"a model must be an nn.Module or a function that returns one, got {type(model).__name__}")
+    module = copy.deepcopy(model)
+    if weights is not None:
+        _load(module, weights)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise FlocoError("the model has no parameter to train: all are frozen")
+    return Network(module, factory, frozenset(weights or ()))
+
+
+def _load(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    own = module.state_dict()
+    for name, value in weights.items():
+        if name not in own:
+            raise FlocoError(f"model.weights holds {name!r}, which the model does not have{nearest(name, own)}")
+        if value.shape != own[name].shape:
+            raise FlocoError(f"model.weights: {name!r} must have shape {tuple(own[name].shape)}, got {tuple(value.shape)}; leave a head for other classes out of the file")
+    module.load_state_dict(dict(weights), strict=False)

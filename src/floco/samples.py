@@ -1,0 +1,151 @@
+"""One data set as checked values, and its split into a federation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from floco.errors import FlocoError, nearest
+from floco.federation import Client, Federation, Normalization, statistics
+from floco.partition import Natural, Split, cut, divide, divide_latest, partition
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
+
+Arrays = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One data set, not yet split."""
+
+    x: torch.Tensor
+    """(N, C, ...) uint8 or float32, channels first."""
+    y: np.ndarray
+    """(N,) int64 in 0..C-1."""
+    names: tuple[str, ...]
+    x_test: torch.Tensor | None = None
+    y_test: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray] | None = None
+    """Further columns of length N: `client` (ids), `position`, ..."""
+
+    def split(
+        self,
+        split: Split | Partitioner,
+        *,
+        clients: int | None = None,
+        samples: int | None = None,
+        seed: int = 0,
+        test_share: float = 0.2,
+        held_out: int = 0,
+        normalize: str | Normalization = "train",
+        order: str | None = None,
+    ) -> Federation:
+        """Return the federation: who has which samples, and which of them are for testing.
+
+        Args:
+            split: a split of `floco.partition`, or any partitioner of flwr-datasets.
+            clients: K; with natural clients the first K (None: all).
+            samples: of each client (None: all there are).
+            seed: what the split follows from.
+            test_share: part of each client's samples that is its own test part, in (0, 1).
+            held_out: the last clients, kept out of training and evaluation.
+            normalize: "train" (statistics of all training parts), "none", or fixed statistics.
+            order: a column, e.g. "position": the test part is then the latest samples.
+        """
+        if not 0 < test_share < 1:
+            raise FlocoError(f"data.test_share must be above 0 and below 1, got {test_share}")
+        parts = self._natural(clients, samples) if isinstance(split, Natural) else self._artificial(split, clients, samples, seed)
+        if not 0 <= held_out < len(parts):
+            raise FlocoError(f"data.held_out must leave one client at least of {len(parts)}, got {held_out}")
+        made = []
+        for name, rows in parts.items():
+            train, test = divide(rows, test_share, name, seed) if order is None else divide_latest(rows, self._column(order), test_share, name)
+            made.append(Client(name, torch.from_numpy(train), torch.from_numpy(test)))
+        members, kept = tuple(made[: len(made) - held_out]), tuple(made[len(made) - held_out :])
+        y_test = None if self.y_test is None else torch.from_numpy(self.y_test)
+        return Federation(self.x, torch.from_numpy(self.y), members, self.names, self.x_test, y_test, kept, self._normalization(normalize, members))
+
+    def _normalization(self, normalize: str | Normalization, members: tuple[Client, ...]) -> Normalization:
+        if isinstance(normalize, Normalization):
+            if normalize.mean and len(normalize.mean) != self.x.shape[1]:
+                raise FlocoError(f"data.mean and data.std must have one value for each of the {self.x.shape[1]} channels, got {len(normalize.mean)}")
+            return normalize
+        return Normalization() if normalize == "none" else statistics(self.x, torch.cat([c.train for c in members]))
+
+    def _column(self, name: str) -> np.ndarray:
+        columns = self.columns or {}
+        if name not in columns:
+            raise FlocoError(f"the source has no column {name!r}" + (nearest(name, columns) if columns else ""))
+        return columns[name]
+
+    def _artificial(self, split: Split | Partitioner, clients: int | None, samples: int | None, seed: int) -> dict[str, np.ndarray]:
+        number = clients if isinstance(split, Split) else split.num_partitions if split.is_dataset_assigned() else clients
+        if number is None or number < 1:
+            raise FlocoError(f"data.clients must be 1 at least, got {number}")
+        return {f"client-{i}": rows for i, rows in enumerate(partition(split, self.y, number, samples, seed))}
+
+    def _natural(self, clients: int | None, samples: int | None) -> dict[str, np.ndarray]:
+        """Group rows by client id in one pass; flwr-datasets' natural partitioner reads all rows once for each client."""
+        if "client" not in (self.columns or {}):
+            raise FlocoError('data.split = "natural" needs a source with a column "client"; this one has none')
+        ids, which = np.unique(self._column("client"), return_inverse=True)
+        if clients is not None and clients > len(ids):
+            raise FlocoError(f"data.clients must be at most the number of natural clients ({len(ids)}), got {clients}")
+        grouped = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
+        return {str(i): cut(rows, samples, str(i)) for i, rows in list(zip(ids, grouped, strict=True))[:clients]}
+
+
+def checked(arrays: Arrays, source: str, kind: str = "auto") -> Samples:
+    """Return checked samples from arrays `x, y` or `x_train, y_train, x_test, y_test` (and `client`, `position`, `names`)."""
+    suffix = "_train" if "x_train" in arrays else ""
+    needed = [f"x{suffix}", f"y{suffix}", *(["x_test", "y_test"] if "x_test" in arrays or "y_test" in arrays else [])]
+    for name in needed:
+        if name not in arrays:
+            raise FlocoError(f"{source} must hold x and y, or x_train, y_train, x_test, y_test; {name} is missing among {', '.join(arrays)}")
+    values = [_inputs(np.asarray(arrays[n]), f"{source}: {n}", kind) for n in needed[::2]]
+    labels = [np.asarray(arrays[n]) for n in needed[1::2]]
+    for name, x, y in zip(needed[1::2], values, labels, strict=True):
+        if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iuUS":
+            raise FlocoError(f"{source}: {name} must be {len(x)} whole numbers or strings, one for each sample, got shape {y.shape} of {y.dtype}")
+    known, encoded = np.unique(labels[0], return_inverse=True)
+    names = np.asarray(arrays["names"]) if "names" in arrays else known
+    if "names" in arrays:
+        known, encoded, names = _named(labels[0], names, source)
+    if len(known) < 2:
+        raise FlocoError(f"{source}: labels must be of 2 classes at least, got {len(known)}")
+    test = None
+    if len(values) == 2:
+        if values[1].shape[1:] != values[0].shape[1:] or not np.isin(labels[1], known).all():
+            raise FlocoError(
+                f"{source}: the test part must have the training part's shape and labels; {tuple(values[1].shape[1:])} and {sorted(set(labels[1].tolist()))[:12]} do not fit"
+            )
+        test = np.searchsorted(known, labels[1]).astype(np.int64)
+    columns = {n: np.asarray(v) for n, v in arrays.items() if n not in (*needed, "names") and np.ndim(v) == 1 and len(v) == len(values[0])}
+    return Samples(values[0], encoded.astype(np.int64), tuple(str(n) for n in names), values[1] if test is not None else None, test, columns)
+
+
+def _named(y: np.ndarray, names: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return classes, encoded labels and names for labels that are numbers into `names`."""
+    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(names):
+        raise FlocoError(f"{source}: with names, labels must be whole numbers from 0 to {len(names) - 1}, got {y.min()} to {y.max()}")
+    return np.arange(len(names)), y, names
+
+
+def _inputs(x: np.ndarray, where: str, kind: str) -> torch.Tensor:
+    """Return samples (N, C, ...), channels first: uint8 as they are, other numbers as float32."""
+    if x.dtype.kind not in "iuf" or x.ndim < 2 or 0 in x.shape:
+        raise FlocoError(f"{where} must be numbers (N, ...) with one dimension at least beside N, got shape {x.shape} of {x.dtype}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise FlocoError(f"{where} must be finite; sample {int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0])} is not")
+    image = kind == "images" or (kind == "auto" and ((x.dtype == np.uint8 and x.ndim in (3, 4)) or (x.dtype.kind == "f" and x.ndim == 4 and x.shape[-1] in (1, 3, 4))))
+    if image and x.ndim not in (3, 4):
+        raise FlocoError(f"{where}: images must be (N, H, W) or (N, H, W, C), got {x.shape}")
+    tensor = torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float32, copy=False))
+    if not image:
+        return tensor
+    return tensor[:, None] if x.ndim == 3 else tensor.permute(0, 3, 1, 2)

@@ -1,0 +1,152 @@
+"""The life of one run: data and network from a configuration, a directory for it, its rounds, and its resumption."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from floco import loop
+from floco.config import Config, Run, as_dict, parse, read, to_toml
+from floco.engines import engine, resolve
+from floco.errors import FlocoError
+from floco.federation import Federation, Normalization
+from floco.loop import Plan, Progress
+from floco.models import factory
+from floco.network import network
+from floco.sources import load
+from floco.store import Store, read_tensors
+from floco.training import Setup
+
+Watch = Callable[[Progress], None]
+"""Called after every round, e.g. to show progress."""
+PYTHON = "python"
+"""Source and model of a run that was started by a Python call: no file describes them."""
+
+
+def federation(config: Config) -> Federation:
+    """Return the federation of a configuration: data read and split."""
+    data = config.data
+    if data.source == PYTHON:
+        raise FlocoError("this run was started from Python, which alone knows its data and model: continue it with floco.fit(..., out=..., resume=True)")
+    return load(data.source, kind=data.kind).split(
+        data.splitter,
+        clients=data.clients,
+        samples=data.samples,
+        seed=config.seed,
+        test_share=data.test_share,
+        held_out=data.held_out,
+        normalize=Normalization(data.mean, data.std) if data.normalize == "fixed" else data.normalize,
+        order=data.order,
+    )
+
+
+def prepare(config: Config) -> Setup:
+    """Return all that is fixed during the run of a configuration: the federation, and the network built for it."""
+    made = federation(config)
+    weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
+    net = network(factory(config.model.name, made.shape, made.classes), seed=config.seed, weights=weights)
+    return Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, _device(config.run.device))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FlocoError(f"run.device = {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def settled(config: Config) -> Config:
+    """Return the configuration with engine and workers resolved, so that a resumed run uses the same."""
+    kind, workers = resolve(config.run.engine, config.run.workers, torch.device(config.run.device))
+    return replace(config, run=replace(config.run, engine=kind, workers=workers))
+
+
+def create(config: Config, setup: Setup, path: Path) -> None:
+    """Make the run directory of a configuration, resumable before its first round."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"config": _plain(config), "data": setup.federation.fingerprint()}
+    texts = {"config.toml": to_toml(config), "environment.json": json.dumps(environment(), indent=1, sort_keys=True) + "\n"}
+    Store.create(path, texts, facts, loop.begin(setup))
+
+
+def _plain(config: Config) -> Any:
+    return json.loads(json.dumps(as_dict(config)))
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, commit and kind of machine."""
+    packages = ("floco", "torch", "numpy", "safetensors", "datasets", "flwr-datasets", "scikit-learn")
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    machine = {"machine": platform.machine(), "system": platform.platform(), "cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    return {"python": platform.python_version(), **{p: version(p) for p in packages}, "commit": git.stdout.strip(), **machine}
+
+
+def reopen(path: Path) -> tuple[Config, Store]:
+    """Return the configuration and the locked store of a run; a changed configuration is refused by name."""
+    store = Store(path)
+    try:
+        stored = parse(store.facts["config"])
+        check_config(stored, read(path / "config.toml"), path)
+        return stored, store
+    except BaseException:
+        store.close()
+        raise
+
+
+def check_config(stored: Config, given: Config, path: Path) -> None:
+    """Raise if a run is to be continued with other settings than it was started with."""
+    for key, before, now in _differences(_plain(stored), _plain(given)):
+        raise FlocoError(f"{path} was started with {key} = {before!r}, and is to be continued with {now!r}: put it back, or start a new run")
+
+
+def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in sorted({*a, *b}):
+            yield from _differences(a.get(name), b.get(name), f"{key}.{name}" if key else name)
+    elif a != b:
+        yield key, a, b
+
+
+def check_data(store: Store, setup: Setup) -> None:
+    """Raise if a run's data are no longer those it was started with."""
+    if setup.federation.fingerprint() != store.facts["data"]:
+        raise FlocoError(
+            f"the data of {store.path} have changed since the run was started (samples, labels, splits, or the libraries that split them); restore them, or start a new run"
+        )
+
+
+def advance(setup: Setup, settings: Run, store: Store | None, start: Progress, watch: Watch) -> Progress:
+    """Run all remaining rounds, writing each checkpoint, and return the last progress."""
+    progress = start
+    plan = Plan(settings.evaluate_every, settings.max_failed)
+    with closing(engine(setup, settings.engine, settings.workers)) as running:
+        clock = time.perf_counter()
+        for progress in loop.rounds(setup, running, plan, start):
+            if store is not None:
+                _record(store, progress, time.perf_counter() - clock)
+                if progress.round % settings.checkpoint_every == 0 or progress.round == setup.training.rounds:
+                    store.save(progress)
+            clock = time.perf_counter()
+            watch(progress)
+    return progress
+
+
+def _record(store: Store, progress: Progress, seconds: float) -> None:
+    store.note_changed(progress.changed)
+    store.add("failures", [f.row for f in progress.failures])
+    store.add("timings", [{"round": progress.round, "seconds": round(seconds, 4)}])
+    if progress.evaluation is not None:
+        store.add("history", [progress.evaluation.history])
+        store.add("clients", progress.evaluation.clients)

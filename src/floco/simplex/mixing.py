@@ -1,0 +1,44 @@
+"""Mixing endpoints of named parameters: a function from tensors to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from floco.errors import FlocoError, nearest
+from floco.values import Layout, Tensors
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Which parameters are mixed: in working tensors each of them holds its M endpoints, stacked."""
+
+    names: tuple[str, ...]
+
+    @staticmethod
+    def of(layout: Layout, mix: str | tuple[str, ...]) -> Mixing:
+        """Return the mixing that `algorithm.mix` asks for: "last", "all", or names of parameters."""
+        if mix == "last":
+            if layout.last is None:
+                raise FlocoError('algorithm.mix = "last" mixes the last nn.Linear, and the model has none that is trained; name the parameters to mix, or use "all"')
+            return Mixing((layout.last,))
+        if mix == "all":
+            return Mixing(layout.parameters)
+        names = (mix,) if isinstance(mix, str) else mix
+        for name in names:
+            if name not in layout.parameters:
+                raise FlocoError(f"algorithm.mix names {name!r}, which is no trained parameter of the model{nearest(name, layout.parameters)}")
+        return Mixing(names)
+
+    def __call__(self, tensors: Mapping[str, torch.Tensor], alpha: torch.Tensor) -> Tensors:
+        """Return the tensors with W(alpha) = sum_m alpha_m W_m in place of the endpoints W, (M, ...) -> (...).
+
+        By linearity dL/dW_m = alpha_m dL/dW, so one backward pass reaches all endpoints (method, section 1).
+        """
+        return {**tensors, **{n: torch.einsum("m,m...->...", alpha, tensors[n]) for n in self.names}}
+
+    def signal(self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the gradient signal of a client: the flattened pseudo-gradient `before - after` of all endpoints, (P,)."""
+        return torch.cat([(before[n].double() - after[n].double()).flatten() for n in self.names])

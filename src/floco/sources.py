@@ -1,0 +1,127 @@
+"""Samples from embedded data, files, folders, a hub, or the user's own function."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from floco.errors import FlocoError, nearest
+from floco.models import load_object
+from floco.samples import Arrays, Samples, checked
+
+_KINDS = ("auto", "images", "features")
+
+
+def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto") -> Samples:
+    """Return the samples of a source: `digits`, `npz:PATH`, `idx:DIR`, `folder:DIR`, `hub:NAME`, or `module:function`.
+
+    Args:
+        source: where the samples come from, or the samples themselves: a pair (x, y), arrays as an npz file holds them,
+            or a `datasets.Dataset`. A function returns one of these.
+        kind: "images" (channels last), "features", or "auto": uint8 with 3 or 4 dimensions, and floats with 4 of which
+            the last is 1, 3 or 4, are images.
+
+    Raises:
+        FlocoError: no such source, or one that cannot be read.
+
+    >>> load("digits").x.shape
+    torch.Size([1797, 1, 8, 8])
+    """
+    if kind not in _KINDS:
+        raise FlocoError(f"data.kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+    if not isinstance(source, str):
+        return checked(_arrays(source), "the source", kind)
+    scheme, _, rest = source.partition(":")
+    readers = {"digits": _digits, "npz": _npz, "idx": _idx, "folder": _folder, "hub": _hub}
+    if scheme in readers and (rest or scheme == "digits"):
+        return checked(readers[scheme](rest), source, kind)
+    if not rest:
+        raise FlocoError(f"data.source must be digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME or module:function, got {source!r}{nearest(scheme, readers)}")
+    return checked(_arrays(load_object(source, "data.source")()), source, kind)
+
+
+def _digits(_: str) -> Arrays:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return {"x": digits.images.astype(np.uint8), "y": digits.target}
+
+
+def _npz(path: str) -> Arrays:
+    if not Path(path).is_file():
+        raise FlocoError(f"data.source: there is no file {path}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except Exception as error:
+        raise FlocoError(f"data.source: {path} cannot be read as npz: {error}; it must hold plain arrays") from error
+
+
+def _idx(folder: str) -> Arrays:
+    """Read the four files of MNIST's format, gzipped or not."""
+    files = {"x_train": "train-images-idx3-ubyte", "y_train": "train-labels-idx1-ubyte", "x_test": "t10k-images-idx3-ubyte", "y_test": "t10k-labels-idx1-ubyte"}
+    return {key: _idx_array(Path(folder), name) for key, name in files.items()}
+
+
+def _idx_array(folder: Path, name: str) -> np.ndarray:
+    plain, packed = folder / name, folder / f"{name}.gz"
+    if not plain.is_file() and not packed.is_file():
+        raise FlocoError(f"data.source: idx needs {name} or {name}.gz in {folder}, and neither is there")
+    try:
+        raw = plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
+        shape = tuple(int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(raw[3]))
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise FlocoError(f"data.source: {folder / name} cannot be read as idx: {error}") from error
+
+
+def _folder(folder: str) -> Arrays:
+    if not Path(folder).is_dir():
+        raise FlocoError(f"data.source: there is no folder {folder}")
+    return _hugging_face("imagefolder", folder, data_dir=folder)
+
+
+def _hub(name: str) -> Arrays:
+    return _hugging_face(name, name)
+
+
+def _hugging_face(name: str, shown: str, **options: str) -> Arrays:
+    from datasets import load_dataset
+
+    try:
+        parts = load_dataset(name, **options)
+    except Exception as error:
+        raise FlocoError(f"data.source: {shown} cannot be loaded by the datasets library: {error}") from error
+    train = _arrays(parts["train"])
+    if "test" not in parts:
+        return train
+    test = _arrays(parts["test"])
+    return {("x_train" if k == "x" else "y_train" if k == "y" else k): v for k, v in train.items()} | {"x_test": test["x"], "y_test": test["y"]}
+
+
+def _arrays(data: Any) -> Arrays:
+    """Return arrays as an npz file holds them, from a mapping, a pair (x, y) or a `datasets.Dataset`."""
+    if isinstance(data, Mapping):
+        return data
+    if isinstance(data, tuple) and len(data) == 2:
+        return {"x": np.asarray(data[0]), "y": np.asarray(data[1])}
+    if not hasattr(data, "features"):
+        raise FlocoError(f"a source must give a mapping of arrays, a pair (x, y) or a datasets.Dataset, got {type(data).__name__}")
+    from datasets import ClassLabel, Image
+
+    kinds = data.features
+    x = next((n for n, f in kinds.items() if isinstance(f, Image)), "x")
+    y = next((n for n, f in kinds.items() if isinstance(f, ClassLabel)), "label" if "label" in kinds else "y")
+    if x not in kinds or y not in kinds:
+        raise FlocoError(f'a data set needs an image column or "x", and a class label or "y"; it has {", ".join(kinds)}')
+    try:
+        values = np.stack([np.asarray(v) for v in data[x]])
+    except ValueError as error:
+        raise FlocoError(f"all samples must have the same shape: {error}") from error
+    others = {n: np.asarray(data[n]) for n in kinds if n not in (x, y)}
+    names = {"names": np.asarray(kinds[y].names)} if isinstance(kinds[y], ClassLabel) else {}
+    return {"x": values, "y": np.asarray(data[y]), **others, **names}
