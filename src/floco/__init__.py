@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from floco.contract import Algorithm as Algorithm
     from floco.errors import FlocoError as FlocoError
     from floco.federation import Federation as Federation
+    from floco.models import model as model
     from floco.partition import Dirichlet as Dirichlet
     from floco.partition import Folds as Folds
     from floco.partition import Natural as Natural
@@ -36,6 +37,7 @@ _HOMES = {
     "contract": ("Algorithm",),
     "errors": ("FlocoError",),
     "federation": ("Federation",),
+    "models": ("model",),
     "partition": ("Dirichlet", "Folds", "Natural"),
     "run": ("Run", "fit", "open_run", "rounds"),
     "sources": ("load",),

@@ -123,6 +123,7 @@ def _continue(path: Path, setup: Setup | None, debug: bool) -> None:
     finally:
         store.close()
     out_console.print(views.closing_table(path))
+    out_console.print(f"the run lies in {path}", markup=False, highlight=False)
 
 
 @contextmanager

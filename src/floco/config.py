@@ -91,18 +91,17 @@ _SECTIONS: dict[str, type[Any]] = {"data": Data, "model": Model, "training": Tra
 
 
 def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a TOML file (None: the defaults), changed by `key=value` texts with dotted keys.
+    """Return the configuration of a TOML file (None: digits.toml of this package), changed by `key=value` texts with dotted keys.
 
     An override of `algorithm.name` by another one drops the file's other algorithm settings, which are not its own.
     """
-    raw: dict[str, Any] = {}
-    if path is not None:
-        try:
-            raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise FlocoError(f"{path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise FlocoError(f"{path}: not a TOML file: {error}") from error
+    file = Path(__file__).with_name("digits.toml") if path is None else path
+    try:
+        raw: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FlocoError(f"{file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FlocoError(f"{file}: not a TOML file: {error}") from error
     changes = [_override(text) for text in overrides]
     name = next((v for k, v in reversed(changes) if k == "algorithm.name"), None)
     if name is not None and isinstance(raw.get("algorithm"), dict) and raw["algorithm"].get("name", "floco") != name:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from floco.errors import FlocoError, nearest
+from floco.federation import Federation
 from floco.network import Factory
 
 
@@ -82,6 +83,11 @@ def factory(name: str, shape: tuple[int, ...], classes: int) -> Factory:
     accepted = inspect.signature(function).parameters
     given = {k: v for k, v in {"shape": shape, "classes": classes}.items() if k in accepted}
     return lambda: function(**given)
+
+
+def model(name: str, federation: Federation) -> Factory:
+    """Return the function that builds the model called `name` (as in `model.name`) for the samples of a federation."""
+    return factory(name, federation.shape, federation.classes)
 
 
 def load_object(path: str, key: str) -> Any:

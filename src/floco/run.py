@@ -47,7 +47,7 @@ class Run:
         if self.path is None:
             return pd.DataFrame(self.rows[name])
         path = self.path / f"{name}.csv"
-        return pd.read_csv(path, dtype={"client": str}, float_precision="round_trip") if path.stat().st_size else pd.DataFrame()
+        return pd.read_csv(path, dtype={"client": str}) if path.stat().st_size else pd.DataFrame()
 
     @property
     def history(self) -> pd.DataFrame:
@@ -57,11 +57,13 @@ class Run:
     @property
     def clients(self) -> pd.DataFrame:
         """One row per client, from the last evaluation, with its center on the simplex where the method has one."""
+        import pandas as pd
+
         table = self._table("clients")
         last: pd.DataFrame = table[table["round"] == table["round"].max()].reset_index(drop=True)
         known = self.progress.state.by_client
         centers = [known[c]["center"].tolist() if "center" in known.get(c, {}) else None for c in last["client"]]
-        return last.assign(center=centers)
+        return last.assign(center=pd.Series(centers, dtype=object))
 
     @property
     def failures(self) -> pd.DataFrame:

@@ -145,7 +145,8 @@ def _inputs(x: np.ndarray, where: str, kind: str) -> torch.Tensor:
     image = kind == "images" or (kind == "auto" and ((x.dtype == np.uint8 and x.ndim in (3, 4)) or (x.dtype.kind == "f" and x.ndim == 4 and x.shape[-1] in (1, 3, 4))))
     if image and x.ndim not in (3, 4):
         raise FlocoError(f"{where}: images must be (N, H, W) or (N, H, W, C), got {x.shape}")
-    tensor = torch.from_numpy(x if x.dtype == np.uint8 else x.astype(np.float32, copy=False))
+    x = x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
+    tensor = torch.from_numpy(x if x.flags.writeable else x.copy())
     if not image:
         return tensor
     return tensor[:, None] if x.ndim == 3 else tensor.permute(0, 3, 1, 2)

@@ -21,7 +21,7 @@ from floco.engines import engine, resolve
 from floco.errors import FlocoError
 from floco.federation import Federation, Normalization
 from floco.loop import Plan, Progress
-from floco.models import factory
+from floco.models import model
 from floco.network import network
 from floco.sources import load
 from floco.store import Store, read_tensors
@@ -54,7 +54,7 @@ def prepare(config: Config) -> Setup:
     """Return all that is fixed during the run of a configuration: the federation, and the network built for it."""
     made = federation(config)
     weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
-    net = network(factory(config.model.name, made.shape, made.classes), seed=config.seed, weights=weights)
+    net = network(model(config.model.name, made), seed=config.seed, weights=weights)
     return Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, _device(config.run.device))
 
 
@@ -69,7 +69,7 @@ def _device(name: str) -> torch.device:
 
 def settled(config: Config) -> Config:
     """Return the configuration with engine and workers resolved, so that a resumed run uses the same."""
-    kind, workers = resolve(config.run.engine, config.run.workers, torch.device(config.run.device))
+    kind, workers = resolve(config.run.engine, config.run.workers, _device(config.run.device))
     return replace(config, run=replace(config.run, engine=kind, workers=workers))
 
 

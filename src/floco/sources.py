@@ -55,7 +55,7 @@ def _npz(path: str) -> Arrays:
     if not Path(path).is_file():
         raise FlocoError(f"data.source: there is no file {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:
         raise FlocoError(f"data.source: {path} cannot be read as npz: {error}; it must hold plain arrays") from error

@@ -119,17 +119,16 @@ def closing_table(path: Path) -> Table:
         last = list(csv.DictReader(file))[-1]
 
     def percent(key: str) -> str:
-        return f"{100 * float(last[key]):.1f} %" if last[key] else "none: the method has no such model"
+        return f"{100 * float(last[key]):.1f} %" if last[key] else "none (no such model)"
 
     table = Table(title=f"after round {last['round']}", show_header=False)
     rows = [
-        ("global model, on the global test part", "accuracy_global"),
-        ("global model, mean over clients' own test parts", "accuracy_global_local"),
-        ("personal models, mean over clients' own test parts", "accuracy_personal"),
-        ("personal models, worst 5 % of the clients", "accuracy_personal_worst5"),
+        ("global model, global test part", "accuracy_global"),
+        ("global model, mean over clients", "accuracy_global_local"),
+        ("personal models, mean over clients", "accuracy_personal"),
+        ("personal models, worst 5 % of clients", "accuracy_personal_worst5"),
     ]
     for text, key in rows:
         table.add_row(text, percent(key))
     table.add_row("clients that took part", f"{last['clients_trained']} of {last['clients_evaluated']}")
-    table.add_row("the run lies in", str(path))
     return table

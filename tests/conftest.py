@@ -1,0 +1,67 @@
+"""Small real parts that the tests share: a federation of a few unequal clients, and setups to train on it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from floco import loop
+from floco.contract import Algorithm
+from floco.engines import Engine, Serial
+from floco.federation import Client, Federation
+from floco.loop import Plan, Progress
+from floco.network import network
+from floco.training import Setup
+from floco.values import Tensors, Training
+
+GOLDEN = Path(__file__).parent / "golden"
+IDS = ("north", "south", "east", "west", "Straße 7/b", "0")
+
+
+def blobs(ids: tuple[str, ...] = IDS, classes: int = 3, features: int = 5, seed: int = 0) -> Federation:
+    """Classes around random centers; client i has 12 + 5i samples, mostly of class i mod C."""
+    g = torch.Generator().manual_seed(seed)
+    middles = 2 * torch.randn(classes, features, generator=g)
+    x, y, clients = [], [], []
+    for i, name in enumerate(ids):
+        n = 12 + 5 * i
+        labels = torch.where(torch.rand(n, generator=g) < 0.6, i % classes, torch.randint(classes, (n,), generator=g))
+        start = sum(len(part) for part in y)
+        clients.append(Client(name, torch.arange(start, start + n - 4), torch.arange(start + n - 4, start + n)))
+        y.append(labels)
+        x.append(middles[labels] + torch.randn(n, features, generator=g))
+    return Federation(torch.cat(x), torch.cat(y), tuple(clients), tuple(f"class {c}" for c in range(classes)))
+
+
+def small_net(features: int = 5, classes: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Linear(features, 7), nn.Tanh(), nn.Linear(7, classes))
+
+
+def make(algorithm: Algorithm, *, federation: Federation | None = None, model: Any = None, seed: int = 0, **training: Any) -> Setup:
+    """A setup of 6 rounds, half of the clients each, batches of 8."""
+    settings = Training(**{"rounds": 6, "fraction": 0.5, "epochs": 2, "batch_size": 8, "lr": 0.1, **training})
+    net = network(small_net if model is None else model, seed=seed)
+    return Setup(blobs() if federation is None else federation, net, algorithm.resolved(settings, net.layout), settings, seed)
+
+
+def train(setup: Setup, engine: Engine | None = None, plan: Plan | None = None) -> list[Progress]:
+    """All rounds of a setup, one progress each."""
+    return list(loop.rounds(setup, engine or Serial(setup), plan or Plan(evaluate_every=1), loop.begin(setup)))
+
+
+def same(a: Tensors, b: Tensors) -> bool:
+    """Equal names, shapes and bits."""
+    return a.keys() == b.keys() and all(a[n].shape == b[n].shape and torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.fixture
+def write_toml(tmp_path: Path) -> Callable[[str], Path]:
+    def write(text: str) -> Path:
+        path = tmp_path / "config.toml"
+        path.write_text(text)
+        return path
+
+    return write

@@ -1,0 +1,236 @@
+"""The contract, for every algorithm of the registry, and the identities between them, to the bit."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import blobs, make, same, small_net, train
+from floco import loop
+from floco.algorithms import ALGORITHMS, Ditto, FedAvg, FedAvgFT, Floco, FlocoPlus, Local
+from floco.contract import Algorithm
+from floco.engines import Serial
+from floco.errors import FlocoError
+from floco.simplex import Mixing, assign
+from floco.training import models
+from floco.values import Training
+
+TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has a global model
+    (Floco(endpoints=4, assign_at=3), True),
+    (FlocoPlus(endpoints=4, assign_at=3, pull=0.5), True),
+    (FedAvg(), True),
+    (FedAvgFT(), True),
+    (Ditto(), True),
+    (Local(), False),
+]
+
+
+def test_the_table_has_every_algorithm() -> None:
+    assert {a.name for a, _ in TABLE} == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize(("algorithm", "has_global"), TABLE, ids=lambda v: getattr(v, "name", ""))
+def test_contract(algorithm: Algorithm, has_global: bool) -> None:
+    setup = make(algorithm)
+    start = loop.begin(setup)
+    first = {n: t.clone() for n, t in start.state.shared.items()}
+    progress = list(loop.rounds(setup, Serial(setup), loop.Plan(evaluate_every=1), start))
+    assert same(first, start.state.shared)  # values are never changed, only replaced
+    assert [p.round for p in progress] == [1, 2, 3, 4, 5, 6]
+    for p in progress:
+        assert p.evaluation is not None
+        assert not p.failures
+        row = p.evaluation.history
+        assert 0 <= row["accuracy_personal"] <= 1
+        assert (row["accuracy_global"] is None) == (not has_global)
+        assert [r["client"] for r in p.evaluation.clients] == list(setup.federation.ids)
+    last = progress[-1]
+    assert all(torch.isfinite(t).all() for t in last.state.shared.values())
+    assert last.evaluation.history["loss_personal"] < 0.9 * math.log(3)  # it learns
+    assert set(last.memories) <= {c for c, n in last.participated.items() if n}
+
+
+@pytest.mark.parametrize(("algorithm", "has_global"), TABLE, ids=lambda v: getattr(v, "name", ""))
+def test_rows_say_who_never_trained(algorithm: Algorithm, has_global: bool) -> None:
+    last = train(make(algorithm, rounds=1, fraction=0.3) if not hasattr(algorithm, "assign_at") else make(type(algorithm)(assign_at="never"), rounds=1, fraction=0.3))[-1]
+    assert sorted(r["participated"] for r in last.evaluation.clients) == [0, 0, 0, 0, 1, 1]
+    assert all(r["accuracy_personal"] is not None for r in last.evaluation.clients)
+
+
+@pytest.mark.parametrize(("algorithm", "has_global"), TABLE, ids=lambda v: getattr(v, "name", ""))
+def test_another_seed_is_another_result(algorithm: Algorithm, has_global: bool) -> None:
+    a, b = (train(make(algorithm, seed=s, rounds=4))[-1].evaluation.history for s in (0, 1))
+    assert a["loss_personal"] != b["loss_personal"]
+
+
+def test_floco_with_one_endpoint_is_fedavg() -> None:
+    floco, fedavg = train(make(Floco(endpoints=1, assign_at=3))), train(make(FedAvg()))
+    for a, b in zip(floco, fedavg, strict=True):
+        assert same({n: t.reshape(b.state.shared[n].shape) for n, t in a.state.shared.items()}, b.state.shared)
+        assert {k: v for k, v in a.evaluation.history.items() if "bytes" not in k} == {k: v for k, v in b.evaluation.history.items() if "bytes" not in k}
+
+
+def test_dittos_shared_model_is_fedavgs() -> None:
+    for a, b in zip(train(make(Ditto(pull=0.3))), train(make(FedAvg())), strict=True):
+        assert same(a.state.shared, b.state.shared)
+
+
+def test_fine_tunings_shared_model_is_fedavgs() -> None:
+    for a, b in zip(train(make(FedAvgFT())), train(make(FedAvg())), strict=True):
+        assert same(a.state.shared, b.state.shared)
+
+
+def test_floco_plus_shared_simplex_is_flocos() -> None:
+    for a, b in zip(train(make(FlocoPlus(endpoints=4, assign_at=3))), train(make(Floco(endpoints=4, assign_at=3))), strict=True):
+        assert same(a.state.shared, b.state.shared)
+        assert a.state.by_client.keys() == b.state.by_client.keys()
+
+
+def test_the_assignment_round_averages_only_the_selected() -> None:
+    """Through tau the shared simplex moves as without an assignment; training differs from tau + 1 on."""
+    with_, without = train(make(Floco(endpoints=4, assign_at=3))), train(make(Floco(endpoints=4, assign_at="never")))
+    assert all(same(a.state.shared, b.state.shared) for a, b in zip(with_[:3], without[:3], strict=True))
+    assert not same(with_[3].state.shared, without[3].state.shared)
+    assert with_[2].participated == without[2].participated
+
+
+def test_personal_and_global_model_part_in_the_assignment_round() -> None:
+    rows = [p.evaluation.history for p in train(make(Floco(endpoints=4, assign_at=3)))]
+    assert all(r["loss_personal"] == r["loss_global_local"] for r in rows[:2])
+    assert all(r["loss_personal"] != r["loss_global_local"] for r in rows[2:])
+
+
+def test_centers_are_the_assignment_of_the_signals() -> None:
+    setup = make(Floco(endpoints=3, assign_at=2))
+    progress = train(setup)
+    before, after = progress[0].state, progress[1].state
+    from floco.engines import Job, perform
+
+    signals = []
+    for c in setup.federation.ids:
+        message = setup.algorithm.message(before, c, "probe")
+        update = perform(setup, Job(c, "probe", message)).update
+        signals.append(Mixing(("2.weight",)).signal(before.shared, update.shared))
+    expected = assign(torch.stack(signals), 3).centers
+    order = {c: i for i, c in enumerate(setup.federation.ids)}
+    for client, own in after.by_client.items():
+        assert torch.allclose(own["center"], expected[order[client]], atol=1e-9)
+
+
+def test_a_client_without_signal_is_placed_when_its_first_comes() -> None:
+    class Late(Serial):
+        """The client "0" cannot be reached until round 4."""
+
+        def run(self, jobs):  # type: ignore[no-untyped-def]
+            results = super().run(jobs)
+            return [r for j, r in zip(jobs, results, strict=True) if j.task == "evaluate" or j.client != "0" or j.message.round > 4]
+
+    setup = make(Floco(endpoints=3, assign_at=2), fraction=1.0)
+    progress = train(setup, Late(setup))
+    assert "0" not in progress[3].state.by_client
+    assert len(progress[3].state.by_client) == 5
+    others = {c: t["center"] for c, t in progress[3].state.by_client.items()}
+    after = progress[5].state.by_client
+    assert after["0"]["center"].sum() == pytest.approx(1)
+    assert all(torch.equal(after[c]["center"], center) for c, center in others.items())
+
+
+def test_a_client_before_its_center_is_at_the_middle() -> None:
+    setup = make(Floco(endpoints=3, assign_at="never"))
+    last = train(setup)[-1]
+    both = models(setup, "north", setup.algorithm.message(last.state, "north", "evaluate"), None)
+    assert same({n: both.global_[n] for n in ("2.weight",)}, {n: both.personal[n] for n in ("2.weight",)})
+
+
+def test_radius_zero_trains_at_the_center() -> None:
+    setup = make(Floco(endpoints=3, radius=0, assign_at=2))
+    state = train(setup)[2].state
+    message = setup.algorithm.message(state, "north", "train")
+    draws = setup.algorithm.draws(message)(message.shared, 4, torch.Generator())
+    assert torch.equal(draws, state.by_client["north"]["center"].expand(4, -1))
+
+
+def test_a_pull_of_zero_is_training_alone_and_a_strong_one_stays_near() -> None:
+    def distance(pull: float) -> float:
+        setup = make(Ditto(pull=pull), rounds=1, fraction=1.0)
+        last = train(setup)[-1]
+        first = loop.begin(setup).state.shared
+        return sum(float((last.memories["north"]["personal/" + n] - t).norm()) for n, t in first.items())
+
+    assert distance(0) > distance(1) > distance(5) > 0
+
+
+def test_dittos_pull_is_lambda_times_the_difference() -> None:
+    """One step of batch size n: v1 = v0 - lr (g + lambda (v0 - w0)), with v0 != w0 from a round before."""
+    setup = make(Ditto(pull=0.7), rounds=2, fraction=1.0, epochs=1, batch_size=100, momentum=0, weight_decay=0, lr=0.1)
+    one, two = train(setup)
+    w, v = one.state.shared, {n.removeprefix("personal/"): t for n, t in one.memories["east"].items()}
+    net = small_net()
+    net.load_state_dict(v)
+    indices = setup.federation.client("east").train
+    nn.functional.cross_entropy(net(setup.federation.inputs(indices)), setup.federation.y[indices]).backward()
+    for name, p in net.named_parameters():
+        expected = p.detach() - 0.1 * (p.grad + 0.7 * (p.detach() - w[name]))
+        assert torch.allclose(two.memories["east"]["personal/" + name], expected, atol=1e-6)
+
+
+def test_local_is_training_alone() -> None:
+    """A federation of one client under FedAvg is that client under Local."""
+    alone = blobs(ids=("north",))
+    a, b = train(make(Local(), federation=alone))[-1], train(make(FedAvg(), federation=alone))[-1]
+    assert a.state.shared == {}
+    assert same({n.removeprefix("personal/"): t for n, t in a.memories["north"].items()}, b.state.shared)
+
+
+def test_weighted_mean_is_by_sample_count() -> None:
+    setup = make(FedAvg(), rounds=1, fraction=1.0)
+    from floco.engines import Job, perform
+
+    start = loop.begin(setup).state
+    updates = [perform(setup, Job(c, "train", setup.algorithm.message(start, c, "train"))).update for c in setup.federation.ids]
+    n = [len(c.train) for c in setup.federation.clients]
+    expected = sum(k * u.shared["0.weight"].double() for k, u in zip(n, updates, strict=True)) / sum(n)
+    assert torch.allclose(train(setup)[-1].state.shared["0.weight"].double(), expected, atol=1e-7)
+
+
+def test_endpoint_zero_is_the_networks_own_and_the_rest_are_other_draws() -> None:
+    setup = make(Floco(endpoints=3))
+    endpoints = loop.begin(setup).state.shared["2.weight"]
+    assert torch.equal(endpoints[0], setup.network.parameters["2.weight"])
+    assert not torch.equal(endpoints[1], endpoints[2])
+    assert endpoints.std(dim=(1, 2)).max() < 2 * endpoints.std(dim=(1, 2)).min()
+
+
+def test_mix_all_copies_one_dimensional_parameters() -> None:
+    setup = make(Floco(endpoints=3, mix="all"))
+    shared = loop.begin(setup).state.shared
+    assert shared["0.weight"].shape == (3, 7, 5)
+    assert torch.equal(shared["0.bias"][0], shared["0.bias"][2])
+    assert train(setup)[-1].evaluation.history["loss_personal"] < 1
+
+
+def test_endpoint_gradients_are_alpha_times_the_gradient() -> None:
+    mixing, alpha = Mixing(("w",)), torch.tensor([0.2, 0.5, 0.3])
+    w = torch.randn(3, 4, 5, requires_grad=True)
+    effective = mixing({"w": w}, alpha)["w"]
+    upstream = torch.randn(4, 5)
+    (grad,) = torch.autograd.grad(effective, w, upstream)
+    assert torch.allclose(grad, alpha[:, None, None] * upstream, atol=1e-6)
+
+
+@pytest.mark.parametrize("at", [0, -3, 7, "sometimes", 2.5])
+def test_assign_at_must_be_a_round(at: object) -> None:
+    with pytest.raises(FlocoError, match="assign_at"):
+        Floco(assign_at=at).resolved(Training(rounds=6))
+
+
+def test_the_assignment_is_at_half_of_the_rounds_by_default() -> None:
+    assert Floco().resolved(Training(rounds=500)).assign_at == 250
+    assert Floco().resolved(Training(rounds=1)).assign_at == 1
+
+
+@pytest.mark.parametrize("algorithm", [Floco, FlocoPlus])
+def test_a_negative_radius_is_refused(algorithm: type[Floco]) -> None:
+    with pytest.raises(FlocoError, match=r"radius must be >= 0, got -0.1"):
+        algorithm(radius=-0.1)

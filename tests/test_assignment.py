@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+
+from conftest import GOLDEN
+from floco.errors import FlocoError
+from floco.simplex import assign, log_energy
+
+NAMES = ("three", "five", "ten", "ten_large_scale")
+
+
+def golden(name: str) -> dict[str, torch.Tensor]:
+    with np.load(GOLDEN / f"{name}.npz") as file:
+        return {k: torch.from_numpy(file[k]) if file[k].shape else torch.tensor(float(file[k])) for k in file.files}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unnormalised_assignment_is_the_released_one(name: str) -> None:
+    g = golden(name)
+    a = assign(g["signals"], g["scores"].shape[1], normalize=False)
+    assert torch.allclose(a.centers, g["centers"], atol=1e-6)
+    assert a.z == pytest.approx(float(g["z"]), abs=1e-6)
+    assert a.log_energy == pytest.approx(float(g["log_energy"]), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_normalised_assignment_is_as_well_spread(name: str) -> None:
+    g = golden(name)
+    a = assign(g["signals"], g["scores"].shape[1])
+    assert a.log_energy <= float(g["log_energy"]) + 0.05
+    scores = (g["signals"] - a.mean) @ a.components.T
+    assert 1e-3 < a.z / float(scores.abs().max()) < 50  # inside the grid
+
+
+def test_large_updates_put_nobody_on_a_vertex() -> None:
+    a = assign(golden("ten_large_scale")["signals"], 10)
+    assert a.log_energy <= 2.45
+    assert a.centers.max() < 1
+
+
+@pytest.mark.parametrize("scale", [1e-8, 10.0, 1e6])
+def test_normalised_assignment_ignores_the_size_of_updates(scale: float) -> None:
+    s = golden("ten")["signals"]
+    assert torch.allclose(assign(s * scale, 10).centers, assign(s, 10).centers, atol=1e-6)
+
+
+def test_centers_are_on_the_simplex_and_placing_reproduces_them() -> None:
+    s = golden("five")["signals"]
+    a = assign(s, 5)
+    assert (a.centers >= 0).all()
+    assert torch.allclose(a.centers.sum(1), torch.ones(len(s), dtype=torch.float64))
+    assert torch.allclose(a.place(s), a.centers, atol=1e-12)
+
+
+def test_a_newcomer_moves_nobody_and_stands_near_its_kind() -> None:
+    s = golden("five")["signals"]
+    a = assign(s[:-1], 5)
+    before = a.centers.clone()
+    placed = a.place(s[-1:] * 1.0)
+    twin = a.place(s[:1] + 1e-9)
+    assert torch.equal(a.centers, before)
+    assert placed.sum() == pytest.approx(1)
+    assert torch.allclose(twin, a.centers[:1], atol=1e-6)
+
+
+def test_equal_signals_put_everybody_in_the_middle() -> None:
+    a = assign(torch.full((4, 6), 0.3), 3)
+    assert torch.allclose(a.centers, torch.full((4, 3), 1 / 3, dtype=torch.float64))
+    assert torch.allclose(a.place(torch.randn(2, 6, generator=torch.Generator().manual_seed(0))), torch.full((2, 3), 1 / 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_fewer_clients_than_endpoints(normalize: bool) -> None:
+    a = assign(torch.randn(3, 20, generator=torch.Generator().manual_seed(0)), 10, normalize=normalize)
+    assert a.centers.shape == (3, 10)
+    assert torch.allclose(a.centers.sum(1), torch.ones(3, dtype=torch.float64))
+    assert (a.centers[:, 2:] == 0).all()  # three centered signals span two dimensions
+
+
+@pytest.mark.parametrize("clients", [1, 2, 5])
+def test_one_endpoint_is_one(clients: int) -> None:
+    s = torch.randn(clients, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(assign(s, 1).centers, torch.ones(clients, 1, dtype=torch.float64))
+
+
+def test_log_energy_of_two_points() -> None:
+    assert log_energy(torch.tensor([[1.0, 0.0], [0.0, 1.0]])) == pytest.approx(np.log(1 / 2))
+    assert log_energy(torch.tensor([[1.0, 0.0], [1.0, 0.0]])) == pytest.approx(np.log(1e8))
+
+
+@pytest.mark.parametrize(("signals", "endpoints"), [(torch.zeros(3), 2), (torch.zeros(0, 3), 2), (torch.zeros(2, 3), 0), (torch.tensor([[1.0], [float("nan")]]), 2)])
+def test_assign_refuses(signals: torch.Tensor, endpoints: int) -> None:
+    with pytest.raises(FlocoError):
+        assign(signals, endpoints)
+
+
+def test_place_refuses_signals_of_another_model() -> None:
+    with pytest.raises(FlocoError, match=r"\(k, 20\)"):
+        assign(torch.randn(3, 20), 2).place(torch.randn(1, 21))

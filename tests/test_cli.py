@@ -1,0 +1,202 @@
+"""The commands: in this process where that is enough, as real processes where a terminal, a signal or a kill is meant."""
+
+import csv
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from floco.cli import app
+
+FLOCO = [str(Path(sys.executable).with_name("floco"))]
+QUICK = ["-s", "training.rounds=4", "-s", "training.fraction=0.2", "-s", "run.evaluate_every=2", "-s", "run.workers=2"]
+
+
+def floco(*args: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_leaves_a_run_directory_and_a_table(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = floco("run", *QUICK, "--out", out)
+    assert done.exit_code == 0, done.output
+    for text in ("global model, global test part", "personal models, worst 5 %", "20 of 20", f"the run lies in {out}"):
+        assert text in done.output
+    assert {p.name for p in out.iterdir()} >= {"config.toml", "environment.json", "history.csv", "clients.csv", "timings.csv", "checkpoint"}
+    assert [r["round"] for r in rows(out / "history.csv")] == ["2", "4"]
+    assert len(rows(out / "clients.csv")) == 40
+    again = floco("resume", out)
+    assert again.exit_code == 0
+    assert "is finished: all 4 rounds are done" in again.output
+
+
+def test_run_prints_one_line_per_evaluation_without_a_terminal(tmp_path: Path) -> None:
+    lines = re.findall(r"^round (\d)/4: global [\d.]+ % personal [\d.]+ %$", floco("run", *QUICK, "--out", tmp_path / "run").output, re.M)
+    assert lines == ["2", "4"]
+
+
+def test_the_default_place_is_under_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert floco("run", *QUICK, "-s", "algorithm.name=fedavg").exit_code == 0
+    (made,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"digits-fedavg-\d{8}-\d{6}", made.name)
+
+
+def test_print_config_can_be_run(tmp_path: Path) -> None:
+    text = floco("run", *QUICK, "--print-config").stdout
+    (tmp_path / "c.toml").write_text(text)
+    assert "assign_at = 2  # tau" in text
+    assert floco("run", tmp_path / "c.toml", "--print-config").stdout == text
+    assert list(tmp_path.iterdir()) == [tmp_path / "c.toml"]
+
+
+def test_data_shows_who_has_what_as_table_and_picture(tmp_path: Path) -> None:
+    shown = floco("data", "-s", "data.clients=10", "--picture", tmp_path / "who.png")
+    assert shown.exit_code == 0, shown.output
+    assert "client-9" in shown.output
+    assert "heterogeneity 0." in shown.output
+    assert (tmp_path / "who.png").read_bytes().startswith(b"\x89PNG")
+    assert floco("data", "--picture", tmp_path / "who.nonsense").exit_code == 2
+
+
+def small_npz(path: Path) -> Path:
+    np.savez(path, x=np.zeros((3, 2)), y=np.array([0, 1, 0]))
+    return path
+
+
+def test_wrong_use_says_what_to_do_with_exit_code_2_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_npz(tmp_path / "small.npz")
+    cases = [
+        (["-s", "training.rounds=2.5"], "training.rounds must be a whole number, got 2.5"),
+        (["-s", "training.roundz=2"], "did you mean 'rounds'?"),
+        (["-s", "algorithm.radius=-1"], "algorithm.radius must be >= 0, got -1"),
+        (["-s", "data.source=npz:none.npz"], "there is no file none.npz"),
+        (["-s", "data.clients=5000"], "the source has 1797"),
+        (["-s", "data.source=npz:small.npz", "-s", "data.split=iid", "-s", "data.clients=3"], "needs 2 at least"),
+        (["-s", "model.name=cifar-cnn"], "model cifar-cnn needs images (3, H, W)"),
+        (["-s", "run.device=gpu"], "run.device = 'gpu' cannot be used here"),
+        (["-s", "algorithm.mix=7.weight"], "no trained parameter"),
+        (["-s", "model.weights=none.safetensors"], "none.safetensors"),
+        (["missing.toml"], "missing.toml: No such file"),
+        (["--out", "/proc/none/run"], "cannot make the run directory"),
+    ]
+    for args, says in cases:
+        done = floco("run", *args)
+        assert done.exit_code == 2, (args, done.output)
+        assert says in done.stderr.replace("\n", " "), (args, done.stderr)
+        assert "Traceback" not in done.output
+    assert [p.name for p in tmp_path.iterdir()] == ["small.npz"]
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    assert "Traceback" in floco("run", "-s", "seed=-1", "--debug").stderr
+
+
+def test_resume_refuses_what_is_no_run(tmp_path: Path) -> None:
+    done = floco("resume", tmp_path)
+    assert done.exit_code == 2
+    assert "no run directory" in done.stderr
+
+
+def test_a_run_that_fails_exits_with_1_and_says_how_to_continue(tmp_path: Path) -> None:
+    done = floco("run", *QUICK, "-s", "training.lr=1e30", "--out", tmp_path / "run")
+    assert done.exit_code == 1
+    assert 'round 1, client "client-' in done.stderr
+    assert f"floco resume {tmp_path / 'run'}" in done.stderr
+
+
+LONG = ["-s", "training.rounds=500", "-s", "run.workers=2", "-s", "run.evaluate_every=100"]
+
+
+def started(out: Path, *more: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen([*FLOCO, "run", *LONG, *more, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "timings.csv").exists() or (out / "timings.csv").read_text().count("\n") < 10:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def workers_of(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_ctrl_c_says_how_to_resume_and_leaves_a_resumable_run(tmp_path: Path) -> None:
+    process = started(tmp_path / "run")
+    children = workers_of(process.pid)
+    assert len(children) == 2
+    for pid in (process.pid, *children):  # a terminal sends it to the whole group
+        os.kill(pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"continue with: floco resume {tmp_path / 'run'}" in err
+    assert "Traceback" not in err
+    assert int((tmp_path / "run" / "checkpoint" / "latest").read_text()) >= 9
+
+
+def test_workers_die_with_their_parent_and_the_run_can_be_taken_up(tmp_path: Path) -> None:
+    process = started(tmp_path / "run")
+    children = workers_of(process.pid)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 30
+    while any(_alive(c) for c in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    again = subprocess.Popen([*FLOCO, "resume", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = int((tmp_path / "run" / "checkpoint" / "latest").read_text())
+    deadline = time.monotonic() + 60
+    while int((tmp_path / "run" / "checkpoint" / "latest").read_text()) < before + 5:
+        assert again.poll() is None, again.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = floco("resume", tmp_path / "run")
+    assert second.exit_code == 2
+    assert "in use by another process" in second.stderr
+    again.kill()
+    again.communicate()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_terminal_gets_a_progress_bar_with_both_accuracies(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen([*FLOCO, "run", *QUICK, "--out", str(tmp_path / "run")], stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    try:
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    except OSError:  # the other end is closed: the process has ended
+        pass
+    assert process.wait() == 0
+    text = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", shown).decode()
+    assert re.search(r"round +4/4 .*global +[\d.]+ % personal +[\d.]+ %", text)
+
+
+def test_help_names_the_commands_and_imports_no_torch() -> None:
+    shown = subprocess.run([*FLOCO, "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(f" {command} " in shown for command in ("run", "resume", "data"))
+    code = "import sys, floco, floco.cli; sys.exit(any(m in sys.modules for m in ('torch', 'datasets', 'pandas', 'sklearn', 'matplotlib')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

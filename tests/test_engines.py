@@ -1,0 +1,112 @@
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import make, same, small_net, train
+from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
+from floco.contract import Algorithm
+from floco.engines import Processes, Serial, resolve
+from floco.errors import FlocoError, RunFailed
+from floco.loop import Plan
+
+
+@pytest.mark.parametrize("algorithm", [Floco(endpoints=4, assign_at=3), FlocoPlus(endpoints=4, assign_at=3), FedAvg(), Ditto()], ids=lambda a: a.name)
+def test_serial_and_any_number_of_workers_give_the_same_bits(algorithm: Algorithm) -> None:
+    setup = make(algorithm, model=conv_net)
+    expected = train(setup, Serial(setup))
+    for workers in (1, 2, 3):
+        engine = Processes(setup, workers)
+        got = train(setup, engine)
+        engine.close()
+        for a, b in zip(expected, got, strict=True):
+            assert same(a.state.shared, b.state.shared)
+            assert a.evaluation == b.evaluation
+            assert all(same(dict(a.memories[c]), dict(b.memories[c])) for c in a.memories)
+
+
+def conv_net() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 1, 5)), nn.Conv2d(1, 4, (1, 3)), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(12, 3))
+
+
+class Fails(nn.Module):
+    """Fails on a batch of 6 samples, which one client alone has (see `failing`)."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.net, self.how = small_net(), how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and len(x) == 6:
+            if self.how == "raises":
+                raise OSError("disk on fire")
+            if self.how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return self.net(x) * float("nan")
+        return self.net(x)
+
+
+def failing(how: str):  # type: ignore[no-untyped-def]
+    """Client sizes 8, 13, 18, 23, 28, 33: batches of 9 leave 6 only for the last, 33 = 3 * 9 + 6."""
+    return make(FedAvg(), model=lambda: Fails(how), fraction=1.0, batch_size=9)
+
+
+@pytest.mark.parametrize(("how", "reason"), [("raises", "OSError: disk on fire"), ("is nan", "non-finite")])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_failing_client_is_left_out_named_and_counted(how: str, reason: str, workers: int) -> None:
+    setup = failing(how)
+    engine = Processes(setup, workers) if workers else Serial(setup)
+    progress = train(setup, engine, Plan(evaluate_every=2))
+    engine.close()
+    for p in progress:
+        (failure,) = p.failures
+        assert (failure.client, failure.round) == ("0", p.round)
+        assert reason in failure.reason
+        assert str(failure).startswith(f'round {p.round}, client "0": ')
+        assert "Traceback" in failure.trace
+        assert all(torch.isfinite(t).all() for t in p.state.shared.values())
+    assert [p.evaluation.history["clients_failed"] for p in progress if p.evaluation] == [2, 2, 2]
+    assert progress[-1].participated.get("0", 0) == 0
+
+
+def test_more_failures_than_allowed_end_the_run() -> None:
+    setup = failing("raises")
+    with pytest.raises(RunFailed, match=r'round 1: 1 clients failed.*max_failed = 0.*\n  round 1, client "0": OSError: disk on fire'):
+        train(setup, Serial(setup), Plan(max_failed=0))
+
+
+def test_a_round_without_any_update_ends_the_run() -> None:
+    setup = make(FedAvg(), lr=1e30)
+    with pytest.raises(RunFailed, match=r"non-finite.*smaller training\.lr"):
+        train(setup, Serial(setup), Plan(max_failed=100))
+
+
+def test_a_dead_worker_is_an_error_that_names_the_client() -> None:
+    setup = failing("dies")
+    engine = Processes(setup, 2)
+    with pytest.raises(RunFailed, match=r'round 1, client "0": worker process \d+ died \(exit code -9\)'):
+        train(setup, engine)
+    engine.close()
+
+
+def test_workers_end_with_the_engine() -> None:
+    engine = Processes(make(FedAvg()), 2)
+    workers = list(engine._workers)
+    engine.close()
+    assert not any(w.is_alive() for w in workers)
+
+
+def test_auto_is_processes_on_the_cpu_and_serial_elsewhere() -> None:
+    assert resolve("auto", None, torch.device("cpu"))[0] == "processes"
+    assert resolve("auto", 3, torch.device("cpu")) == ("processes", 3)
+    assert resolve("auto", None, torch.device("cuda")) == ("serial", 1)
+    with pytest.raises(FlocoError, match="engine serial"):
+        resolve("processes", None, torch.device("cuda"))
+
+
+def test_threads_are_restored_after_a_run() -> None:
+    torch.set_num_threads(2)
+    train(make(FedAvg(), rounds=1))
+    assert torch.get_num_threads() == 2

@@ -1,0 +1,262 @@
+"""Runs that are killed, resumed, changed, shared and starved, with real processes and files."""
+
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import blobs, small_net
+from floco import loop, session, store
+from floco.algorithms import FlocoPlus
+from floco.contract import Algorithm
+from floco.errors import FlocoError, RunFailed
+from floco.run import Run, fit
+from floco.run import _configured as configured
+from floco.store import Store, read_tensors
+
+ALGORITHM = FlocoPlus(endpoints=3, assign_at=4)
+SETTINGS = {"rounds": 10, "fraction": 0.5, "batch_size": 8, "evaluate_every": 3, "engine": "serial"}
+CONTEXT = multiprocessing.get_context("fork")
+
+
+def run(out: Path, log: Path | None = None, algorithm: Algorithm = ALGORITHM, **changes: object) -> Run:
+    """Train, or continue, the run in `out`; the log gets a line for every round that begins."""
+    original = loop._round
+
+    def logged(setup, engine, plan, before):  # type: ignore[no-untyped-def]
+        if log is not None:
+            with log.open("a") as file:
+                file.write(f"{before.round + 1}\n")
+        return original(setup, engine, plan, before)
+
+    loop._round = logged
+    try:
+        return fit(small_net, blobs(), algorithm, out=out, resume=True, **{**SETTINGS, **changes})
+    finally:
+        loop._round = original
+
+
+def in_process(target: Callable[..., object], *args: object) -> multiprocessing.Process:
+    process = CONTEXT.Process(target=target, args=args)
+    process.start()
+    return process
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """All files of a run whose bytes must not depend on its history."""
+    names = [p for p in out.rglob("*") if p.is_file() and p.name not in ("timings.csv", "environment.json", ".lock")]
+    return {str(p.relative_to(out)): p.read_bytes() for p in names if p.name != "progress.json"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float]:
+    """The files of a run that was never stopped, and how long it took."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    begun = time.monotonic()
+    process = in_process(run, out)
+    process.join()
+    assert process.exitcode == 0
+    return contents(out), time.monotonic() - begun
+
+
+def rounds_begun(log: Path) -> int:
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float], every: int) -> None:
+    """SIGKILL at 10 random moments for each interval of checkpoints."""
+    seconds = undisturbed[1]
+    run(tmp_path / "whole", checkpoint_every=every)
+    expected = contents(tmp_path / "whole")
+    chance = random.Random(every)
+    unfinished = 0
+    for i in range(10):
+        out, log = tmp_path / f"run-{i}", tmp_path / f"log-{i}"
+        process = in_process(lambda out=out, log=log: run(out, log, checkpoint_every=every))
+        time.sleep(chance.uniform(0.02, seconds))
+        process.kill()
+        process.join()
+        unfinished += process.exitcode == -signal.SIGKILL
+        resumed = in_process(lambda out=out, log=log: run(out, log, checkpoint_every=every))
+        resumed.join()
+        assert resumed.exitcode == 0
+        assert contents(out) == expected
+        assert rounds_begun(log) <= SETTINGS["rounds"] + every
+    assert unfinished >= 5
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_run_killed_inside_any_write_resumes_to_the_same_bytes(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float], half: bool) -> None:
+    """The n-th write of the run directory is the last thing the process does, whole or cut in the middle."""
+    for n in [*range(1, 16), 40, 60]:
+        out, log = tmp_path / f"run-{n}", tmp_path / f"log-{n}"
+
+        def dies(out: Path = out, log: Path = log, n: int = n) -> None:
+            writes, original = iter(range(1, 10**6)), store._write
+
+            def write(path: Path, data: bytes) -> None:
+                if next(writes) == n:
+                    if half:
+                        path.write_bytes(data[: len(data) // 2])
+                    os.kill(os.getpid(), signal.SIGKILL)
+                original(path, data)
+
+            store._write = write
+            run(out, log)
+
+        process = in_process(dies)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        resumed = in_process(run, out, log)
+        resumed.join()
+        assert resumed.exitcode == 0
+        assert contents(out) == undisturbed[0]
+        assert rounds_begun(log) <= SETTINGS["rounds"] + 1
+
+
+def test_a_run_is_resumable_before_its_first_round(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    session.create(*configured(small_net, blobs(), ALGORITHM, dict(SETTINGS)), out)
+    assert (out / "checkpoint" / "latest").read_text() == "0\n"
+    assert run(out).progress.round == 10
+
+
+def test_resuming_a_finished_run_trains_nothing(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    before = contents(tmp_path / "run")
+    run(tmp_path / "run", tmp_path / "log")
+    assert contents(tmp_path / "run") == before
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"lr": 0.2}, r"training\.lr = 0\.05.*continued with 0\.2"), ({"seed": 1}, "seed = 0"), ({"engine": "processes", "workers": 2}, r"run\.engine = 'serial'")],
+)
+def test_a_changed_setting_is_refused_by_name(tmp_path: Path, changes: dict[str, object], says: str) -> None:
+    run(tmp_path / "run", rounds=2, algorithm=FlocoPlus(endpoints=3))
+    with pytest.raises(FlocoError, match=says):
+        run(tmp_path / "run", rounds=2, algorithm=FlocoPlus(endpoints=3), **changes)
+
+
+def test_changed_data_are_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    with pytest.raises(FlocoError, match="data of .* have changed"):
+        fit(small_net, blobs(seed=1), ALGORITHM, out=tmp_path / "run", resume=True, **SETTINGS)
+
+
+def test_an_edited_config_file_is_refused_by_key(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "config.toml"
+    path.write_text(path.read_text().replace("lr = 0.05", "lr = 0.06"))
+    with pytest.raises(FlocoError, match=r"training\.lr"):
+        session.reopen(tmp_path / "run")
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 99'))
+    with pytest.raises(FlocoError, match="format 99, this version of floco reads format 1"):
+        Store(tmp_path / "run")
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    held = Store(tmp_path / "run")
+    pipe, other = CONTEXT.Pipe()
+
+    def tries() -> None:
+        try:
+            Store(tmp_path / "run")
+            other.send("opened")
+        except FlocoError as error:
+            other.send(str(error))
+
+    in_process(tries).join()
+    assert "in use by another process" in pipe.recv()
+    held.close()
+    Store(tmp_path / "run").close()
+
+
+def test_a_place_that_is_not_empty_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(FlocoError, match="not empty"):
+        fit(small_net, blobs(), ALGORITHM, out=tmp_path, **SETTINGS)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FlocoError, match=r"no run directory"):
+        session.reopen(tmp_path)
+
+
+def test_no_room_on_the_disk_leaves_a_resumable_run(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float]) -> None:
+    """The kernel refuses to let any file grow past 600 bytes, as a full disk would, once the run is on its way."""
+    out = tmp_path / "run"
+
+    def starved() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+        def starve(progress: loop.Progress) -> None:
+            if progress.round == 5:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+
+        try:
+            fit(small_net, blobs(), ALGORITHM, out=out, watch=starve, **SETTINGS)
+        except RunFailed as error:
+            os._exit(7 if "make room" in str(error) and "round 6" in str(error) else 8)
+        os._exit(9)
+
+    process = in_process(starved)
+    process.join()
+    assert process.exitcode == 7
+    run(out)
+    assert contents(out) == undisturbed[0]
+
+
+def test_memories_are_kept_in_one_version_each(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = run(out)
+    files = sorted(p.name for p in (out / "checkpoint" / "memories").iterdir())
+    assert len(files) == len(done.progress.memories) == 6
+    assert any(name.startswith("Stra%C3%9Fe%207%2Fb.") for name in files)
+    tensors = read_tensors(out / "checkpoint" / "memories" / files[0])
+    assert all(n.startswith("personal/") for n in tensors)
+
+
+def test_a_stored_run_is_the_run_in_memory(tmp_path: Path) -> None:
+    kept, stored = fit(small_net, blobs(), ALGORITHM, **SETTINGS), run(tmp_path / "run")
+    assert kept.history.equals(stored.history)
+    assert kept.clients.drop(columns="center").equals(stored.clients.drop(columns="center"))
+    assert kept.clients["center"].tolist() == stored.clients["center"].tolist()
+    assert all(torch.equal(kept.progress.state.shared[n], t) for n, t in stored.progress.state.shared.items())
+
+
+def test_a_run_that_was_started_from_python_says_how_to_continue(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    config, held = session.reopen(tmp_path / "run")
+    held.close()
+    with pytest.raises(FlocoError, match=r"floco\.fit\(\.\.\., out=\.\.\., resume=True\)"):
+        session.prepare(config)
+
+
+def test_a_checkpoint_that_was_tampered_with_is_an_error(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(out)
+    state = next((out / "checkpoint").glob("*/state.safetensors"))
+    state.write_bytes(state.read_bytes()[:50])
+    with pytest.raises(FlocoError, match="cannot be read as safetensors"):
+        run(out)
+    shutil.rmtree(out / "checkpoint" / "10")
+    with pytest.raises(FlocoError, match="no whole checkpoint"):
+        run(out)

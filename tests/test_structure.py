@@ -1,0 +1,145 @@
+"""The shape of the package: layers, budgets, names, and that the documents say what is so."""
+
+import ast
+import io
+import json
+import re
+import statistics
+import tokenize
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import floco
+from conftest import make
+from floco.algorithms import Floco
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "floco"
+FILES = sorted(SOURCE.rglob("*.py"))
+LAYERS = [
+    ("errors", "streams", "settings"),
+    ("values",),
+    ("network", "simplex", "metrics"),
+    ("models", "federation", "contract"),
+    ("training",),
+    ("algorithms",),
+    ("partition", "folds", "samples", "sources", "evaluation", "engines", "loop", "store"),
+    ("config", "session", "run", "views", "cli"),
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+PURE = {name for names in LAYERS[:6] for name in names} | {"evaluation", "loop"}
+
+
+def module(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def part(name: str) -> str:
+    """`floco.simplex.mixing` -> `simplex`."""
+    return name.split(".")[1] if "." in name else name
+
+
+def imports(path: Path) -> set[str]:
+    """All modules of the package that a file imports, inside functions too."""
+    found = set()
+    known = {module(p) for p in FILES}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "floco":
+            names = {f"{node.module}.{a.name}" for a in node.names}
+            found |= {n for n in names if n in known} or {node.module}
+    return found - {module(path)}
+
+
+def functions(tree: ast.AST) -> list[ast.FunctionDef]:
+    return [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+
+
+def code_lines(text: str) -> set[int]:
+    """Lines with code on them: no comments, no blank lines, no docstrings."""
+    skip = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    lines = {i for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in skip for i in range(t.start[0], t.end[0] + 1)}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return lines
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent != SOURCE or p.stem != "__init__"], ids=module)
+def test_imports_go_down_only(path: Path) -> None:
+    own = RANK[part(module(path))]
+    assert all(RANK[part(m)] <= own for m in imports(path)), sorted(m for m in imports(path) if RANK[part(m)] > own)
+
+
+def test_there_is_no_import_cycle() -> None:
+    TopologicalSorter({module(p): imports(p) - {"floco"} for p in FILES if p != SOURCE / "__init__.py"}).prepare()
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if part(module(p)) in PURE], ids=module)
+def test_values_and_methods_do_no_input_output_and_read_no_clock(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    used = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    used |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module}
+    called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    assert not used & {"os", "pathlib", "time", "datetime", "subprocess", "socket", "random", "logging"}
+    assert not called & {"open", "print", "input"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_budgets(path: Path) -> None:
+    text = path.read_text()
+    lines, tree = code_lines(text), ast.parse(text)
+    assert text.count("\n") <= 250
+    for f in functions(tree):
+        assert len([i for i in range(f.lineno, (f.end_lineno or 0) + 1) if i in lines]) <= 40, f.name
+    assert not [n for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler) and n.type is None]
+
+
+def test_budgets_of_the_package() -> None:
+    sizes = [len([i for i in range(f.lineno, (f.end_lineno or 0) + 1) if i in code_lines(p.read_text())]) for p in FILES for f in functions(ast.parse(p.read_text()))]
+    assert statistics.median(sizes) <= 8
+    assert sum(len(code_lines(p.read_text())) for p in FILES) <= 3000
+
+
+def test_public_names_are_few_explicit_and_documented() -> None:
+    assert len(floco.__all__) <= 25
+    assert set(floco.__all__) <= set(dir(floco))
+    for name in floco.__all__:
+        assert getattr(floco, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'flco'"):
+        floco.flco  # noqa: B018
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda c: c.splitlines()[0])
+def test_the_readmes_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_readme_is_short_and_its_file_map_is_complete() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert text.count("\n") <= 150
+    for path in FILES:
+        name = f"{part(module(path))}.py" if path.parent == SOURCE else f"{path.parent.name}/"
+        assert path.name == "__init__.py" or f"`{name}`" in text, name
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), (document.name, target)
+
+
+def test_three_rounds_give_the_numbers_they_always_gave() -> None:
+    """A change of any of these is a change of results and belongs in the changelog."""
+    from conftest import train
+
+    expected = json.loads((ROOT / "tests" / "golden" / "three_rounds.json").read_text())
+    history = [p.evaluation.history for p in train(make(Floco(endpoints=4, assign_at=2), rounds=3))]
+    for row, want in zip(history, expected, strict=True):
+        assert {k: row[k] for k in want} == pytest.approx(want, rel=1e-5)

@@ -1,0 +1,207 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import IDS, blobs, make, same, small_net, train
+from floco import loop
+from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
+from floco.errors import FlocoError
+from floco.network import Network, network
+from floco.training import Setup, batch_sizes, global_model, logits, models, run_phases, sgd_step
+from floco.values import Batch, Phase, Step, Training, plain_loss
+
+
+@pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.5, 0.01)])
+def test_sgd_is_torchs(momentum: float, decay: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20, 5, generator=g), torch.randint(3, (20,), generator=g)
+    ours, theirs = small_net(), small_net()
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=momentum, weight_decay=decay)
+    training = Training(lr=0.1, momentum=momentum, weight_decay=decay)
+    tensors = {n: p.detach().clone().requires_grad_() for n, p in ours.named_parameters()}
+    step = Step(plain_loss, tuple(tensors))
+    velocity: list[torch.Tensor] = []
+    for _ in range(5):
+        sgd_step(step, lambda t, x: torch.func.functional_call(ours, dict(t), (x,)), tensors, velocity, None, Batch(x, y), training)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(theirs(x), y).backward()
+        optimizer.step()
+    for name, p in theirs.named_parameters():
+        assert torch.equal(tensors[name], p)
+
+
+def test_a_step_repeats_clamps_and_has_its_own_rate() -> None:
+    setup = make(FedAvg())
+    tensors = {**setup.network.parameters, "a": torch.tensor(0.5)}
+
+    def loss(predict, tensors, draw, batch):  # type: ignore[no-untyped-def]
+        return 10 * tensors["a"] + 0 * predict(tensors, batch.x).sum()
+
+    step = Step(loss, ("a",), lr=0.02, momentum=0, weight_decay=0, repeat=2, clamp=(0.0, 1.0))
+    after = run_phases(setup, (Phase("alpha", (step,), epochs=1),), tensors, torch.arange(8), ("test",))
+    assert after["a"] == pytest.approx(0.1)
+    after = run_phases(setup, (Phase("alpha", (step,), epochs=2),), tensors, torch.arange(8), ("test",))
+    assert after["a"] == 0
+    assert same({n: after[n] for n in setup.network.parameters}, setup.network.parameters)
+
+
+@pytest.mark.parametrize(("n", "batch", "sizes"), [(8, 4, [4, 4]), (10, 4, [4, 4, 2]), (9, 4, [4, 5]), (1, 4, [1]), (3, 1, [1, 1, 1]), (3, 10, [3])])
+def test_batches_cover_an_epoch_and_none_has_one_sample_by_accident(n: int, batch: int, sizes: list[int]) -> None:
+    assert batch_sizes(n, batch) == sizes
+
+
+def batchnorm_net() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), Ditto(), Floco(endpoints=3, assign_at=3), FlocoPlus(endpoints=3, assign_at=3)], ids=lambda a: a.name)
+def test_batchnorm_buffers_are_averaged_and_never_leak_into_the_module(algorithm: FedAvg) -> None:
+    setup = make(algorithm, model=batchnorm_net, batch_size=4)
+    before = {n: t.clone() for n, t in setup.network.module.state_dict().items()}
+    last = train(setup)[-1]
+    assert not torch.equal(last.state.shared["1.running_mean"], before["1.running_mean"])
+    assert last.state.shared["1.num_batches_tracked"].dtype == torch.int64
+    assert last.state.shared["1.num_batches_tracked"] > 0
+    assert same(before, dict(setup.network.module.state_dict()))
+
+
+def test_local_buffers_stay_on_the_client() -> None:
+    setup = make(FedAvg(), model=batchnorm_net, buffers="local")
+    progress = train(setup)
+    assert torch.equal(progress[-1].state.shared["1.running_mean"], torch.zeros(6))
+    kept = progress[-1].memories
+    assert {c for c, n in progress[-1].participated.items() if n} == set(kept)
+    assert all(not torch.equal(m["buffers/1.running_mean"], torch.zeros(6)) for m in kept.values())
+    client = next(iter(kept))
+    both = models(setup, client, setup.algorithm.message(progress[-1].state, client, "evaluate"), kept[client])
+    assert torch.equal(both.personal["1.running_mean"], kept[client]["buffers/1.running_mean"])
+    assert global_model(setup, setup.algorithm.message(progress[-1].state, "", "evaluate")) is None
+
+
+def test_frozen_parameters_are_neither_sent_nor_decayed() -> None:
+    def frozen() -> nn.Module:
+        net = small_net()
+        net[0].requires_grad_(False)
+        return net
+
+    setup = make(Floco(endpoints=2, assign_at=3), model=frozen)
+    last = train(setup)[-1]
+    assert set(last.state.shared) == {"2.weight", "2.bias"}
+    assert last.evaluation.history["bytes_up"] == 3 * 4 * (2 * 21 + 3)  # 3 clients, float32
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(5, 5)
+        self.again = nn.Linear(5, 5)
+        self.again.weight = self.inner.weight
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.again(torch.tanh(self.inner(x))))
+
+
+def test_tied_parameters_travel_once_and_move_together() -> None:
+    setup = make(FedAvg(), model=Tied)
+    assert "again.weight" not in setup.network.layout.parameters
+    last = train(setup)[-1]
+    own = Tied()
+    own.load_state_dict(last.state.shared, strict=False)
+    x = torch.randn(4, 5)
+    assert torch.allclose(logits(setup, last.state.shared, x), own(x), atol=1e-6)
+
+
+def test_a_last_layer_tied_to_another_is_mixed_under_its_known_name() -> None:
+    class TiedHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Linear(5, 5, bias=False)
+            self.out = nn.Linear(5, 5, bias=False)
+            self.out.weight = self.table.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(torch.tanh(self.table(x)))
+
+    setup = make(Floco(endpoints=3, assign_at=2), model=TiedHead, federation=blobs(classes=5))
+    assert setup.algorithm.mix == ("table.weight",)
+    assert train(setup)[-1].state.shared["table.weight"].shape == (3, 5, 5)
+
+
+def test_pretrained_values_need_a_stated_noise_and_get_it() -> None:
+    values = {n: torch.full_like(t, 0.5) for n, t in small_net().state_dict().items()}
+    net = network(small_net, seed=0, weights=values)
+    with pytest.raises(FlocoError, match="noise"):
+        loop.begin(Setup(blobs(), net, Floco(endpoints=3, assign_at=1).resolved(Training(), net.layout), Training()))
+    exact, noisy = (loop.begin(Setup(blobs(), net, Floco(endpoints=3, noise=s).resolved(Training(), net.layout), Training())).state.shared["2.weight"] for s in (0.0, 0.1))
+    assert (exact == 0.5).all()
+    assert torch.equal(noisy[0], exact[0])
+    assert 0.01 < float((noisy[1] - 0.5).std()) < 0.1
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    with pytest.raises(FlocoError, match=r"'2.wieght'.*did you mean '2.weight'"):
+        network(small_net, seed=0, weights={"2.wieght": torch.zeros(3, 7)})
+    with pytest.raises(FlocoError, match=r"must have shape \(3, 7\), got \(4, 7\)"):
+        network(small_net, seed=0, weights={"2.weight": torch.zeros(4, 7)})
+
+
+def test_a_model_without_linear_layer_names_the_key() -> None:
+    with pytest.raises(FlocoError, match=r"algorithm\.mix"):
+        make(Floco(), model=lambda: nn.Sequential(nn.Conv1d(1, 3, 5), nn.Flatten()))
+    with pytest.raises(FlocoError, match="did you mean '2.weight'"):
+        make(Floco(mix=("2.wight",)))
+
+
+def test_a_module_as_it_is_gets_endpoints_of_its_layers_own_initialiser() -> None:
+    endpoints = loop.begin(make(Floco(endpoints=3), model=small_net())).state.shared["2.weight"]
+    bound = 1 / math.sqrt(7)
+    assert endpoints[1:].abs().max() <= bound
+    assert not torch.equal(endpoints[1], endpoints[2])
+
+
+def test_dropout_follows_the_seed_and_leaves_global_state_alone() -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 20), nn.Dropout(0.5), nn.Linear(20, 3))
+
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    a = train(make(FedAvg(), model=net))[-1].state.shared
+    assert torch.equal(torch.rand(1), expected)
+    assert same(a, train(make(FedAvg(), model=net))[-1].state.shared)
+
+
+def test_bf16_is_close_to_float32() -> None:
+    a, b = (train(make(FedAvg(), precision=p))[-1] for p in ("float32", "bf16"))
+    assert a.state.shared["0.weight"].dtype == b.state.shared["0.weight"].dtype == torch.float32
+    assert not same(a.state.shared, b.state.shared)
+    assert a.evaluation.history["loss_global"] == pytest.approx(b.evaluation.history["loss_global"], rel=0.1)
+
+
+def test_binary_labels() -> None:
+    last = train(make(Floco(endpoints=2, assign_at=3), federation=blobs(classes=2), model=lambda: small_net(classes=2)))[-1]
+    assert last.evaluation.history["accuracy_personal"] > 0.6
+
+
+def test_unequal_clients_keep_their_ids() -> None:
+    rows = train(make(FedAvg()))[-1].evaluation.clients
+    assert [(r["client"], r["n_train"], r["n_test"]) for r in rows] == [(c, 8 + 5 * i, 4) for i, c in enumerate(IDS)]
+
+
+def test_a_network_is_not_a_string() -> None:
+    with pytest.raises(FlocoError, match="nn.Module"):
+        network(lambda: "mlp", seed=0)  # type: ignore[arg-type,return-value]
+    with pytest.raises(FlocoError, match="frozen"):
+        network(nn.Linear(1, 1).requires_grad_(False), seed=0)
+
+
+def test_the_networks_own_values_are_copies() -> None:
+    module = small_net()
+    net = network(module, seed=0)
+    module[0].weight.data.zero_()
+    assert isinstance(net, Network)
+    assert not (net.parameters["0.weight"] == 0).all()
