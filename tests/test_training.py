@@ -205,3 +205,14 @@ def test_the_networks_own_values_are_copies() -> None:
     module[0].weight.data.zero_()
     assert isinstance(net, Network)
     assert not (net.parameters["0.weight"] == 0).all()
+
+
+def test_a_model_that_does_not_fit_the_data_is_named_before_training() -> None:
+    from floco.training import check_model
+
+    with pytest.raises(FlocoError, match=r"must give logits of shape \(2, 3\), got \(2, 4\)"):
+        check_model(make(FedAvg(), model=lambda: small_net(classes=4)))
+    with pytest.raises(FlocoError, match=r"fails on inputs of shape \(2, 5\)"):
+        check_model(make(FedAvg(), model=lambda: small_net(features=6)))
+    with pytest.raises(FlocoError, match="builds the model raised ZeroDivisionError"):
+        make(FedAvg(), model=lambda: 1 / 0)

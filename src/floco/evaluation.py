@@ -71,12 +71,12 @@ def evaluation(round_: int, clients: Sequence[Row], scores: Mapping[str, Scores]
         round_: the round after which the models were evaluated.
         clients: the rows of single clients.
         scores: the scores of the same clients.
-        global_: the global model on the global test part; None: on the union of the clients' test parts, if it exists.
+        global_: the global model on the global test part, or without one on the union of the clients' test parts; None:
+            the method has no global model.
         counts: what happened since the evaluation before.
     """
     local = {c: s.global_ for c, s in scores.items() if s.global_ is not None}
     personal = {c: s.personal for c, s in scores.items() if s.personal is not None}
-    global_ = pooled(list(local.values())) if global_ is None else global_
     history: Row = {"round": round_, "accuracy_global": None if global_ is None else global_.accuracy, "loss_global": None if global_ is None else global_.loss}
     history |= _summary(personal, "personal") | _summary(local, "global_local")
     history |= {"clients_evaluated": len(scores), "clients_trained": sum(1 for r in clients if r["participated"])}

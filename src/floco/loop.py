@@ -127,7 +127,9 @@ def _evaluated(setup: Setup, engine: Engine, progress: Progress) -> Progress:
     failures = _failures(state.round, results)
     scores: dict[str, Scores] = {r.client: r.scores for r in results if r.scores is not None}
     rows = [client_row(state.round, c.id, len(c.train), progress.participated.get(c.id, 0), scores[c.id]) for c in setup.federation.clients if c.id in scores]
-    global_ = pooled([r.score for r in results if r.score is not None])
-    counts = progress.since + Counts(failed=len(failures))
-    done = evaluation(state.round, rows, scores, global_, counts)
+    if setup.federation.y_test is None:
+        parts = [s.global_ for s in scores.values() if s.global_ is not None]
+    else:
+        parts = [r.score for r in results if r.score is not None] if not any(f.client == "" for f in failures) else []
+    done = evaluation(state.round, rows, scores, pooled(parts), progress.since + Counts(failed=len(failures)))
     return replace(progress, evaluation=done, since=Counts(), failures=progress.failures + failures)

@@ -83,7 +83,12 @@ def network(model: nn.Module | Factory, *, seed: int, weights: Mapping[str, torc
     factory = None if isinstance(model, nn.Module) else model
     if factory is not None:
         with global_stream(seed, "model"):
-            model = factory()
+            try:
+                model = factory()
+            except FlocoError:
+                raise
+            except Exception as error:
+                raise FlocoError(f"the function that builds the model raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise FlocoError(f"a model must be an nn.Module or a function that returns one, got {type(model).__name__}")
     module = copy.deepcopy(model)

@@ -24,7 +24,7 @@ from floco.federation import Federation
 from floco.loop import Plan, Progress
 from floco.network import Factory, network
 from floco.settings import build
-from floco.training import Setup, models
+from floco.training import Setup, check_model, models
 from floco.values import Training
 
 if TYPE_CHECKING:
@@ -102,7 +102,9 @@ def _configured(model: nn.Module | Factory, federation: Federation, algorithm: A
     training = build(Training, {k: v for k, v in settings.items() if k not in names})
     config = session.settled(Config(seed, Data(source=session.PYTHON), Model(session.PYTHON), algorithm.resolved(training), training, run))
     net = network(model, seed=config.seed)
-    return config, Setup(federation, net, algorithm.resolved(training, net.layout), training, config.seed, torch.device(config.run.device))
+    setup = Setup(federation, net, algorithm.resolved(training, net.layout), training, config.seed, torch.device(config.run.device))
+    check_model(setup)
+    return config, setup
 
 
 def fit(

@@ -21,11 +21,11 @@ from floco.engines import engine, resolve
 from floco.errors import FlocoError
 from floco.federation import Federation, Normalization
 from floco.loop import Plan, Progress
-from floco.models import model
+from floco.models import model as named_model
 from floco.network import network
 from floco.sources import load
 from floco.store import Store, read_tensors
-from floco.training import Setup
+from floco.training import Setup, check_model
 
 Watch = Callable[[Progress], None]
 """Called after every round, e.g. to show progress."""
@@ -54,8 +54,10 @@ def prepare(config: Config) -> Setup:
     """Return all that is fixed during the run of a configuration: the federation, and the network built for it."""
     made = federation(config)
     weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
-    net = network(model(config.model.name, made), seed=config.seed, weights=weights)
-    return Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, _device(config.run.device))
+    net = network(named_model(config.model.name, made), seed=config.seed, weights=weights)
+    setup = Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, _device(config.run.device))
+    check_model(setup)
+    return setup
 
 
 def _device(name: str) -> torch.device:
@@ -68,14 +70,16 @@ def _device(name: str) -> torch.device:
 
 
 def settled(config: Config) -> Config:
-    """Return the configuration with engine and workers resolved, so that a resumed run uses the same."""
+    """Return the configuration with engine, workers and paths resolved, so that a resumed run uses the same from anywhere."""
     kind, workers = resolve(config.run.engine, config.run.workers, _device(config.run.device))
-    return replace(config, run=replace(config.run, engine=kind, workers=workers))
+    scheme, _, rest = config.data.source.partition(":")
+    data = replace(config.data, source=f"{scheme}:{Path(rest).resolve()}") if scheme in ("npz", "idx", "folder") else config.data
+    model = replace(config.model, weights=config.model.weights and str(Path(config.model.weights).resolve()))
+    return replace(config, data=data, model=model, run=replace(config.run, engine=kind, workers=workers))
 
 
 def create(config: Config, setup: Setup, path: Path) -> None:
     """Make the run directory of a configuration, resumable before its first round."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"config": _plain(config), "data": setup.federation.fingerprint()}
     texts = {"config.toml": to_toml(config), "environment.json": json.dumps(environment(), indent=1, sort_keys=True) + "\n"}
     Store.create(path, texts, facts, loop.begin(setup))

@@ -41,7 +41,13 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto") -> Sampl
         return checked(readers[scheme](rest), source, kind)
     if not rest:
         raise FlocoError(f"data.source must be digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME or module:function, got {source!r}{nearest(scheme, readers)}")
-    return checked(_arrays(load_object(source, "data.source")()), source, kind)
+    try:
+        given = load_object(source, "data.source")()
+    except FlocoError:
+        raise
+    except Exception as error:
+        raise FlocoError(f"data.source: {source} raised {type(error).__name__}: {error}") from error
+    return checked(_arrays(given), source, kind)
 
 
 def _digits(_: str) -> Arrays:

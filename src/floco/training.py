@@ -200,6 +200,18 @@ def logits(setup: Setup, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def check_model(setup: Setup) -> None:
+    """Raise if the network does not give one logit a class for the federation's inputs."""
+    federation, network = setup.federation, setup.network
+    x = federation.x[:2]
+    try:
+        found = logits(setup, {**network.parameters, **network.buffers}, x)
+    except Exception as error:
+        raise FlocoError(f"the model fails on inputs of shape {tuple(x.shape)}: {error}") from error
+    if found.shape != (len(x), federation.classes):
+        raise FlocoError(f"for {len(x)} inputs and {federation.classes} classes the model must give logits of shape {(len(x), federation.classes)}, got {tuple(found.shape)}")
+
+
 def evaluate(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Scores:
     """Return the metrics of a client's two models on its own test part."""
     test = setup.federation.client(client).test
