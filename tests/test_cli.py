@@ -4,6 +4,7 @@ import csv
 import os
 import pty
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from floco.cli import app
+from floco.errors import FlocoError
 
 FLOCO = [str(Path(sys.executable).with_name("floco"))]
 QUICK = ["-s", "training.rounds=4", "-s", "training.fraction=0.2", "-s", "run.evaluate_every=2", "-s", "run.workers=2"]
@@ -200,3 +202,17 @@ def test_help_names_the_commands_and_imports_no_torch() -> None:
     assert all(f" {command} " in shown for command in ("run", "resume", "data"))
     code = "import sys, floco, floco.cli; sys.exit(any(m in sys.modules for m in ('torch', 'datasets', 'pandas', 'sklearn', 'matplotlib')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_example_draws_the_simplex_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, picture = tmp_path / "run", tmp_path / "simplex.png"
+    assert floco("run", *QUICK, "--out", out).exit_code == 0
+    script = Path(__file__).parents[1] / "examples" / "simplex_picture.py"
+    monkeypatch.setattr(sys, "argv", [str(script), str(out), str(picture)])
+    runpy.run_path(str(script))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    plain = tmp_path / "plain"
+    assert floco("run", *QUICK, "-s", "algorithm.name=fedavg", "--out", plain).exit_code == 0
+    monkeypatch.setattr(sys, "argv", [str(script), str(plain), str(picture)])
+    with pytest.raises(FlocoError, match="no client has a center"):
+        runpy.run_path(str(script))

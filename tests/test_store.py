@@ -15,7 +15,7 @@ import torch
 
 from conftest import blobs, small_net
 from floco import loop, session, store
-from floco.algorithms import FlocoPlus
+from floco.algorithms import ALGORITHMS, FlocoPlus
 from floco.contract import Algorithm
 from floco.errors import FlocoError, RunFailed
 from floco.run import Run, fit
@@ -260,3 +260,21 @@ def test_a_checkpoint_that_was_tampered_with_is_an_error(tmp_path: Path) -> None
     shutil.rmtree(out / "checkpoint" / "10")
     with pytest.raises(FlocoError, match="no whole checkpoint"):
         run(out)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_resumes_to_the_same_bytes(tmp_path: Path, name: str) -> None:
+    algorithm = ALGORITHMS[name]()
+    run(tmp_path / "whole", algorithm=algorithm)
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress: loop.Progress) -> None:
+        if progress.round == 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        fit(small_net, blobs(), algorithm, out=tmp_path / "stopped", watch=stop, **SETTINGS)
+    run(tmp_path / "stopped", algorithm=algorithm)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")

@@ -101,14 +101,15 @@ def simplex_picture(run: Run, path: Path) -> None:
         axes.scatter(points[mine, 0], points[mine, 1], color=colours(label % 10), s=46, edgecolor="white", linewidth=0.8, zorder=3, label=federation.names[label])
     axes.plot(0, 0, marker="+", markersize=12, color="black", zorder=4, linestyle="none", label="global model, 1/M")
     axes.legend(title="most frequent label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.set(aspect="equal", title=f"{len(placed)} clients on the solution simplex, round {run.progress.round}")
+    axes.set_aspect("equal")
+    axes.set_title(f"{len(placed)} clients on the solution simplex, round {run.progress.round}", pad=18)
     axes.axis("off")
     _save(figure, path)
 
 
 def _save(figure: Figure, path: Path) -> None:
     try:
-        figure.savefig(path, dpi=130)
+        figure.savefig(path, dpi=130, bbox_inches="tight")
     except (OSError, ValueError) as error:
         raise FlocoError(f"cannot write the picture {path}: {error}") from error
 
