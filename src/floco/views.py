@@ -124,7 +124,7 @@ def closing_table(path: Path) -> Table:
 
     table = Table(title=f"after round {last['round']}", show_header=False)
     rows = [
-        ("global model, global test part", "accuracy_global"),
+        ("global model, all test data", "accuracy_global"),
         ("global model, mean over clients", "accuracy_global_local"),
         ("personal models, mean over clients", "accuracy_personal"),
         ("personal models, worst 5 % of clients", "accuracy_personal_worst5"),
