@@ -9,12 +9,13 @@ from torch import nn
 from conftest import blobs, make, same, small_net, train
 from floco import loop
 from floco.algorithms import ALGORITHMS, Ditto, FedAvg, FedAvgFT, Floco, FlocoPlus, Local
+from floco.algorithms.floco import OnSimplex
 from floco.contract import Algorithm
 from floco.engines import Serial
 from floco.errors import FlocoError
 from floco.simplex import Mixing, assign
-from floco.training import models
-from floco.values import Training
+from floco.training import Setup, models
+from floco.values import ServerState, Tensors, Training
 
 TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has a global model
     (Floco(endpoints=4, assign_at=3), True),
@@ -140,14 +141,14 @@ def test_a_client_before_its_center_is_at_the_middle() -> None:
     setup = make(Floco(endpoints=3, assign_at="never"))
     last = train(setup)[-1]
     both = models(setup, "north", setup.algorithm.message(last.state, "north", "evaluate"), None)
-    assert same({n: both.global_[n] for n in ("2.weight",)}, {n: both.personal[n] for n in ("2.weight",)})
+    assert torch.allclose(both.personal["2.weight"], last.state.shared["2.weight"].mean(0), atol=1e-6)
 
 
 def test_radius_zero_trains_at_the_center() -> None:
     setup = make(Floco(endpoints=3, radius=0, assign_at=2))
     state = train(setup)[2].state
     message = setup.algorithm.message(state, "north", "train")
-    draws = setup.algorithm.draws(message)(message.shared, 4, torch.Generator())
+    draws = setup.algorithm.draws(message)(setup.algorithm.begin(message, {}, setup.facts("north")), 4, torch.Generator())
     assert torch.equal(draws, state.by_client["north"]["center"].expand(4, -1))
 
 
@@ -234,3 +235,104 @@ def test_the_assignment_is_at_half_of_the_rounds_by_default() -> None:
 def test_a_negative_radius_is_refused(algorithm: type[Floco]) -> None:
     with pytest.raises(FlocoError, match=r"radius must be >= 0, got -0.1"):
         algorithm(radius=-0.1)
+
+
+def conv_net() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 1, 5)), nn.Conv2d(1, 8, (1, 3)), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(24, 3))
+
+
+def test_floco_with_one_endpoint_of_everything_is_fedavg_on_convolutions() -> None:
+    floco, fedavg = train(make(Floco(endpoints=1, assign_at=3, mix="all"), model=conv_net)), train(make(FedAvg(), model=conv_net))
+    for a, b in zip(floco, fedavg, strict=True):
+        assert same({n: t[0] for n, t in a.state.shared.items()}, b.state.shared)
+
+
+def fresh(algorithm: Algorithm, rounds: int = 6) -> tuple[Setup, ServerState, dict[str, Tensors]]:
+    setup = make(algorithm, rounds=rounds, fraction=1.0)
+    last = train(setup)[-1]
+    return setup, last.state, dict(last.memories)
+
+
+@pytest.mark.parametrize("algorithm", [Floco(endpoints=4, assign_at=2, radius=0.05), FlocoPlus(endpoints=4, assign_at=2, radius=0.05)], ids=lambda a: a.name)
+def test_all_phases_draw_their_mixtures_in_the_subregion(algorithm: OnSimplex) -> None:
+    setup, state, memories = fresh(algorithm, 3)
+    message, facts = setup.algorithm.message(state, "east", "train"), setup.facts("east")
+    tensors = setup.algorithm.begin(message, memories.get("east", {}), facts)
+    center = state.by_client["east"]["center"]
+    for phase in setup.algorithm.phases(message, facts):
+        draws = phase.draws(tensors, 30, torch.Generator().manual_seed(0))
+        assert ((draws - center).abs().sum(1) <= 0.05 + 1e-9).all()
+
+
+def test_floco_plus_personal_model_is_its_own_simplex_at_its_center() -> None:
+    setup, state, memories = fresh(FlocoPlus(endpoints=4, assign_at=2))
+    both = models(setup, "east", setup.algorithm.message(state, "east", "evaluate"), memories["east"])
+    center = state.by_client["east"]["center"].float()
+    own = memories["east"]["personal/2.weight"]
+    assert torch.allclose(both.personal["2.weight"], torch.einsum("m,mij->ij", center, own))
+    assert torch.allclose(both.global_["2.weight"], state.shared["2.weight"].mean(0), atol=1e-6)
+
+
+def test_flocos_global_model_is_the_middle_and_the_personal_one_the_center() -> None:
+    setup, state, _ = fresh(Floco(endpoints=4, assign_at=2))
+    both = models(setup, "east", setup.algorithm.message(state, "east", "evaluate"), None)
+    center = state.by_client["east"]["center"].float()
+    assert torch.allclose(both.global_["2.weight"], state.shared["2.weight"].mean(0), atol=1e-6)
+    assert torch.allclose(both.personal["2.weight"], torch.einsum("m,mij->ij", center, state.shared["2.weight"]))
+
+
+def test_floco_plus_pull_keeps_the_personal_simplex_near_the_received() -> None:
+    def distance(pull: float) -> float:
+        setup, _, memories = fresh(FlocoPlus(endpoints=3, pull=pull), 1)
+        first = loop.begin(setup).state.shared
+        return sum(float((memories["east"]["personal/" + n] - t).norm()) for n, t in first.items())
+
+    assert distance(0) > distance(1) > distance(5) > 0
+
+
+def test_fine_tuning_is_local_epochs_from_the_global_model() -> None:
+    """It equals one round of Ditto's personal phase without a pull, up to the shuffles: with full batches, exactly."""
+    options = {"rounds": 1, "fraction": 1.0, "batch_size": 1000}
+    tuned = make(FedAvgFT(personal_epochs=3), **options)
+    start = loop.begin(tuned).state
+    personal = models(tuned, "east", tuned.algorithm.message(start, "east", "evaluate"), None).personal
+    alone = train(make(Ditto(pull=0, personal_epochs=3), **options))[-1].memories["east"]
+    assert all(torch.allclose(personal[n], alone["personal/" + n], atol=1e-5) for n in personal)
+    assert not torch.equal(personal["0.weight"], start.shared["0.weight"])
+
+
+@pytest.mark.parametrize("algorithm", [Ditto, FlocoPlus, FedAvgFT])
+def test_personal_epochs_count(algorithm: type[Ditto]) -> None:
+    few, many = (train(make(algorithm(personal_epochs=e), rounds=1))[-1].evaluation.history for e in (1, 6))
+    assert few["loss_personal"] != many["loss_personal"]
+    assert few["loss_global_local"] == many["loss_global_local"]
+
+
+def test_a_late_client_is_placed_by_the_stored_map() -> None:
+    setup = make(Floco(endpoints=3, assign_at=1), rounds=2, fraction=1.0)
+    from floco.engines import Job, perform
+
+    algorithm, start = setup.algorithm, loop.begin(setup).state
+    updates = {c: perform(setup, Job(c, "train", algorithm.message(start, c, "train"))).update for c in setup.federation.ids}
+    early = [u for c, u in updates.items() if c != "0"]
+    mixing = Mixing(("2.weight",))
+    expected = assign(torch.stack([mixing.signal(start.shared, u.shared) for u in early]), 3)
+    after = algorithm.aggregate(start, early, clients=6)
+    late = perform(setup, Job("0", "train", algorithm.message(after, "0", "train"))).update
+    placed = algorithm.aggregate(after, [late], clients=6).by_client["0"]["center"]
+    assert torch.allclose(placed, expected.place(mixing.signal(after.shared, late.shared)[None])[0])
+    assert not torch.allclose(placed, torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("change", [{"sampler": "released"}, {"normalize": False}, {"radius": 1.0}], ids=str)
+def test_settings_of_the_simplex_have_an_effect_after_the_assignment_only(change: dict[str, object]) -> None:
+    a, b = train(make(Floco(endpoints=4, assign_at=3))), train(make(Floco(endpoints=4, assign_at=3, **change)))
+    assert same(a[2].state.shared, b[2].state.shared)
+    assert not same(a[-1].state.shared, b[-1].state.shared)
+
+
+def test_a_probe_leaves_no_memory() -> None:
+    setup = make(FlocoPlus(endpoints=3, assign_at=1), rounds=1, fraction=0.3)
+    last = train(setup)[-1]
+    assert len(last.memories) == 2
+    assert len(last.state.by_client) == 6

@@ -74,7 +74,13 @@ def test_fewer_clients_than_endpoints(normalize: bool) -> None:
     a = assign(torch.randn(3, 20, generator=torch.Generator().manual_seed(0)), 10, normalize=normalize)
     assert a.centers.shape == (3, 10)
     assert torch.allclose(a.centers.sum(1), torch.ones(3, dtype=torch.float64))
-    assert (a.centers[:, 2:] == 0).all()  # three centered signals span two dimensions
+    assert (a.centers[:, 3:] == 0).all()
+
+
+def test_two_clients_stand_apart() -> None:
+    a = assign(torch.randn(2, 20, generator=torch.Generator().manual_seed(0)), 10)
+    assert (a.centers[0] - a.centers[1]).abs().sum() > 0.5
+    assert (a.components[1] == 0).all()  # beyond the rank: no direction, also for newcomers
 
 
 @pytest.mark.parametrize("clients", [1, 2, 5])

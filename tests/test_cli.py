@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,7 +149,7 @@ def test_ctrl_c_says_how_to_resume_and_leaves_a_resumable_run(tmp_path: Path) ->
     assert process.returncode == 130
     assert f"continue with: floco resume {tmp_path / 'run'}" in err
     assert "Traceback" not in err
-    assert int((tmp_path / "run" / "checkpoint" / "latest").read_text()) >= 9
+    assert int((tmp_path / "run" / "checkpoint" / "latest").read_text()) >= 8  # a table grows just before the pointer moves
 
 
 def test_workers_die_with_their_parent_and_the_run_can_be_taken_up(tmp_path: Path) -> None:
@@ -216,3 +217,52 @@ def test_the_example_draws_the_simplex_of_a_run(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(sys, "argv", [str(script), str(plain), str(picture)])
     with pytest.raises(FlocoError, match="no client has a center"):
         runpy.run_path(str(script))
+
+
+def test_the_readmes_own_data_line_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    x, y = np.random.default_rng(0).random((300, 12), np.float32), np.arange(300) % 3
+    np.savez("mine.npz", x=x, y=y, client=np.repeat(["north", "[/south]", "NA"], 100))
+    quick = ["-s", "training.rounds=2", "-s", "run.engine=serial"]
+    done = floco("run", "-s", "data.source=npz:mine.npz", "-s", "data.split=natural", *quick, "--out", "run")
+    assert done.exit_code == 0, done.output
+    assert [r["client"] for r in rows(tmp_path / "run" / "clients.csv")] == ["NA", "[/south]", "north"]
+    shown = floco("data", "-s", "data.source=npz:mine.npz", "-s", "data.split=natural")
+    assert "[/south]" in shown.output
+    from floco import open_run
+
+    assert open_run(tmp_path / "run").clients["client"].tolist() == ["NA", "[/south]", "north"]
+
+
+def test_odd_places_and_values_end_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert floco("run", *QUICK, "--out", ".").exit_code == 0
+    monkeypatch.chdir("/")
+    (tmp_path / "😀").mkdir()
+    np.savez(tmp_path / "😀" / "d.npz", x=np.zeros((40, 2)), y=np.arange(40) % 2)
+    odd = floco("run", "-s", f"data.source=npz:{tmp_path}/😀/d.npz", "-s", "data.split=iid", "-s", "data.clients=4", *QUICK, "--out", tmp_path / "odd")
+    assert odd.exit_code == 0, odd.output
+    for bad in ("algorithm.name=[1]", "model.name=os:sep", "model.name=:f", "algorithm.mix=[]", 'algorithm.mix=["1.weight","1.weight"]'):
+        done = floco("run", "-s", bad, "--out", tmp_path / "bad")
+        assert (done.exit_code, done.stderr[:7]) == (2, "error: "), (bad, done.output)
+
+
+def test_it_runs_without_git(tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run([*FLOCO, "run", *QUICK, "--out", str(tmp_path / "run")], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("file", "damage"), [("run.json", b"{"), ("timings.csv", None), ("history.csv", b"x"), ("checkpoint/memories", None), ("checkpoint/latest", b"x")])
+def test_a_damaged_run_is_said_to_be_one(tmp_path: Path, file: str, damage: bytes | None) -> None:
+    out = tmp_path / "run"
+    assert floco("run", *QUICK, "-s", "algorithm.name=ditto", "--out", out).exit_code == 0
+    path = out / file
+    if damage is not None:
+        path.write_bytes(damage)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    done = floco("resume", out)
+    assert (done.exit_code, done.stderr[:7]) == (2, "error: "), done.output

@@ -57,7 +57,6 @@ BAD = [
     ('[algorithm]\nname = "fedavg"\nradius = 0.1\n', "algorithm: unknown key 'radius'"),
     ('[data]\nsplit = "fold"\n', "data.split must be one of 'folds'"),
     ('[data]\nnormalize = "fixed"\n', 'mean and std belong to normalize = "fixed"'),
-    ('[data]\nclients = ""\n', 'clients may be empty with split = "natural" only'),
     ("seed = -1\n", "seed must be >= 0, got -1"),
     ("data = 3\n", "data must be a table, got 3"),
     ("[data\n", "not a TOML file"),

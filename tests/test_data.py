@@ -57,6 +57,10 @@ def test_folds_deal_exactly_what_was_asked_or_say_why_not(folds: int, share: flo
         parts = partition(Folds(folds, share=share), labels, clients, 40, 0)
     except FlocoError as error:
         assert "data.share" in str(error)  # noqa: PT017
+        per_fold = [sum(i % folds == f for i in range(clients)) * round(share * 40) for f in range(folds)]
+        others = [sum(i % folds != f for i in range(clients)) * (40 - round(share * 40)) for f in range(folds)]
+        room = [100 * sum(c * folds // 6 == f for c in range(6)) for f in range(folds)]
+        assert any(p > r for p, r in zip(per_fold, room, strict=True)) or sum(others) > 0  # noqa: PT017
         return
     assert [len(p) for p in parts] == [40] * clients
     for i, p in enumerate(parts):
@@ -76,8 +80,10 @@ def test_folds_are_a_partitioner_like_any_other() -> None:
 def test_any_partitioner_of_the_library_can_be_given() -> None:
     from flwr_datasets.partitioner import ShardPartitioner
 
-    f = DIGITS.split(ShardPartitioner(num_partitions=6, partition_by="label", num_shards_per_partition=2), clients=6)
-    assert (counts(f) > 0).sum(axis=1).max() <= 4
+    shards = ShardPartitioner(num_partitions=6, partition_by="label", num_shards_per_partition=2)
+    for f in (DIGITS.split(shards), DIGITS.split(shards)):
+        assert len(f.clients) == 6
+        assert (counts(f) > 0).sum(axis=1).max() <= 4
 
 
 def test_dirichlet_has_equal_sizes_and_dirichlet_sizes_has_not() -> None:
@@ -231,7 +237,7 @@ BAD_ARRAYS = [
     ({"x": np.zeros((3, 2)), "y": [0, 1]}, "y must be 3 whole numbers or strings"),
     ({"x": np.zeros((2, 2)), "y": [0.5, 1.0]}, "whole numbers or strings"),
     ({"x": np.zeros(3), "y": [0, 1, 0]}, "one dimension at least"),
-    ({"x": np.array([[np.nan], [0.0]]), "y": [0, 1]}, "finite; sample 0"),
+    ({"x": np.array([[np.nan], [0.0]]), "y": [0, 1]}, "finite in float32; sample 0"),
     ({"x": np.array([["a"], ["b"]]), "y": [0, 1]}, "must be numbers"),
     ({"x": np.zeros((2, 2)), "y": [1, 1]}, "2 classes at least"),
     ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 2)), "y_test": [5]}, "do not fit"),
@@ -279,10 +285,13 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         (Iid(), {"clients": 20, "samples": 100}, "need 2000 samples"),
         (Iid(), {"clients": 1797}, 'client "client-0" has 1 samples; it needs 2'),
         (Folds(11), {"clients": 20}, "at most the number of classes"),
+        (Folds(5), {}, "must say how many"),
+        (Iid(), {"clients": 5, "samples": -5}, "data.samples 2, got 5 and -5"),
+        (Iid(), {"clients": -1}, "1 at least"),
         (Folds(5, share=1.0), {"clients": 5, "samples": 359}, "runs out of samples"),
-        (Pathological(11), {"clients": 5}, "cannot deliver"),
+        (Pathological(11), {"clients": 5}, "cannot deal"),
         (Pathological(1), {"clients": 3, "samples": 190}, "only"),
-        (DirichletSizes(0.001), {"clients": 50}, "cannot deliver"),
+        (DirichletSizes(0.001), {"clients": 50}, "cannot deal"),
         (Natural(), {}, 'needs a source with a column "client"'),
         (Iid(), {"clients": 5, "test_share": 1.0}, "test_share"),
         (Iid(), {"clients": 5, "held_out": 5}, "held_out"),
@@ -301,3 +310,21 @@ def test_fingerprints_tell_data_apart() -> None:
     changed = Federation(a.x.clone(), a.y, a.clients, a.names, normalization=a.normalization)
     changed.x[0, 0, 0, 0] += 1
     assert changed.fingerprint() != a.fingerprint()
+
+
+def test_labels_as_bytes_objects_and_truth_values() -> None:
+    x = np.zeros((4, 2))
+    assert load((x, np.array([b"cat", b"dog"] * 2))).names == ("cat", "dog")
+    assert load((x, np.array(["cat", "dog"] * 2, dtype=object))).names == ("cat", "dog")
+    assert load((x, np.array([True, False] * 2))).y.tolist() == [1, 0, 1, 0]
+
+
+def test_a_column_of_another_length_is_named() -> None:
+    with pytest.raises(FlocoError, match="column client must have one value for each of the 4 samples"):
+        load({"x": np.zeros((4, 2)), "y": [0, 1, 0, 1], "client": np.zeros(3)})
+
+
+def test_two_clients_of_one_id_are_refused() -> None:
+    f = DIGITS.split(Iid(), clients=2)
+    with pytest.raises(FlocoError, match="id of its own, got client-0"):
+        Federation(f.x, f.y, (f.clients[0], f.clients[0]), f.names)

@@ -138,3 +138,14 @@ def test_the_released_sampler_leaves_the_simplex() -> None:
     a = sample_released(torch.tensor([1.0, 0.0, 0.0]), 0.1, 1000, generator=gen())
     assert (a < 0).any(dim=1).float().mean() > 0.7
     assert not torch.allclose(a.sum(1), torch.ones(1000, dtype=torch.float64), atol=1e-3)
+
+
+@pytest.mark.parametrize("endpoints", [100, 400])
+def test_many_endpoints_do_not_overflow(endpoints: int) -> None:
+    g = gen(4)
+    sparse = torch.zeros(endpoints, dtype=torch.float64)
+    sparse[:5] = 0.2
+    for center in (sparse, torch.full((endpoints,), 1 / endpoints, dtype=torch.float64)):
+        a = sample_subregion(center, 0.1, 10, generator=g)
+        assert torch.allclose(a.sum(1), torch.ones(10, dtype=torch.float64))
+        assert ((a - center).abs().sum(1) <= 0.1).all()

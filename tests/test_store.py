@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from conftest import blobs, small_net
-from floco import loop, session, store
+from floco import files, loop, session, store
 from floco.algorithms import ALGORITHMS, FlocoPlus
 from floco.contract import Algorithm
 from floco.errors import FlocoError, RunFailed
+from floco.files import read_tensors
 from floco.run import Run, fit
 from floco.run import _configured as configured
-from floco.store import Store, read_tensors
+from floco.store import Store
 
 ALGORITHM = FlocoPlus(endpoints=3, assign_at=4)
 SETTINGS = {"rounds": 10, "fraction": 0.5, "batch_size": 8, "evaluate_every": 3, "engine": "serial"}
@@ -101,7 +103,7 @@ def test_a_run_killed_inside_any_write_resumes_to_the_same_bytes(tmp_path: Path,
         out, log = tmp_path / f"run-{n}", tmp_path / f"log-{n}"
 
         def dies(out: Path = out, log: Path = log, n: int = n) -> None:
-            writes, original = iter(range(1, 10**6)), store._write
+            writes, original = iter(range(1, 10**6)), store.write_file
 
             def write(path: Path, data: bytes) -> None:
                 if next(writes) == n:
@@ -110,7 +112,7 @@ def test_a_run_killed_inside_any_write_resumes_to_the_same_bytes(tmp_path: Path,
                     os.kill(os.getpid(), signal.SIGKILL)
                 original(path, data)
 
-            store._write = write
+            store.write_file = files.write_file = write
             run(out, log)
 
         process = in_process(dies)
@@ -140,7 +142,7 @@ def test_resuming_a_finished_run_trains_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"lr": 0.2}, r"training\.lr = 0\.05.*continued with 0\.2"), ({"seed": 1}, "seed = 0"), ({"engine": "processes", "workers": 2}, r"run\.engine = 'serial'")],
+    [({"lr": 0.2}, r"training\.lr = 0\.05.*continued with 0\.2"), ({"seed": 1}, "seed = 0"), ({"engine": "processes"}, r"run\.engine = 'serial'")],
 )
 def test_a_changed_setting_is_refused_by_name(tmp_path: Path, changes: dict[str, object], says: str) -> None:
     run(tmp_path / "run", rounds=2, algorithm=FlocoPlus(endpoints=3))
@@ -278,3 +280,40 @@ def test_every_algorithm_resumes_to_the_same_bytes(tmp_path: Path, name: str) ->
         fit(small_net, blobs(), algorithm, out=tmp_path / "stopped", watch=stop, **SETTINGS)
     run(tmp_path / "stopped", algorithm=algorithm)
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("other", [lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), lambda: nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 3))])
+def test_a_changed_model_is_refused(tmp_path: Path, other: Callable[[], nn.Module]) -> None:
+    run(tmp_path / "run")
+    with pytest.raises(FlocoError, match="model of .* has changed"):
+        fit(other, blobs(), ALGORITHM, out=tmp_path / "run", resume=True, **SETTINGS)
+
+
+def test_settings_that_are_not_given_are_kept_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run started on one number of cores continues on another, as it was."""
+    free = {k: v for k, v in SETTINGS.items() if k != "engine"}
+    fit(small_net, blobs(), ALGORITHM, out=tmp_path / "run", **free)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2, 3, 4})
+    fit(small_net, blobs(), ALGORITHM, out=tmp_path / "run", resume=True, **free)
+
+
+def test_an_empty_folder_is_a_place_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert run(tmp_path / "run").progress.round == 10
+
+
+def test_looking_at_a_run_writes_nothing(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    (tmp_path / "run" / "checkpoint" / "latest.new").write_text("left by a kill")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.name != ".lock"}
+    _, held = session.reopen(tmp_path / "run")
+    held.load()
+    held.close()
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.name != ".lock"}
+
+
+def test_long_client_ids_fit_into_file_names(tmp_path: Path) -> None:
+    ids = ("ü" * 200, "ü" * 199 + "x", "c")
+    done = fit(small_net, blobs(ids=ids), ALGORITHM, out=tmp_path / "run", **{**SETTINGS, "fraction": 1.0})
+    assert set(done.progress.memories) == set(ids)
+    assert len(list((tmp_path / "run" / "checkpoint" / "memories").iterdir())) == 3

@@ -25,7 +25,7 @@ LAYERS = [
     ("models", "federation", "contract"),
     ("training",),
     ("algorithms",),
-    ("partition", "folds", "samples", "sources", "evaluation", "engines", "loop", "store"),
+    ("partition", "folds", "samples", "sources", "evaluation", "engines", "loop", "files", "store"),
     ("config", "session", "run", "views", "cli"),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

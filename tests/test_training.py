@@ -216,3 +216,77 @@ def test_a_model_that_does_not_fit_the_data_is_named_before_training() -> None:
         check_model(make(FedAvg(), model=lambda: small_net(features=6)))
     with pytest.raises(FlocoError, match="builds the model raised ZeroDivisionError"):
         make(FedAvg(), model=lambda: 1 / 0)
+
+
+def test_sgd_is_torchs_when_tensors_share_a_gradient() -> None:
+    """Autograd hands out one tensor as the gradient of both parts of a sum."""
+    training = Training(lr=0.1, momentum=0.5, weight_decay=0.5)
+
+    def loss(predict, tensors, draw, batch):  # type: ignore[no-untyped-def]
+        return ((tensors["a"] + tensors["b"]) ** 2).sum() + tensors["c"].sum()
+
+    ours = {n: torch.ones(3, requires_grad=True) for n in "abc"}
+    theirs = {n: torch.ones(3, requires_grad=True) for n in "abc"}
+    optimizer = torch.optim.SGD(theirs.values(), lr=0.1, momentum=0.5, weight_decay=0.5)
+    velocity: list[torch.Tensor] = []
+    step = Step(loss, ("a", "b", "c"), correction=lambda t: {"b": torch.zeros(3)})
+    for _ in range(3):
+        sgd_step(step, lambda t, x: x, ours, velocity, None, Batch(torch.empty(0), torch.empty(0)), training)
+        optimizer.zero_grad()
+        loss(None, theirs, None, None).backward()
+        optimizer.step()
+    assert all(torch.allclose(ours[n], theirs[n]) for n in ours)
+
+
+def test_local_buffers_work_for_every_algorithm() -> None:
+    from floco.algorithms import ALGORITHMS
+
+    for algorithm in ALGORITHMS.values():
+        last = train(make(algorithm(), model=batchnorm_net, buffers="local"))[-1]
+        assert not last.failures
+        assert last.evaluation.history["accuracy_personal"] > 0.3
+
+
+def test_a_parameter_may_have_any_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.center, self.personal = nn.Parameter(torch.zeros(5)), nn.Linear(5, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.personal(x - self.center)
+
+    last = train(make(FlocoPlus(endpoints=3, assign_at=2), model=Named))[-1]
+    assert not last.failures
+    assert last.state.shared["center"].shape == (5,)
+
+
+def test_an_initialiser_that_repeats_itself_is_refused() -> None:
+    def seeded() -> nn.Module:
+        torch.manual_seed(3)
+        return small_net()
+
+    with pytest.raises(FlocoError, match="same values every time"):
+        loop.begin(make(Floco(endpoints=3), model=seeded))
+
+
+def test_a_personal_tensor_that_is_not_finite_fails_the_client() -> None:
+    from floco.loop import Plan
+
+    setup = make(Ditto(pull=1e38), rounds=2, fraction=1.0)
+    with pytest.raises(FlocoError, match="non-finite personal/"):
+        train(setup, plan=Plan(max_failed=0))
+
+
+def test_shuffles_follow_the_seed() -> None:
+    """Equal initial weights, another seed: other batches, another result; dropout alone likewise."""
+    model = small_net()
+    a, b = (train(make(FedAvg(), model=model, seed=s, fraction=1.0))[-1].state.shared for s in (0, 1))
+    assert not same(a, b)
+
+    torch.manual_seed(0)
+    drops = nn.Sequential(nn.Linear(5, 20), nn.Dropout(0.5), nn.Linear(20, 3))
+    whole = {"model": drops, "fraction": 1.0, "batch_size": 100, "rounds": 1, "epochs": 1}
+    c, d, e = (train(make(FedAvg(), seed=s, **whole))[-1].state.shared for s in (0, 1, 0))
+    assert (c["0.weight"] - d["0.weight"]).abs().max() > 1e-4
+    assert same(c, e)

@@ -108,7 +108,8 @@ def _continue(path: Path, setup: Setup | None, debug: bool) -> None:
     settings, store = session.reopen(path)
     try:
         setup = setup or session.prepare(settings)
-        session.check_data(store, setup)
+        session.check(store, setup)
+        store.rewind()
         start = store.load()
         if start.round == setup.training.rounds:
             out_console.print(f"{path} is finished: all {start.round} rounds are done", markup=False, highlight=False)

@@ -27,11 +27,11 @@ class Data(Settings):
     source: str = setting("digits", "digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME, or module:function")
     kind: str = setting("auto", "what a sample is; images have their channels last", choices=("auto", "images", "features"))
     split: str = setting("folds", "how samples are dealt to clients", choices=tuple(SPLITS))
-    clients: int | None = setting(20, "K: number of clients (natural: the first K; empty: all)", low=1)
+    clients: int | None = setting(None, "K: number of clients (natural: the first K; empty: all)", low=1)
     samples: int | None = setting(None, "samples of each client (empty: all there are)", low=2)
     test_share: float = setting(0.2, "part of a client's samples that is its own test part", above=0, below=1)
     held_out: int = setting(0, "the last clients, kept out of training and evaluation", low=0)
-    folds: int = setting(5, "folds: number of groups of clients with classes in common", low=1)
+    folds: int = setting(5, "folds: number of groups of clients with classes in common", low=2)
     share: float = setting(0.8, "folds: part of a client's samples that comes from its fold's classes", low=0, high=1)
     alpha: float = setting(0.5, "dirichlet, dirichlet-sizes: concentration; small is heterogeneous", above=0)
     classes: int = setting(2, "pathological: classes of each client", low=1)
@@ -45,8 +45,6 @@ class Data(Settings):
         Settings.__post_init__(self)
         if (self.normalize == "fixed") != bool(self.mean) or len(self.mean) != len(self.std):
             raise FlocoError(f'mean and std belong to normalize = "fixed" and have one value a channel each, got {self.normalize!r} with {self.mean} and {self.std}')
-        if self.clients is None and self.split != "natural":
-            raise FlocoError('clients may be empty with split = "natural" only')
 
     @property
     def splitter(self) -> Split:
@@ -93,7 +91,8 @@ _SECTIONS: dict[str, type[Any]] = {"data": Data, "model": Model, "training": Tra
 def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Return the configuration of a TOML file (None: digits.toml of this package), changed by `key=value` texts with dotted keys.
 
-    An override of `algorithm.name` by another one drops the file's other algorithm settings, which are not its own.
+    An override of `algorithm.name` by another one drops the file's other algorithm settings, which are not its own;
+    without a file, one of `data.source` drops the data settings of the digits.
     """
     file = Path(__file__).with_name("digits.toml") if path is None else path
     try:
@@ -104,6 +103,8 @@ def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         raise FlocoError(f"{file}: not a TOML file: {error}") from error
     changes = [_override(text) for text in overrides]
     name = next((v for k, v in reversed(changes) if k == "algorithm.name"), None)
+    if path is None and any(k == "data.source" and v != "digits" for k, v in changes):
+        raw["data"] = {}  # how the digits are split says nothing about other data
     if name is not None and isinstance(raw.get("algorithm"), dict) and raw["algorithm"].get("name", "floco") != name:
         raw["algorithm"] = {}
     for key, value in changes:
@@ -138,7 +139,7 @@ def parse(raw: Mapping[str, Any], where: str = "") -> Config:
     sections = {key: _section(cls, key, raw.get(key, {}), prefix) for key, cls in _SECTIONS.items()}
     algorithm = dict(raw.get("algorithm", {}))
     name = algorithm.pop("name", "floco")
-    if name not in ALGORITHMS:
+    if not isinstance(name, str) or name not in ALGORITHMS:
         raise FlocoError(f"{prefix}algorithm.name must be one of {', '.join(ALGORITHMS)}, got {name!r}{nearest(str(name), ALGORITHMS)}")
     made: Algorithm = _section(ALGORITHMS[name], "algorithm", algorithm, prefix)
     try:
@@ -167,7 +168,7 @@ def _toml(value: Any) -> str:
     """Return a value as TOML; empty is the empty string."""
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return json.dumps("" if value is None else value)
+    return json.dumps("" if value is None else value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _lines(settings: Any) -> list[str]:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -54,8 +55,7 @@ def perform(setup: Setup, job: Job) -> Result:
             return _test(setup, job)
         if job.task == "evaluate":
             return Result(job.client, scores=evaluate(setup, job.client, job.message, job.memory))
-        update, memory = train(setup, job.client, job.message, job.memory)
-        return Result(job.client, update, memory if job.task == "train" else None)
+        return Result(job.client, *train(setup, job.client, job.message, job.memory))
     except Exception as error:  # noqa: BLE001  a client's fault of any kind must not end the run; it is named and counted
         kind = "" if isinstance(error, FlocoError) else f"{type(error).__name__}: "
         return Result(job.client, failure=f"{kind}{error}", trace=traceback.format_exc())
@@ -123,13 +123,21 @@ def _dumps(value: Any) -> bytes:
     return buffer.getvalue()
 
 
+def _end_with_parent() -> None:
+    """Wait for the parent to die, and end this process at once, in the middle of a job too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _work(setup: Setup, pipe: Connection) -> None:
     """Serve jobs until the parent closes the pipe or dies."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    parent = multiprocessing.parent_process()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     shared: Tensors = {}
-    while parent is not None and pipe in wait([pipe, parent.sentinel]):
+    while True:
         try:
             kind, value = pickle.loads(pipe.recv_bytes())
         except EOFError:

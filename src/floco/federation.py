@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -57,6 +58,12 @@ class Federation:
     """Clients kept out of training and evaluation, for later use as newcomers."""
     normalization: Normalization = field(default_factory=Normalization)
 
+    def __post_init__(self) -> None:
+        """Check that no two clients have one id."""
+        ids = [c.id for c in (*self.clients, *self.held_out)]
+        if len(set(ids)) < len(ids):
+            raise FlocoError(f"each client needs an id of its own, got {_some(sorted({i for i in ids if ids.count(i) > 1}))} more than once")
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
@@ -74,10 +81,13 @@ class Federation:
 
     def client(self, name: str) -> Client:
         """Return the client called `name`."""
-        for c in (*self.clients, *self.held_out):
-            if c.id == name:
-                return c
-        raise FlocoError(f"there is no client {name!r}; there are {_some(self.ids)}")
+        if name not in self._by_id:
+            raise FlocoError(f"there is no client {name!r}; there are {_some(self.ids)}")
+        return self._by_id[name]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Client]:
+        return {c.id: c for c in (*self.clients, *self.held_out)}
 
     def label_counts(self, indices: torch.Tensor) -> tuple[int, ...]:
         """Return how many of the samples `indices` have each label, (C,)."""

@@ -12,6 +12,8 @@ from floco.streams import stream
 from floco.training import Scores, Setup, global_parts
 from floco.values import ServerState, Tensors
 
+_TEST = "(global test part)"  # stands where a client's name would, in jobs and failures
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -76,12 +78,12 @@ def rounds(setup: Setup, engine: Engine, plan: Plan, start: Progress) -> Iterato
         RunFailed: more clients failed in a round than `plan.max_failed`, or all of them.
     """
     progress = start
-    with one_thread():
-        while progress.round < setup.training.rounds:
+    while progress.round < setup.training.rounds:
+        with one_thread():  # not around the yield: what the caller does in between is its own
             progress = _round(setup, engine, plan, progress)
             if progress.round % plan.evaluate_every == 0 or progress.round == setup.training.rounds:
-                progress = _evaluated(setup, engine, progress)
-            yield progress
+                progress = _evaluated(setup, engine, plan, progress)
+        yield progress
 
 
 def _round(setup: Setup, engine: Engine, plan: Plan, before: Progress) -> Progress:
@@ -107,29 +109,30 @@ def _failures(number: int, results: Sequence[Result]) -> tuple[Failure, ...]:
 
 
 def _check(failures: Sequence[Failure], train: Sequence[str], plan: Plan, number: int) -> None:
-    """Raise if the round cannot count: too many failed, or nobody is left to average."""
+    """Raise if the round or its evaluation cannot count: too many failed, or nobody is left."""
     failed = {f.client for f in failures}
     if len(failed) > plan.max_failed or failed.issuperset(train):
         shown = "\n  ".join(str(f) for f in failures[:5])
-        raise RunFailed(f"round {number}: {len(failed)} clients failed, at most run.max_failed = {plan.max_failed} may, and not all that train:\n  {shown}")
+        raise RunFailed(f"round {number}: {len(failed)} clients failed, at most run.max_failed = {plan.max_failed} may, and not all of them:\n  {shown}")
 
 
 def _size(tensors: Tensors) -> int:
     return sum(t.nbytes for t in tensors.values())
 
 
-def _evaluated(setup: Setup, engine: Engine, progress: Progress) -> Progress:
+def _evaluated(setup: Setup, engine: Engine, plan: Plan, progress: Progress) -> Progress:
     """Return the progress with the evaluation of all clients, trained or not, and of the global model."""
     algorithm, state = setup.algorithm, progress.state
     jobs = [Job(c, "evaluate", algorithm.message(state, c, "evaluate"), progress.memories.get(c)) for c in setup.federation.ids]
-    jobs += [Job("", "test", algorithm.message(state, "", "evaluate"), part=part) for part in global_parts(setup)]
+    jobs += [Job(_TEST, "test", algorithm.message(state, _TEST, "evaluate"), part=part) for part in global_parts(setup)]
     results = engine.run(jobs)
     failures = _failures(state.round, results)
+    _check(failures, setup.federation.ids, plan, state.round)
     scores: dict[str, Scores] = {r.client: r.scores for r in results if r.scores is not None}
     rows = [client_row(state.round, c.id, len(c.train), progress.participated.get(c.id, 0), scores[c.id]) for c in setup.federation.clients if c.id in scores]
     if setup.federation.y_test is None:
         parts = [s.global_ for s in scores.values() if s.global_ is not None]
     else:
-        parts = [r.score for r in results if r.score is not None] if not any(f.client == "" for f in failures) else []
+        parts = [r.score for r in results if r.score is not None] if not any(f.client == _TEST for f in failures) else []
     done = evaluation(state.round, rows, scores, pooled(parts), progress.since + Counts(failed=len(failures)))
     return replace(progress, evaluation=done, since=Counts(), failures=progress.failures + failures)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -47,29 +48,47 @@ class Network:
             last = self._tied_name(last, parameters)
         return Layout(tuple(parameters), tuple(self.buffers), last)
 
+    def fingerprint(self) -> str:
+        """Return a hash of the architecture and of all initial values, frozen ones too."""
+        digest = hashlib.blake2b(repr(self.module).encode(), digest_size=16)
+        for name, value in sorted(self.module.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
     def _tied_name(self, name: str, parameters: Mapping[str, torch.Tensor]) -> str | None:
         """Return the name under which a tied parameter is known, None for a frozen one."""
         wanted = self.module.get_parameter(name)
         return next((n for n, p in self.module.named_parameters() if p is wanted and n in parameters), None)
 
-    def redraw(self, name: str, *, seed: int, draw: int) -> torch.Tensor:
-        """Return a further draw of the initialiser of parameter `name`: `draw` numbers them from 1.
+    def redraw(self, names: Sequence[str], *, seed: int, draw: int) -> Tensors:
+        """Return a further draw of the initialiser of the parameters `names`; `draw` numbers them from 1.
 
-        From a factory, the whole module is built anew; of a module that was given as it is, the layer that owns the
-        parameter runs its own `reset_parameters`.
+        From a factory, the whole module is built anew; of a module that was given as it is, the layers that own the
+        parameters run their own `reset_parameters`.
+
+        Raises:
+            FlocoError: values were loaded, there is no initialiser, or it gives the same values every time.
         """
+        if loaded := [n for n in names if n in self.loaded]:
+            raise FlocoError(f"{loaded[0]!r} has loaded values, which no initialiser redraws; set algorithm.noise (0 is legal) to say how far endpoints start apart")
         with global_stream(seed, "endpoint", draw):
-            if self.factory is not None:
-                return self.factory().get_parameter(name).detach().clone()
-            owner, _, leaf = name.rpartition(".")
-            layer = copy.deepcopy(self.module.get_submodule(owner))
-            reset = getattr(layer, "reset_parameters", None)
-            if not callable(reset):
-                raise FlocoError(
-                    f"endpoints of {name!r} need an initialiser, and {type(layer).__name__} has no reset_parameters(); pass a function that builds the model, or set noise"
-                )
-            reset()
-            return layer.get_parameter(leaf).detach().clone()
+            module = copy.deepcopy(self.module) if self.factory is None else self.factory()
+            if self.factory is None:
+                for owner in dict.fromkeys(n.rpartition(".")[0] for n in names):
+                    _reset(module.get_submodule(owner), owner)
+        drawn = {n: module.get_parameter(n).detach().clone() for n in names}
+        for name, value in drawn.items():
+            if torch.equal(value, self.parameters[name]):
+                raise FlocoError(f"the initialiser gives {name!r} the same values every time; do not seed inside the function that builds the model, or set algorithm.noise")
+        return drawn
+
+
+def _reset(layer: nn.Module, name: str) -> None:
+    reset = getattr(layer, "reset_parameters", None)
+    if not callable(reset):
+        raise FlocoError(f"endpoints of {name!r} need an initialiser, and {type(layer).__name__} has no reset_parameters(); pass a function that builds the model, or set noise")
+    reset()
 
 
 def network(model: nn.Module | Factory, *, seed: int, weights: Mapping[str, torch.Tensor] | None = None) -> Network:

@@ -5,6 +5,7 @@ Partitioners see a data set of labels and row numbers only; no sample is copied.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class Folds(Split):
     """
 
     name: ClassVar[str] = "folds"
-    folds: int = setting(5, "folds: number of groups of clients with classes in common", low=1)
+    folds: int = setting(5, "folds: number of groups of clients with classes in common", low=2)
     share: float = setting(0.8, "folds: part of a client's samples that comes from its fold's classes", low=0, high=1)
 
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
@@ -135,14 +136,14 @@ def partition(split: Split | Partitioner, labels: np.ndarray, clients: int, samp
         FlocoError: more clients than samples, or a split that cannot deliver.
     """
     wanted = clients * (samples or 1)
-    if wanted > len(labels):
+    if isinstance(split, Split) and wanted > len(labels):
         raise FlocoError(f"data.clients = {clients} with {samples or 'at least 1'} samples each need {wanted} samples, the source has {len(labels)}")
     from datasets import Dataset
 
     rows = torch.randperm(len(labels), generator=stream(seed, "split")).numpy()
     if samples is not None and isinstance(split, Iid):
         rows = rows[:wanted]
-    partitioner = split.partitioner(labels, clients, samples, derive(seed, "split") % 2**32) if isinstance(split, Split) else split
+    partitioner = split.partitioner(labels, clients, samples, derive(seed, "split") % 2**32) if isinstance(split, Split) else copy.deepcopy(split)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # partitioners warn of sizes that the user chose, and of tries before they give up
@@ -152,7 +153,7 @@ def partition(split: Split | Partitioner, labels: np.ndarray, clients: int, samp
         raise
     except Exception as error:
         name = split.name if isinstance(split, Split) else type(split).__name__
-        raise FlocoError(f"split {name} cannot deliver {clients} clients from {len(labels)} samples: {error}") from error
+        raise FlocoError(f"split {name} cannot deal {len(labels)} samples as asked: {error}") from error
     return [cut(part, samples, f"client-{i}") for i, part in enumerate(parts)]
 
 

@@ -47,7 +47,7 @@ class Run:
         if self.path is None:
             return pd.DataFrame(self.rows[name])
         path = self.path / f"{name}.csv"
-        return pd.read_csv(path, dtype={"client": str}) if path.stat().st_size else pd.DataFrame()
+        return pd.read_csv(path, dtype={"client": str}, keep_default_na=False, na_values=[""]) if path.stat().st_size else pd.DataFrame()
 
     @property
     def history(self) -> pd.DataFrame:
@@ -60,6 +60,8 @@ class Run:
         import pandas as pd
 
         table = self._table("clients")
+        if table.empty:
+            return table
         last: pd.DataFrame = table[table["round"] == table["round"].max()].reset_index(drop=True)
         known = self.progress.state.by_client
         centers = [known[c]["center"].tolist() if "center" in known.get(c, {}) else None for c in last["client"]]
@@ -90,7 +92,7 @@ def open_run(path: Path | str) -> Run:
     config, store = session.reopen(Path(path))
     with closing(store):
         setup = session.prepare(config)
-        session.check_data(store, setup)
+        session.check(store, setup)
         return Run(setup, store.load(), Path(path))
 
 
@@ -146,20 +148,26 @@ def fit(
 
         return Run(setup, session.advance(setup, config.run, None, loop.begin(setup), keep), rows=rows)
     path = Path(out)
-    if not (resume and path.exists()):
+    if not (resume and (path / "run.json").exists()):
         session.create(config, setup, path)
     stored, store = session.reopen(path)
     with closing(store):
-        session.check_config(stored, config, path)
-        session.check_data(store, setup)
-        return Run(setup, session.advance(setup, config.run, store, store.load(), watch), path)
+        kept = {f.name: getattr(stored.run, f.name) for f in dataclasses.fields(RunSettings) if f.name not in settings}
+        session.check_config(stored, dataclasses.replace(config, run=dataclasses.replace(config.run, **kept)), path)
+        session.check(store, setup)
+        store.rewind()
+        return Run(setup, session.advance(setup, stored.run, store, store.load(), watch), path)
 
 
 def rounds(model: nn.Module | Factory, federation: Federation, algorithm: Algorithm, **settings: Any) -> Iterator[Evaluation]:
     """Yield the evaluations of a run while it trains; arguments as in `fit`.
 
-    >>> for evaluation in rounds(model, federation, Floco(), rounds=100):  # doctest: +SKIP
-    ...     print(evaluation.round, evaluation.history["accuracy_personal"])
+    >>> import floco
+    >>> federation = floco.load("digits").split(floco.Folds(5), clients=10)
+    >>> for evaluation in floco.rounds(floco.model("mlp", federation), federation, floco.Floco(endpoints=3), rounds=2, evaluate_every=1):
+    ...     print(evaluation.round, len(evaluation.clients))
+    1 10
+    2 10
     """
     config, setup = _configured(model, federation, algorithm, settings)
     with closing(engine(setup, config.run.engine, config.run.workers)) as running:

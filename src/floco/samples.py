@@ -49,7 +49,7 @@ class Samples:
 
         Args:
             split: a split of `floco.partition`, or any partitioner of flwr-datasets.
-            clients: K; with natural clients the first K (None: all).
+            clients: K; with natural clients the first K (None: all). A partitioner has its own number.
             samples: of each client (None: all there are).
             seed: what the split follows from.
             test_share: part of each client's samples that is its own test part, in (0, 1).
@@ -57,6 +57,8 @@ class Samples:
             normalize: "train" (statistics of all training parts), "none", or fixed statistics.
             order: a column, e.g. "position": the test part is then the latest samples.
         """
+        if (clients is not None and clients < 1) or (samples is not None and samples < 2):
+            raise FlocoError(f"data.clients must be 1 at least and data.samples 2, got {clients} and {samples}")
         if not 0 < test_share < 1:
             raise FlocoError(f"data.test_share must be above 0 and below 1, got {test_share}")
         parts = self._natural(clients, samples) if isinstance(split, Natural) else self._artificial(split, clients, samples, seed)
@@ -84,10 +86,9 @@ class Samples:
         return columns[name]
 
     def _artificial(self, split: Split | Partitioner, clients: int | None, samples: int | None, seed: int) -> dict[str, np.ndarray]:
-        number = clients if isinstance(split, Split) else split.num_partitions if split.is_dataset_assigned() else clients
-        if number is None or number < 1:
-            raise FlocoError(f"data.clients must be 1 at least, got {number}")
-        return {f"client-{i}": rows for i, rows in enumerate(partition(split, self.y, number, samples, seed))}
+        if isinstance(split, Split) and clients is None:
+            raise FlocoError(f"data.clients must say how many clients the split {split.name} is for")
+        return {f"client-{i}": rows for i, rows in enumerate(partition(split, self.y, clients or 1, samples, seed))}
 
     def _natural(self, clients: int | None, samples: int | None) -> dict[str, np.ndarray]:
         """Group rows by client id in one pass; flwr-datasets' natural partitioner reads all rows once for each client."""
@@ -108,9 +109,9 @@ def checked(arrays: Arrays, source: str, kind: str = "auto") -> Samples:
         if name not in arrays:
             raise FlocoError(f"{source} must hold x and y, or x_train, y_train, x_test, y_test; {name} is missing among {', '.join(arrays)}")
     values = [_inputs(np.asarray(arrays[n]), f"{source}: {n}", kind) for n in needed[::2]]
-    labels = [np.asarray(arrays[n]) for n in needed[1::2]]
+    labels = [_labels(np.asarray(arrays[n])) for n in needed[1::2]]
     for name, x, y in zip(needed[1::2], values, labels, strict=True):
-        if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iuUS":
+        if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iubU":
             raise FlocoError(f"{source}: {name} must be {len(x)} whole numbers or strings, one for each sample, got shape {y.shape} of {y.dtype}")
     known, encoded = np.unique(labels[0], return_inverse=True)
     names = np.asarray(arrays["names"]) if "names" in arrays else known
@@ -125,8 +126,18 @@ def checked(arrays: Arrays, source: str, kind: str = "auto") -> Samples:
                 f"{source}: the test part must have the training part's shape and labels; {tuple(values[1].shape[1:])} and {sorted(set(labels[1].tolist()))[:12]} do not fit"
             )
         test = np.searchsorted(known, labels[1]).astype(np.int64)
-    columns = {n: np.asarray(v) for n, v in arrays.items() if n not in (*needed, "names") and np.ndim(v) == 1 and len(v) == len(values[0])}
+    columns = {n: np.asarray(v) for n, v in arrays.items() if n not in (*needed, "names") and np.ndim(v) == 1}
+    for name, column in columns.items():
+        if len(column) != len(values[0]):
+            raise FlocoError(f"{source}: the column {name} must have one value for each of the {len(values[0])} samples of {needed[0]}, got {len(column)}")
     return Samples(values[0], encoded.astype(np.int64), tuple(str(n) for n in names), values[1] if test is not None else None, test, columns)
+
+
+def _labels(y: np.ndarray) -> np.ndarray:
+    """Return labels as they are; bytes, and objects that are strings, as strings."""
+    if y.dtype.kind == "S":
+        return np.char.decode(y, "utf-8")
+    return y.astype(str) if y.dtype == object and all(isinstance(v, str) for v in y.flat) else y
 
 
 def _named(y: np.ndarray, names: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -140,12 +151,14 @@ def _inputs(x: np.ndarray, where: str, kind: str) -> torch.Tensor:
     """Return samples (N, C, ...), channels first: uint8 as they are, other numbers as float32."""
     if x.dtype.kind not in "iuf" or x.ndim < 2 or 0 in x.shape:
         raise FlocoError(f"{where} must be numbers (N, ...) with one dimension at least beside N, got shape {x.shape} of {x.dtype}")
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
-        raise FlocoError(f"{where} must be finite; sample {int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0])} is not")
-    image = kind == "images" or (kind == "auto" and ((x.dtype == np.uint8 and x.ndim in (3, 4)) or (x.dtype.kind == "f" and x.ndim == 4 and x.shape[-1] in (1, 3, 4))))
+    image = kind == "images" or (kind == "auto" and ((x.dtype == np.uint8 and x.ndim in (3, 4)) or (x.ndim == 4 and x.shape[-1] in (1, 3, 4))))
     if image and x.ndim not in (3, 4):
         raise FlocoError(f"{where}: images must be (N, H, W) or (N, H, W, C), got {x.shape}")
-    x = x if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
+    if x.dtype != np.uint8:
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32, copy=False)
+        if not np.isfinite(x).all():
+            raise FlocoError(f"{where} must be finite in float32; sample {int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0])} is not")
     tensor = torch.from_numpy(x if x.flags.writeable else x.copy())
     if not image:
         return tensor

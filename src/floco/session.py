@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +21,12 @@ from floco.config import Config, Run, as_dict, parse, read, to_toml
 from floco.engines import engine, resolve
 from floco.errors import FlocoError
 from floco.federation import Federation, Normalization
+from floco.files import read_tensors
 from floco.loop import Plan, Progress
 from floco.models import model as named_model
 from floco.network import network
 from floco.sources import load
-from floco.store import Store, read_tensors
+from floco.store import Store
 from floco.training import Setup, check_model
 
 Watch = Callable[[Progress], None]
@@ -80,7 +82,7 @@ def settled(config: Config) -> Config:
 
 def create(config: Config, setup: Setup, path: Path) -> None:
     """Make the run directory of a configuration, resumable before its first round."""
-    facts = {"config": _plain(config), "data": setup.federation.fingerprint()}
+    facts = {"config": _plain(config), "data": setup.federation.fingerprint(), "model": setup.network.fingerprint()}
     texts = {"config.toml": to_toml(config), "environment.json": json.dumps(environment(), indent=1, sort_keys=True) + "\n"}
     Store.create(path, texts, facts, loop.begin(setup))
 
@@ -92,9 +94,16 @@ def _plain(config: Config) -> Any:
 def environment() -> dict[str, Any]:
     """Return versions, commit and kind of machine."""
     packages = ("floco", "torch", "numpy", "safetensors", "datasets", "flwr-datasets", "scikit-learn")
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     machine = {"machine": platform.machine(), "system": platform.platform(), "cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    return {"python": platform.python_version(), **{p: version(p) for p in packages}, "commit": git.stdout.strip(), **machine}
+    return {"python": platform.python_version(), **{p: version(p) for p in packages}, "commit": _commit(), **machine}
+
+
+def _commit() -> str:
+    """Return the commit of this package's own checkout, `""` if it was installed otherwise or there is no git."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return ""
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def reopen(path: Path) -> tuple[Config, Store]:
@@ -123,8 +132,12 @@ def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]
         yield key, a, b
 
 
-def check_data(store: Store, setup: Setup) -> None:
-    """Raise if a run's data are no longer those it was started with."""
+def check(store: Store, setup: Setup) -> None:
+    """Raise if a run's data or model are no longer those it was started with."""
+    if setup.network.fingerprint() != store.facts["model"]:
+        raise FlocoError(
+            f"the model of {store.path} has changed since the run was started (layers or initial values): restore it, or start a new run; pass a function, if its values are random"
+        )
     if setup.federation.fingerprint() != store.facts["data"]:
         raise FlocoError(
             f"the data of {store.path} have changed since the run was started (samples, labels, splits, or the libraries that split them); restore them, or start a new run"

@@ -22,8 +22,8 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto") -> Sampl
     Args:
         source: where the samples come from, or the samples themselves: a pair (x, y), arrays as an npz file holds them,
             or a `datasets.Dataset`. A function returns one of these.
-        kind: "images" (channels last), "features", or "auto": uint8 with 3 or 4 dimensions, and floats with 4 of which
-            the last is 1, 3 or 4, are images.
+        kind: "images" (channels last), "features", or "auto": uint8 with 3 or 4 dimensions, and other numbers with 4 of
+            which the last is 1, 3 or 4, are images.
 
     Raises:
         FlocoError: no such source, or one that cannot be read.

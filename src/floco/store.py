@@ -9,74 +9,26 @@ checkpoint/latest                                     the pointer, replaced last
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-import safetensors.torch
-import torch
 from filelock import FileLock, Timeout
 
 from floco.errors import FlocoError, RunFailed
 from floco.evaluation import Counts, Row
+from floco.files import csv_text, read_json, read_tensors, sync_folder, to_json, write_file, write_tensors
 from floco.loop import Progress
 from floco.values import ServerState, Tensors
 
 FORMAT = 1
 _TABLES = ("history", "clients", "failures", "timings")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors: sorted, contiguous, no metadata, so that equal tensors are equal files."""
-    _write(path, safetensors.torch.save({n: tensors[n].detach().contiguous().clone() for n in sorted(tensors)}))
-
-
-def read_tensors(path: Path) -> Tensors:
-    """Return the tensors of a safetensors file."""
-    try:
-        tensors: Tensors = safetensors.torch.load(path.read_bytes())
-    except Exception as error:
-        raise FlocoError(f"{path} cannot be read as safetensors: {error}") from error
-    return tensors
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a new file down to the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
-
-
-def csv_text(rows: Sequence[Row], *, header: bool) -> str:
-    """Return rows as CSV; None is an empty cell, numbers have all their digits."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n") if rows else None
-    if writer is not None and header:
-        writer.writeheader()
-    if writer is not None:
-        writer.writerows({k: repr(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    return buffer.getvalue()
 
 
 class Store:
@@ -87,9 +39,9 @@ class Store:
         self.path = path
         if not (path / "run.json").is_file():
             raise FlocoError(f"{path} is no run directory: it has no run.json")
-        self.facts: dict[str, Any] = json.loads((path / "run.json").read_text())
-        if self.facts["format"] != FORMAT:
-            raise FlocoError(f"{path} has format {self.facts['format']}, this version of floco reads format {FORMAT}; use the version named in its environment.json")
+        self.facts: dict[str, Any] = read_json(path / "run.json")
+        if self.facts.get("format") != FORMAT:
+            raise FlocoError(f"{path} has format {self.facts.get('format')}, this version of floco reads format {FORMAT}; use the version named in its environment.json")
         self._lock = FileLock(path / ".lock")
         try:
             self._lock.acquire(timeout=0)
@@ -105,22 +57,31 @@ class Store:
         """Make a run directory that can be resumed, in one step: before it there is nothing, or an empty folder."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise FlocoError(f"--out {path} is not empty; choose another place, or continue the run in it: floco resume {path}")
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        path = path.resolve()
+        partial = path
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path if path.exists() else path.parent))
+            partial.chmod(0o755)
             (partial / "checkpoint" / "memories").mkdir(parents=True)
             for name, text in texts.items():
-                _write(partial / name, text.encode())
-            _write(partial / "run.json", _json({"format": FORMAT, **facts}))
+                write_file(partial / name, text.encode())
+            write_file(partial / "run.json", to_json({"format": FORMAT, **facts}))
             store = Store(partial)
-            store.save(start)
+            store._save(start)
             store.close()
             (partial / ".lock").unlink(missing_ok=True)
-            partial.replace(path)
-            _sync_folder(path.parent)
+            if path.exists():  # an empty folder, perhaps somebody's working directory: filled, and a run only with the last file
+                for entry in sorted(partial.iterdir(), key=lambda p: p.name == "run.json"):
+                    entry.rename(path / entry.name)
+            else:
+                partial.rename(path)
+            sync_folder(path.parent)
         except OSError as error:
             raise FlocoError(f"cannot make the run directory {path}: {error.strerror or error}") from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            if partial != path:
+                shutil.rmtree(partial, ignore_errors=True)
 
     def close(self) -> None:
         """Unlock the directory."""
@@ -154,11 +115,12 @@ class Store:
         folder.mkdir()
         write_tensors(folder / "state.safetensors", _flat(progress.state))
         facts = {"participated": dict(progress.participated), "since": asdict(progress.since), "memories": versions, "sizes": sizes}
-        _write(folder / "progress.json", _json(facts))
-        _sync_folder(folder)
-        _write(base / "latest.new", f"{number}\n".encode())
+        write_file(folder / "progress.json", to_json(facts))
+        for synced in (folder, base / "memories", self.path):
+            sync_folder(synced)
+        write_file(base / "latest.new", f"{number}\n".encode())
         (base / "latest.new").replace(base / "latest")
-        _sync_folder(base)
+        sync_folder(base)
         self._forget(versions)
         self._memories, self._round, self._changed = versions, number, set()
 
@@ -174,7 +136,10 @@ class Store:
         return size
 
     def _memory_file(self, client: str, number: int) -> Path:
-        return self.path / "checkpoint" / "memories" / f"{quote(client, safe='')}.{number}.safetensors"
+        name = quote(client, safe="")
+        if len(name) > 150:  # file systems allow 255
+            name = f"{name[:100]}-{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}"
+        return self.path / "checkpoint" / "memories" / f"{name}.{number}.safetensors"
 
     def _forget(self, versions: Mapping[str, int]) -> None:
         """Delete what the checkpoint before needed and this one does not."""
@@ -184,33 +149,40 @@ class Store:
         if self._round is not None:
             shutil.rmtree(self.path / "checkpoint" / str(self._round), ignore_errors=True)
 
-    def load(self) -> Progress:
-        """Return the progress of the last checkpoint, the tables cut back to it and all leftovers deleted."""
+    def _latest(self) -> tuple[int, dict[str, Any]]:
+        """Return the round of the checkpoint in force, and its facts."""
         base = self.path / "checkpoint"
         try:
             number = int((base / "latest").read_text())
-            facts = json.loads((base / str(number) / "progress.json").read_text())
         except (OSError, ValueError) as error:
             raise FlocoError(f"{self.path} has no whole checkpoint: {error}") from error
+        return number, read_json(base / str(number) / "progress.json")
+
+    def load(self) -> Progress:
+        """Return the progress of the last checkpoint. Nothing is written."""
+        number, facts = self._latest()
         self._memories, self._round = facts["memories"], number
-        self._tidy(number)
-        for table, size in facts["sizes"].items():
-            os.truncate(self.path / f"{table}.csv", size)
-        state = _state(read_tensors(base / str(number) / "state.safetensors"), number)
+        state = _state(read_tensors(self.path / "checkpoint" / str(number) / "state.safetensors"), number)
         memories = {client: read_tensors(self._memory_file(client, n)) for client, n in self._memories.items()}
         return Progress(state, memories, facts["participated"], Counts(**facts["since"]))
 
-    def _tidy(self, number: int) -> None:
+    def rewind(self) -> None:
+        """Cut the tables back to the last checkpoint, and delete what a kill left of a later one."""
+        number, facts = self._latest()
+        for table, size in facts["sizes"].items():
+            path = self.path / f"{table}.csv"
+            if not path.is_file() or path.stat().st_size < size:
+                raise FlocoError(f"{path} is shorter than its checkpoint says ({size} bytes): it was changed, and the run cannot be continued from it")
+            os.truncate(path, size)
         base = self.path / "checkpoint"
-        used = {self._memory_file(c, n) for c, n in self._memories.items()}
-        for path in base.iterdir():
-            if path.is_dir() and path.name not in (str(number), "memories"):
-                shutil.rmtree(path)
-        for path in (base / "memories").iterdir():
+        if not (base / "memories").is_dir():
+            raise FlocoError(f"{base / 'memories'} is missing: the run was changed, and cannot be continued")
+        used = {self._memory_file(c, n) for c, n in facts["memories"].items()}
+        for path in [p for p in base.iterdir() if p.is_dir() and p.name not in (str(number), "memories")]:
+            shutil.rmtree(path)
+        for path in [*(base / "memories").iterdir(), base / "latest.new"]:
             if path not in used:
-                path.unlink()
-        with suppress(FileNotFoundError):
-            (base / "latest.new").unlink()
+                path.unlink(missing_ok=True)
 
 
 def _flat(state: ServerState) -> Tensors:

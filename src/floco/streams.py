@@ -40,5 +40,6 @@ def global_stream(seed: int, *path: str | int, device: torch.device | None = Non
     with torch.random.fork_rng(devices=[device] if cuda else []):
         torch.default_generator.manual_seed(derive(seed, *path))
         if cuda:
-            torch.cuda.manual_seed(derive(seed, *path))
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(derive(seed, *path))
         yield

@@ -19,7 +19,7 @@ from floco.federation import Federation
 from floco.metrics import Score, score
 from floco.network import Network
 from floco.streams import global_stream, stream
-from floco.values import Batch, Facts, Layout, Message, Models, Phase, Predict, Step, Tensors, Training, Update, prefixed, under
+from floco.values import Batch, Facts, Layout, Message, Models, Phase, Predict, Step, Tensors, Training, Update, fast_copy, prefixed, under
 
 _CHUNK = 500  # samples a forward pass in evaluation: fixed, so that results do not depend on the engine
 _PARTS = 8  # jobs into which the global test part is cut, likewise
@@ -85,27 +85,24 @@ def sgd_step(step: Step, predict: Predict, tensors: Tensors, velocity: list[torc
     loss = step.loss(predict, tensors, draw, batch)
     gradients = list(torch.autograd.grad(loss, moved, materialize_grads=True))
     with torch.no_grad():
+        # Nothing is added in place before `velocity`: autograd may return one tensor for two inputs, or an expanded one.
         if step.correction is not None:
             for name, value in step.correction(tensors).items():
-                gradients[step.moves.index(name)] += value
+                i = step.moves.index(name)
+                gradients[i] = gradients[i] + value
         if decay:
-            torch._foreach_add_(gradients, moved, alpha=decay)
+            gradients = list(torch._foreach_add(gradients, moved, alpha=decay))
         if momentum:
             if velocity:
                 torch._foreach_mul_(velocity, momentum)
                 torch._foreach_add_(velocity, gradients)
             else:
-                velocity.extend(gradients)
+                velocity.extend(g.clone() for g in gradients)
             gradients = velocity
         torch._foreach_add_(moved, gradients, alpha=-(training.lr if step.lr is None else step.lr))
         if step.clamp is not None:
             torch._foreach_clamp_min_(moved, step.clamp[0])
             torch._foreach_clamp_max_(moved, step.clamp[1])
-
-
-def _layout(t: torch.Tensor) -> torch.Tensor:
-    """Return a copy in the memory order in which convolutions are fastest."""
-    return t.detach().clone(memory_format=torch.channels_last if t.ndim == 4 else torch.contiguous_format)
 
 
 def _own_copies(tensors: Tensors, phases: Sequence[Phase], layout: Layout, device: torch.device) -> Tensors:
@@ -114,7 +111,7 @@ def _own_copies(tensors: Tensors, phases: Sequence[Phase], layout: Layout, devic
     mine = {n: t.to(device) for n, t in tensors.items()}
     for name in mine:
         if name in moves:
-            mine[name] = _layout(mine[name]).requires_grad_(True)
+            mine[name] = fast_copy(mine[name].detach()).requires_grad_(True)
         elif name.rpartition("/")[2] in layout.buffers:
             mine[name] = mine[name].clone()
     return mine
@@ -126,7 +123,7 @@ def run_phases(setup: Setup, phases: Sequence[Phase], tensors: Tensors, indices:
         return tensors
     training, device = setup.training, setup.device
     tensors = _own_copies(tensors, phases, setup.network.layout, device)
-    x, y = _layout(setup.federation.inputs(indices).to(device)), setup.federation.y[indices].to(device)
+    x, y = fast_copy(setup.federation.inputs(indices).to(device)), setup.federation.y[indices].to(device)
     predict = predictor(setup.network, training, device, train=True)
     sizes = batch_sizes(len(y), training.batch_size)
     for phase in phases:
@@ -154,7 +151,7 @@ def _received(setup: Setup, message: Message, memory: Tensors | None) -> tuple[M
 
 
 def train(setup: Setup, client: str, message: Message, memory: Tensors | None) -> tuple[Update, Tensors]:
-    """Return a client's update and its new memory (None: it has never trained).
+    """Return a client's update and its new memory, given the old one (None: it has never trained); a probe changes none.
 
     Raises:
         FlocoError: a tensor came out not finite.
@@ -166,13 +163,13 @@ def train(setup: Setup, client: str, message: Message, memory: Tensors | None) -
     tensors = run_phases(setup, setup.algorithm.phases(message, facts), tensors, setup.federation.client(client).train, path)
     update, memory = setup.algorithm.finish(tensors, message, client, facts)
     if setup.local_buffers and message.task == "train":
-        floating = [b for b in setup.network.layout.buffers if tensors[b].is_floating_point()]
+        floating = [b for b in setup.network.layout.buffers if b in update.shared and tensors[b].is_floating_point()]
         update = replace(update, shared={n: t for n, t in update.shared.items() if n not in floating})
         memory = {**memory, **prefixed({b: tensors[b] for b in floating}, _BUFFERS)}
     for name, tensor in {**update.shared, **update.extra, **memory}.items():
         if not bool(torch.isfinite(tensor).all()):
             raise FlocoError(f"training gave a non-finite {name}; try a smaller training.lr (got {setup.training.lr})")
-    return update, memory
+    return update, memory if message.task == "train" else {}
 
 
 def models(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Models:
@@ -195,8 +192,8 @@ def global_model(setup: Setup, message: Message) -> Tensors | None:
 def logits(setup: Setup, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
     """Return the logits (n, C) of raw samples x (n, ...) under the network tensors, on the CPU."""
     predict = predictor(setup.network, setup.training, setup.device, train=False)
-    placed = {n: t.to(setup.device) for n, t in tensors.items()}
-    parts = [predict(placed, _layout(setup.federation.normalization(part).to(setup.device))).cpu() for part in x.split(_CHUNK)]
+    placed = {n: fast_copy(t.detach().to(setup.device)) for n, t in tensors.items()}
+    parts = [predict(placed, fast_copy(setup.federation.normalization(part).to(setup.device))).cpu() for part in x.split(_CHUNK)]
     return torch.cat(parts)
 
 

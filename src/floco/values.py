@@ -157,6 +157,14 @@ def prefixed(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
     return {prefix + name: t for name, t in tensors.items()}
 
 
+def fast_copy(t: torch.Tensor) -> torch.Tensor:
+    """Return a copy in the memory order in which convolutions are fastest.
+
+    All ways to a network's weights pass here: another order is another kernel, and other bits.
+    """
+    return t.clone(memory_format=torch.channels_last if t.ndim == 4 else torch.contiguous_format)
+
+
 OWN = "personal/"
 """Prefix of a second network that a client keeps to itself."""
 

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from floco.errors import FlocoError
@@ -29,9 +30,9 @@ def label_table(federation: Federation) -> Table:
     table = Table(title="who has what: samples by client and label")
     table.add_column("client")
     for name in ("train", "test", *federation.names[:20]):
-        table.add_column(name, justify="right")
+        table.add_column(escape(name), justify="right")
     for client, counts in list(zip(federation.clients, _counts(federation), strict=True))[:_ROWS]:
-        table.add_row(client.id, str(len(client.train)), str(len(client.test)), *(str(n) if n else "·" for n in counts[:20]))
+        table.add_row(escape(client.id), str(len(client.train)), str(len(client.test)), *(str(n) if n else "·" for n in counts[:20]))
     if len(federation.clients) > _ROWS:
         table.add_row(f"and {len(federation.clients) - _ROWS} more")
     return table

@@ -21,12 +21,13 @@ from floco.simplex import Assignment, Mixing, assign, sample_released, sample_si
 from floco.streams import stream
 from floco.values import Batch, Facts, Layout, Message, Models, Phase, Predict, Selection, ServerState, Step, Tensors, Training, Update, averaged, prefixed, under
 
-_CENTER = "center"
+_CENTER = "center"  # as the server knows it and sends it
+AT = "at/center"  # among working tensors, where a network may have a parameter of that name
 _MAP = "assignment/"
 
 
 @dataclass(frozen=True)
-class Simplex(Algorithm):
+class OnSimplex(Algorithm):
     """What Floco and Floco+ have in common: the shared simplex, its training, and the assignment."""
 
     endpoints: int = setting(10, "M: endpoints of the solution simplex", low=1)
@@ -52,18 +53,16 @@ class Simplex(Algorithm):
     def init(self, network: Network, *, seed: int) -> ServerState:
         """Return the network with M endpoints (M, ...) in place of each mixed parameter; endpoint 0 is its own value."""
         shared = {**network.parameters, **network.buffers}
-        for name in self.mixing.names:
-            first = shared[name]
-            shared[name] = torch.stack([first, *(self._endpoint(network, name, first, seed, m) for m in range(1, self.endpoints))])
-        return ServerState(shared)
+        first = {name: shared[name] for name in self.mixing.names}
+        rest = [self._endpoints(network, first, seed, m) for m in range(1, self.endpoints)]
+        return ServerState({**shared, **{name: torch.stack([value, *(r[name] for r in rest)]) for name, value in first.items()}})
 
-    def _endpoint(self, network: Network, name: str, first: torch.Tensor, seed: int, m: int) -> torch.Tensor:
-        if self.noise is None and name in network.loaded:
-            raise FlocoError(f"{name!r} has loaded values, which no initialiser redraws; set algorithm.noise (0 is legal) to say how far endpoints start apart")
-        if self.noise is not None:
-            gaussian = torch.randn(first.shape, generator=stream(seed, "noise", name, m), dtype=torch.float64)
-            return first + (self.noise * first.double().square().mean().sqrt() * gaussian).to(first.dtype)
-        return first.clone() if first.ndim < 2 else network.redraw(name, seed=seed, draw=m)
+    def _endpoints(self, network: Network, first: Tensors, seed: int, m: int) -> Tensors:
+        """Return endpoint m of all mixed parameters; one-dimensional ones start as copies."""
+        if self.noise is None:
+            return {**first, **network.redraw([n for n, t in first.items() if t.ndim > 1], seed=seed, draw=m)}
+        gaussian = {n: torch.randn(t.shape, generator=stream(seed, "noise", n, m), dtype=torch.float64) for n, t in first.items()}
+        return {n: t + (self.noise * t.double().square().mean().sqrt() * gaussian[n]).to(t.dtype) for n, t in first.items()}
 
     def select(self, state: ServerState, clients: Sequence[str], *, fraction: float, generator: torch.Generator) -> Selection:
         """Return the round's clients as in any method; in round tau all others probe."""
@@ -90,7 +89,7 @@ class Simplex(Algorithm):
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return the shared tensors and the client's center, 1/M if it has none yet."""
-        return {**message.shared, _CENTER: message.own.get(_CENTER, self._middle)}
+        return {**message.shared, AT: message.own.get(_CENTER, self._middle)}
 
     @property
     def _middle(self) -> torch.Tensor:
@@ -107,8 +106,7 @@ class Simplex(Algorithm):
 
     def draws(self, message: Message) -> _Mixtures:
         """Return the sampler of this client's mixtures: the whole simplex until it has a center, then its subregion."""
-        center = message.own.get(_CENTER)
-        return _Mixtures(self.endpoints, center, self.radius, released=self.sampler == "released")
+        return _Mixtures(self.endpoints, self.radius if _CENTER in message.own else None, released=self.sampler == "released")
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return all shared tensors; of a probe only the endpoints, for its signal. Nothing stays."""
@@ -117,7 +115,7 @@ class Simplex(Algorithm):
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return the models at the middle of the simplex and at the client's center."""
-        return Models(self.mixing(tensors, self._middle.float()), self.mixing(tensors, tensors[_CENTER].float()))
+        return Models(self.mixing(tensors, self._middle.float()), self.mixing(tensors, tensors[AT].float()))
 
 
 def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tensors]:
@@ -126,22 +124,21 @@ def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tens
 
 @dataclass(frozen=True)
 class _Mixtures:
-    """Draws n mixtures (n, M)."""
+    """Draws n mixtures (n, M): on the subregion around the working tensors' center, or (no radius) on the whole simplex."""
 
     endpoints: int
-    center: torch.Tensor | None
-    radius: float
+    radius: float | None
     released: bool
 
     def __call__(self, tensors: Tensors, n: int, generator: torch.Generator) -> torch.Tensor:
-        if self.center is None:
+        if self.radius is None:
             return sample_simplex(n, self.endpoints, generator=generator)
         sample = sample_released if self.released else sample_subregion
-        return sample(self.center, self.radius, n, generator=generator)
+        return sample(tensors[AT].cpu(), self.radius, n, generator=generator)
 
 
 @dataclass(frozen=True)
-class Floco(Simplex):
+class Floco(OnSimplex):
     """Floco (NeurIPS 2024): one simplex for all, a subregion of it for each.
 
     W(alpha) = sum_m alpha_m W_m, alpha ~ U(simplex) before round tau and ~ U(R_k) after it,

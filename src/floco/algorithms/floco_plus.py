@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from floco.algorithms.ditto import own, personal_phase, with_personal
-from floco.algorithms.floco import Simplex
+from floco.algorithms.floco import AT, OnSimplex
 from floco.settings import setting
 from floco.values import OWN, Facts, Message, Models, Phase, Tensors, Update, under
 
 
 @dataclass(frozen=True)
-class FlocoPlus(Simplex):
+class FlocoPlus(OnSimplex):
     """Floco+ (NeurIPS 2024): Floco, and on each client a simplex v_k of its own with gradient + lambda (v_k - w_t).
 
     v_k starts from the first message, trains inside R_k for e' epochs a round, and is never sent. The shared part is
@@ -25,7 +25,7 @@ class FlocoPlus(Simplex):
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w, v_k, w_t and the client's center."""
-        return {**with_personal(message, memory), **Simplex.begin(self, message, memory, facts)}
+        return {**with_personal(message, memory), **OnSimplex.begin(self, message, memory, facts)}
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return Floco's phase, then the personal one; a probe has no personal phase."""
@@ -36,8 +36,8 @@ class FlocoPlus(Simplex):
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return Floco's update, and keep v_k."""
-        return Simplex.finish(self, tensors, message, client, facts)[0], own(tensors)
+        return OnSimplex.finish(self, tensors, message, client, facts)[0], own(tensors)
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return the global model at 1/M of w, and the personal one at beta_k of v_k."""
-        return Models(Simplex.models(self, tensors, facts).global_, self.mixing(under(tensors, OWN), tensors["center"].float()))
+        return Models(OnSimplex.models(self, tensors, facts).global_, self.mixing(under(tensors, OWN), tensors[AT].float()))

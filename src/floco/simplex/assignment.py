@@ -62,13 +62,14 @@ def _centers(scores: torch.Tensor, z: float, endpoints: int) -> torch.Tensor:
 
 
 def _principal(centered: torch.Tensor, endpoints: int) -> torch.Tensor:
-    """Return the first min(M, rank) principal directions of centered signals, (r, P), the largest |loading| positive.
+    """Return the first r = min(M, K, P) principal directions of centered signals, (r, P), the largest |loading| positive.
 
-    The rule for the sign is scikit-learn's. It matters: the projection that follows is not sign-blind.
+    The rule for the sign is scikit-learn's. It matters: the projection that follows is not sign-blind. Directions beyond
+    the rank are arbitrary, and zero here: all scores along them are zero, also those of a newcomer.
     """
     _, values, rows = torch.linalg.svd(centered, full_matrices=False)
     noise = values[0] * max(centered.shape) * torch.finfo(torch.float64).eps
-    directions: torch.Tensor = rows[: min(endpoints, int((values > noise).sum()))]
+    directions: torch.Tensor = torch.where((values > noise)[:, None], rows, 0)[:endpoints]
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
     return directions * largest.sign()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from floco.errors import FlocoError, nearest
-from floco.values import Layout, Tensors
+from floco.values import Layout, Tensors, fast_copy
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Mixing:
         if mix == "all":
             return Mixing(layout.parameters)
         names = (mix,) if isinstance(mix, str) else mix
+        if not names or len(set(names)) < len(names):
+            raise FlocoError(f"algorithm.mix must name one parameter at least, and none twice, got {list(names)}")
         for name in names:
             if name not in layout.parameters:
                 raise FlocoError(f"algorithm.mix names {name!r}, which is no trained parameter of the model{nearest(name, layout.parameters)}")
@@ -37,7 +39,8 @@ class Mixing:
 
         By linearity dL/dW_m = alpha_m dL/dW, so one backward pass reaches all endpoints (method, section 1).
         """
-        return {**tensors, **{n: torch.einsum("m,m...->...", alpha, tensors[n]) for n in self.names}}
+        mixed = {n: torch.einsum("m,m...->...", alpha, tensors[n]) for n in self.names}
+        return {**tensors, **{n: fast_copy(t) if t.ndim == 4 else t for n, t in mixed.items()}}
 
     def signal(self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the gradient signal of a client: the flattened pseudo-gradient `before - after` of all endpoints, (P,)."""

@@ -55,7 +55,7 @@ def sample_subregion(center: torch.Tensor, radius: float, n: int, *, generator: 
     if radius >= 2:
         return sample_simplex(n, len(center), generator=generator)
     envelope = _Envelope.around(center, radius / 2)
-    whole = envelope.volume >= 1 / math.factorial(len(center) - 1)
+    whole = envelope.log_volume >= -math.lgamma(len(center))
     accepted, found, proposed = [], 0, 0
     size = max(64, 2 * n)
     while found < n:
@@ -76,7 +76,7 @@ class _Case:
     b: int
     slack: float
     """Upper bound S of what the a small ones can lose together."""
-    volume: float
+    log_volume: float
 
 
 def _dirichlet(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
@@ -100,9 +100,13 @@ class _Envelope:
     cases: tuple[_Case, ...]
 
     @property
-    def volume(self) -> float:
-        """Volume of the envelope, in M - 1 of the coordinates (the whole simplex: 1 / (M - 1)!)."""
-        return sum(c.volume for c in self.cases)
+    def log_volume(self) -> float:
+        """Log volume of the envelope, in M - 1 of the coordinates (the whole simplex: -log (M - 1)!)."""
+        return float(self._log_volumes.logsumexp(0))
+
+    @property
+    def _log_volumes(self) -> torch.Tensor:
+        return torch.tensor([c.log_volume for c in self.cases], dtype=torch.float64)
 
     @staticmethod
     def around(center: torch.Tensor, half: float) -> _Envelope:
@@ -121,14 +125,16 @@ class _Envelope:
             esp[i, 1:] = esp[i + 1, 1:] + values[i] * esp[i + 1, :-1]
         top = [math.fsum(values[k - a :]) for a in range(k + 1)]
         cases = tuple(
-            _Case(a, b, top[a], float(esp[0, a]) * _volume(size, a, b, len(large), top[a], half)) for a in range(k + 1) for b in range(len(large) + 1) if 1 <= a + b <= size - 1
+            _Case(a, b, top[a], math.log(float(esp[0, a])) + _log_volume(size, a, b, len(large), top[a], half))
+            for a in range(k + 1)
+            for b in range(len(large) + 1)
+            if 1 <= a + b <= size - 1 and esp[0, a] > 0  # 0: an underflow, far too unlikely to matter
         )
         return _Envelope(center, half, small, large, esp, cases)
 
     def propose(self, n: int, generator: torch.Generator) -> torch.Tensor:
         """Return at most n displaced points (k, M), uniform on the envelope after its own rejection."""
-        weights = torch.tensor([c.volume for c in self.cases], dtype=torch.float64)
-        picks = torch.multinomial(weights, n, replacement=True, generator=generator)
+        picks = torch.multinomial(self._log_volumes.softmax(0), n, replacement=True, generator=generator)
         parts = [self._draw(self.cases[i], int(number), generator) for i, number in zip(*(t.tolist() for t in picks.unique(return_counts=True)), strict=True)]
         points = torch.cat(parts)
         return points[torch.randperm(len(points), generator=generator)]  # cases in random order: the caller keeps the first n
@@ -140,12 +146,13 @@ class _Envelope:
         lost_small = self.center[chosen] * torch.rand(n, a, generator=generator, dtype=torch.float64)
         sum_small = lost_small.sum(dim=1)
         if b == 0:
-            moved, accept = sum_small, uniform[:, 1] * case.slack ** (size - a - 1) <= sum_small ** (size - a - 1)
+            moved, accept = sum_small, uniform[:, 1] <= (sum_small / case.slack) ** (size - a - 1)
             lost_large = torch.zeros(n, 0, dtype=torch.float64)
         else:
             power = size - a - 1
-            low, high = case.slack**power, (self.half + case.slack) ** power
-            u = (low + (high - low) * uniform[:, 0]) ** (1 / power)  # density ~ u^(power - 1) on [S, T + S]
+            most = self.half + case.slack
+            low = (case.slack / most) ** power
+            u = most * (low + (1 - low) * uniform[:, 0]) ** (1 / power)  # density ~ u^(power - 1) on [S, T + S]
             sum_large = u - case.slack
             moved = sum_large + sum_small
             accept = uniform[:, 1] <= (moved / u) ** (size - a - b - 1) * (sum_large / u) ** (b - 1)
@@ -173,13 +180,14 @@ class _Envelope:
 @lru_cache(maxsize=4096)  # a client keeps its center for the rest of a run
 def _tightest(center: tuple[float, ...], half: float) -> _Envelope:
     point = torch.tensor(center, dtype=torch.float64)
-    return min((_Envelope.with_small(point, half, k) for k in range(int((point > 0).sum()))), key=lambda e: e.volume)
+    return min((_Envelope.with_small(point, half, k) for k in range(int((point > 0).sum()))), key=lambda e: e.log_volume)
 
 
-def _volume(size: int, a: int, b: int, large: int, slack: float, half: float) -> float:
-    """Return the volume of one case per unit of e_a (docs/method.md gives the integral)."""
-    positive = math.factorial(size - a - b - 1)
-    if b == 0:
-        return slack ** (size - a - 1) / positive
+def _log_volume(size: int, a: int, b: int, large: int, slack: float, half: float) -> float:
+    """Return the log volume of one case per unit of e_a (docs/method.md gives the integral)."""
     power = size - a - 1
-    return math.comb(large, b) * ((half + slack) ** power - slack**power) / (math.factorial(b - 1) * positive * power)
+    if b == 0:
+        return power * math.log(slack) - math.lgamma(size - a)
+    most = half + slack
+    choices = math.lgamma(large + 1) - math.lgamma(b + 1) - math.lgamma(large - b + 1)
+    return choices + power * math.log(most) + math.log1p(-((slack / most) ** power)) - math.lgamma(b) - math.lgamma(size - a - b) - math.log(power)
