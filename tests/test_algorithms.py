@@ -336,3 +336,10 @@ def test_a_probe_leaves_no_memory() -> None:
     last = train(setup)[-1]
     assert len(last.memories) == 2
     assert len(last.state.by_client) == 6
+
+
+def test_a_probe_sends_its_endpoints_only() -> None:
+    rows = [p.evaluation.history for p in train(make(Floco(endpoints=4, assign_at=2), rounds=2))]
+    endpoints, rest = 4 * 21 * 4, (35 + 7 + 3) * 4  # bytes of float32
+    assert rows[0]["bytes_up"] == 3 * (endpoints + rest)
+    assert rows[1]["bytes_up"] == 3 * (endpoints + rest) + 3 * endpoints
