@@ -8,9 +8,9 @@ from torch import nn
 from conftest import make, same, small_net, train
 from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
 from floco.contract import Algorithm
-from floco.engines import Processes, Serial, resolve
+from floco.engines import Job, Processes, Serial, resolve
 from floco.errors import FlocoError, RunFailed
-from floco.loop import Plan
+from floco.loop import Plan, begin
 
 
 @pytest.mark.parametrize("algorithm", [Floco(endpoints=4, assign_at=3), FlocoPlus(endpoints=4, assign_at=3), FedAvg(), Ditto()], ids=lambda a: a.name)
@@ -110,3 +110,13 @@ def test_threads_are_restored_after_a_run() -> None:
     torch.set_num_threads(2)
     train(make(FedAvg(), rounds=1))
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
+    setup = make(FedAvg())
+    state = begin(setup).state
+    jobs = [Job(c, "train", setup.algorithm.message(state, c, "train")) for c in reversed(setup.federation.ids)]
+    engine = Processes(setup, workers) if workers else Serial(setup)
+    assert [r.client for r in engine.run(jobs)] == [j.client for j in jobs]
+    engine.close()

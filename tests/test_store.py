@@ -282,7 +282,20 @@ def test_every_algorithm_resumes_to_the_same_bytes(tmp_path: Path, name: str) ->
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("other", [lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)), lambda: nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 3))])
+def other_values() -> nn.Module:
+    net = small_net()
+    nn.init.zeros_(net[0].bias)
+    return net
+
+
+OTHERS = {
+    "activation": lambda: nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)),
+    "width": lambda: nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 3)),
+    "values": other_values,
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 def test_a_changed_model_is_refused(tmp_path: Path, other: Callable[[], nn.Module]) -> None:
     run(tmp_path / "run")
     with pytest.raises(FlocoError, match="model of .* has changed"):
