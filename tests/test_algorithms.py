@@ -50,6 +50,7 @@ def test_contract(algorithm: Algorithm, has_global: bool) -> None:
     assert all(torch.isfinite(t).all() for t in last.state.shared.values())
     assert last.evaluation.history["loss_personal"] < 0.9 * math.log(3)  # it learns
     assert set(last.memories) <= {c for c, n in last.participated.items() if n}
+    assert sum(last.participated.values()) == 6 * 3  # three clients a round
 
 
 @pytest.mark.parametrize(("algorithm", "has_global"), TABLE, ids=lambda v: getattr(v, "name", ""))

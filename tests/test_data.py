@@ -107,6 +107,7 @@ def test_test_parts_do_not_depend_on_other_clients() -> None:
     one, other = a.split(Natural()).client("b"), b.split(Natural()).client("b")
     assert torch.equal(one.test, other.test)
     assert len(one.test) == 4
+    assert not torch.equal(one.test + 20, a.split(Natural()).client("a").test)  # nor have equal clients the same positions
 
 
 def test_natural_clients_keep_their_ids_and_samples() -> None:

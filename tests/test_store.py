@@ -330,3 +330,24 @@ def test_long_client_ids_fit_into_file_names(tmp_path: Path) -> None:
     done = fit(small_net, blobs(ids=ids), ALGORITHM, out=tmp_path / "run", **{**SETTINGS, "fraction": 1.0})
     assert set(done.progress.memories) == set(ids)
     assert len(list((tmp_path / "run" / "checkpoint" / "memories").iterdir())) == 3
+
+
+def test_a_kill_before_old_versions_are_deleted_leaves_none_behind(tmp_path: Path, undisturbed: tuple[dict[str, bytes], float]) -> None:
+    out = tmp_path / "run"
+
+    def dies() -> None:
+        forget = Store._forget
+
+        def dying(self: Store, versions: dict[str, int]) -> None:
+            if self._round == 6:
+                os.kill(os.getpid(), signal.SIGKILL)
+            forget(self, versions)
+
+        Store._forget = dying
+        run(out)
+
+    process = in_process(dies)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    run(out)
+    assert contents(out) == undisturbed[0]

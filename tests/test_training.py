@@ -290,3 +290,16 @@ def test_shuffles_follow_the_seed() -> None:
     c, d, e = (train(make(FedAvg(), seed=s, **whole))[-1].state.shared for s in (0, 1, 0))
     assert (c["0.weight"] - d["0.weight"]).abs().max() > 1e-4
     assert same(c, e)
+
+
+def test_buffers_that_are_not_saved_are_not_sent() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_net()
+            self.register_buffer("mask", torch.ones(5), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x * self.mask)
+
+    assert "mask" not in train(make(FedAvg(), model=Masked))[-1].state.shared
