@@ -85,7 +85,7 @@ def test_the_shipped_configurations_are_valid(path: Path) -> None:
 
 
 def test_the_papers_settings() -> None:
-    """docs/method.md, section 6."""
+    """CIFAR-10 as in the paper: 100 clients of 500 samples, 30 a round, 500 rounds, assignment in round 250."""
     paper = Training(rounds=500, fraction=0.3, epochs=5, batch_size=50, lr=0.02, momentum=0.5, weight_decay=5e-4)
     folds, released, dirichlet = (read(next(p for p in CONFIGS if p.stem == f"cifar10-{n}")) for n in ("folds", "folds-released", "dirichlet"))
     assert folds.training == released.training == dirichlet.training == paper

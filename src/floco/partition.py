@@ -43,7 +43,7 @@ def _sizes(total: int, clients: int, samples: int | None) -> list[int]:
 
 @dataclass(frozen=True)
 class Folds(Split):
-    """Client i belongs to fold i mod `folds`; `share` of its samples come from its fold's classes (method, section 6).
+    """Client i belongs to fold i mod `folds`; `share` of its samples come from its fold's classes.
 
     >>> Folds(5, share=0.84).share
     0.84

@@ -122,7 +122,8 @@ def fit(
     """Return the run of a federation, trained from the first round to the last.
 
     Args:
-        model: any `nn.Module` (taken with the values it has), or a function that builds one.
+        model: any `nn.Module` (taken with the values it has), or a function that builds one. If its values are pretrained,
+            say how far Floco's endpoints start apart, with `noise`: that they are cannot be seen from a module.
         federation: who has what, e.g. `floco.load("digits").split(floco.Folds(5), clients=20)`.
         algorithm: e.g. `floco.Floco(endpoints=10)`.
         out: a run directory to write, as `floco run` does; None keeps everything in memory.

@@ -37,7 +37,7 @@ class Mixing:
     def __call__(self, tensors: Mapping[str, torch.Tensor], alpha: torch.Tensor) -> Tensors:
         """Return the tensors with W(alpha) = sum_m alpha_m W_m in place of the endpoints W, (M, ...) -> (...).
 
-        By linearity dL/dW_m = alpha_m dL/dW, so one backward pass reaches all endpoints (method, section 1).
+        By linearity dL/dW_m = alpha_m dL/dW, so one backward pass reaches all endpoints.
         """
         mixed = {n: torch.einsum("m,m...->...", alpha, tensors[n]) for n in self.names}
         return {**tensors, **{n: fast_copy(t) if t.ndim == 4 else t for n, t in mixed.items()}}
