@@ -97,7 +97,7 @@ def _scale(scores: torch.Tensor, normalize: bool) -> float:
 
 
 def assign(signals: torch.Tensor, endpoints: int, *, normalize: bool = True) -> Assignment:
-    """Return the subregion centers of all clients, from their gradient signals (the paper's section 3.2).
+    """Return the subregion centers of all clients, from their gradient signals.
 
     kappa = first M principal component scores of the centered signals; beta_k(z) = project(kappa_k, z) / z; z minimises
     `log_energy`. In float64; deterministic up to the linear algebra library.
