@@ -64,6 +64,10 @@ class Algorithm(Settings, ABC):
         """Return what travels back and what stays on the client, from the working tensors after the last phase."""
         return Update(client, message.task, facts.n_train, {name: tensors[name] for name in message.shared}), {}
 
+    def effective(self, shared: Tensors) -> Tensors:
+        """Return the global model's parameters among shared tensors: what the variance of the updates is measured on."""
+        return shared
+
     def adapt(self, facts: Facts) -> tuple[Phase, ...]:
         """Return what a client does before it is evaluated; the result is not kept."""
         return ()

@@ -20,7 +20,7 @@ import torch
 
 from floco.errors import FlocoError, RunFailed
 from floco.metrics import Score, score
-from floco.training import Scores, Setup, evaluate, global_model, logits, train
+from floco.training import Scores, Setup, evaluate, global_model, logits, optimiser_steps, train
 from floco.values import Message, Tensors, Update
 
 
@@ -44,6 +44,8 @@ class Result:
     memory: Tensors | None = None
     scores: Scores | None = None
     score: Score | None = None
+    steps: int = 0
+    """Optimiser steps taken."""
     failure: str | None = None
     trace: str = ""
 
@@ -54,8 +56,10 @@ def perform(setup: Setup, job: Job) -> Result:
         if job.task == "test":
             return _test(setup, job)
         if job.task == "evaluate":
-            return Result(job.client, scores=evaluate(setup, job.client, job.message, job.memory))
-        return Result(job.client, *train(setup, job.client, job.message, job.memory))
+            scores = evaluate(setup, job.client, job.message, job.memory)
+            return Result(job.client, scores=scores, steps=optimiser_steps(setup, job.client, setup.algorithm.adapt(setup.facts(job.client))))
+        update, memory = train(setup, job.client, job.message, job.memory)
+        return Result(job.client, update, memory, steps=optimiser_steps(setup, job.client, setup.algorithm.phases(job.message, setup.facts(job.client))))
     except Exception as error:  # noqa: BLE001  a client's fault of any kind must not end the run; it is named and counted
         kind = "" if isinstance(error, FlocoError) else f"{type(error).__name__}: "
         return Result(job.client, failure=f"{kind}{error}", trace=traceback.format_exc())

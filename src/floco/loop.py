@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from floco.engines import Engine, Job, Result, one_thread
 from floco.errors import RunFailed
-from floco.evaluation import Counts, Evaluation, Row, client_row, evaluation, pooled
+from floco.evaluation import Counts, Evaluation, Row, client_row, evaluation, update_spread
+from floco.metrics import pooled
 from floco.streams import stream
 from floco.training import Scores, Setup, global_parts
-from floco.values import ServerState, Tensors
+from floco.values import ServerState, Tensors, Update
 
 _TEST = "(global test part)"  # stands where a client's name would, in jobs and failures
 
@@ -98,7 +99,8 @@ def _round(setup: Setup, engine: Engine, plan: Plan, before: Progress) -> Progre
     new = {r.client: r.memory for r in results if r.memory}
     trained = {u.client for u in updates if u.task == "train"}
     participated = {c: before.participated.get(c, 0) + (c in trained) for c in {*before.participated, *trained}}
-    counts = Counts(len(failures), sum(_size(j.message.shared) + _size(j.message.own) for j in jobs), sum(_size(u.shared) + _size(u.extra) for u in updates))
+    down, up = _size(t for j in jobs for t in (j.message.shared, j.message.own)), _size(t for u in updates for t in (u.shared, u.extra))
+    counts = Counts(len(failures), 1, sum(r.steps for r in results), down[0], up[0], down[1], up[1], _spread(setup, state, updates))
     return Progress(
         algorithm.aggregate(state, updates, clients=len(setup.federation.clients)), {**before.memories, **new}, participated, before.since + counts, tuple(new), failures
     )
@@ -116,8 +118,16 @@ def _check(failures: Sequence[Failure], train: Sequence[str], plan: Plan, number
         raise RunFailed(f"round {number}: {len(failed)} clients failed, at most run.max_failed = {plan.max_failed} may, and not all of them:\n  {shown}")
 
 
-def _size(tensors: Tensors) -> int:
-    return sum(t.nbytes for t in tensors.values())
+def _size(groups: Iterable[Tensors]) -> tuple[int, int]:
+    """Return the numbers of elements and of bytes."""
+    sizes = [(t.numel(), t.nbytes) for tensors in groups for t in tensors.values()]
+    return sum(n for n, _ in sizes), sum(b for _, b in sizes)
+
+
+def _spread(setup: Setup, state: ServerState, updates: Sequence[Update]) -> dict[str, float]:
+    trained = [u for u in updates if u.task == "train"]
+    effective = setup.algorithm.effective
+    return update_spread(effective(state.shared), [effective({**state.shared, **u.shared}) for u in trained], [u.weight for u in trained], setup.network.layout)
 
 
 def _evaluated(setup: Setup, engine: Engine, plan: Plan, progress: Progress) -> Progress:
@@ -134,5 +144,5 @@ def _evaluated(setup: Setup, engine: Engine, plan: Plan, progress: Progress) -> 
         parts = [s.global_ for s in scores.values() if s.global_ is not None]
     else:
         parts = [r.score for r in results if r.score is not None] if not any(f.client == _TEST for f in failures) else []
-    done = evaluation(state.round, rows, scores, pooled(parts), progress.since + Counts(failed=len(failures)))
+    done = evaluation(state.round, rows, scores, pooled(parts), progress.since + Counts(failed=len(failures)), sum(r.steps for r in results))
     return replace(progress, evaluation=done, since=Counts(), failures=progress.failures + failures)

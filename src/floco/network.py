@@ -46,7 +46,8 @@ class Network:
         last = f"{linears[-1]}.weight".removeprefix(".") if linears else None
         if last is not None and last not in parameters:
             last = self._tied_name(last, parameters)
-        return Layout(tuple(parameters), tuple(self.buffers), last)
+        head = () if last is None else tuple(n for n in (last, f"{linears[-1]}.bias".removeprefix(".")) if n in parameters)
+        return Layout(tuple(parameters), tuple(self.buffers), last, head)
 
     def fingerprint(self) -> str:
         """Return a hash of the architecture and of all initial values, frozen ones too."""

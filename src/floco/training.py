@@ -77,6 +77,12 @@ def batch_sizes(n: int, batch_size: int) -> list[int]:
     return sizes
 
 
+def optimiser_steps(setup: Setup, client: str, phases: Sequence[Phase]) -> int:
+    """Return how many gradient steps the phases take on a client's training part."""
+    batches = len(batch_sizes(len(setup.federation.client(client).train), setup.training.batch_size))
+    return sum((setup.training.epochs if p.epochs is None else p.epochs) * batches * sum(s.repeat for s in p.steps) for p in phases)
+
+
 def sgd_step(step: Step, predict: Predict, tensors: Tensors, velocity: list[torch.Tensor], draw: torch.Tensor | None, batch: Batch, training: Training) -> None:
     """Move `tensors[step.moves]` in place: g <- dL + correction + decay * w; v <- momentum * v + g; w <- w - lr * v."""
     momentum = training.momentum if step.momentum is None else step.momentum

@@ -84,6 +84,8 @@ class Layout:
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
     last: str | None
+    head: tuple[str, ...] = ()
+    """Weight and bias of the last linear layer, as far as they are trained."""
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,10 @@ class OnSimplex(Algorithm):
         names = self.mixing.names if message.task == "probe" else message.shared
         return Update(client, message.task, facts.n_train, {n: tensors[n] for n in names}), {}
 
+    def effective(self, shared: Tensors) -> Tensors:
+        """Return the model at 1/M: the steps of single endpoints are damped by alpha, so their variance would prove nothing."""
+        return self.mixing(shared, self._middle.float())
+
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return the models at the middle of the simplex and at the client's center."""
         return Models(self.mixing(tensors, self._middle.float()), self.mixing(tensors, tensors[AT].float()))
