@@ -8,7 +8,7 @@ from torch import nn
 
 from conftest import blobs, make, same, small_net, train
 from floco import loop
-from floco.algorithms import ALGORITHMS, Ditto, FedAvg, FedAvgFT, Floco, FlocoPlus, Local
+from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, Ditto, FedAvg, FedAvgFT, FedPer, FedProx, FedRep, FedRoD, Floco, FlocoPlus, Local, PFedMe, SuPerFed
 from floco.algorithms.floco import OnSimplex
 from floco.contract import Algorithm
 from floco.engines import Serial
@@ -24,6 +24,14 @@ TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has 
     (FedAvgFT(), True),
     (Ditto(), True),
     (Local(), False),
+    (FedProx(mu=0.1), True),
+    (SCAFFOLD(), True),
+    (PFedMe(), True),
+    (APFL(), True),
+    (FedPer(), False),
+    (FedRep(), False),
+    (FedRoD(), True),
+    (SuPerFed(), True),
 ]
 
 

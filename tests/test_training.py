@@ -33,19 +33,32 @@ def test_sgd_is_torchs(momentum: float, decay: float) -> None:
         assert torch.equal(tensors[name], p)
 
 
-def test_a_step_repeats_clamps_and_has_its_own_rate() -> None:
+def test_a_step_repeats_and_has_its_own_rate() -> None:
     setup = make(FedAvg())
     tensors = {**setup.network.parameters, "a": torch.tensor(0.5)}
 
     def loss(predict, tensors, draw, batch):  # type: ignore[no-untyped-def]
         return 10 * tensors["a"] + 0 * predict(tensors, batch.x).sum()
 
-    step = Step(loss, ("a",), lr=0.02, momentum=0, weight_decay=0, repeat=2, clamp=(0.0, 1.0))
+    step = Step(loss, ("a",), lr=0.02, momentum=0, weight_decay=0, repeat=2)
     after = run_phases(setup, (Phase("alpha", (step,), epochs=1),), tensors, torch.arange(8), ("test",))
     assert after["a"] == pytest.approx(0.1)
-    after = run_phases(setup, (Phase("alpha", (step,), epochs=2),), tensors, torch.arange(8), ("test",))
-    assert after["a"] == 0
     assert same({n: after[n] for n in setup.network.parameters}, setup.network.parameters)
+
+
+def test_coefficients_move_without_momentum_and_decay_and_stay_in_their_range() -> None:
+    setup = make(FedAvg(), momentum=0.9, weight_decay=0.3)
+    tensors = {"a": torch.tensor(0.9), "b": torch.tensor(0.5), "c": torch.tensor(0.5), "d": torch.tensor(0.5)}
+
+    def loss(predict, tensors, draw, batch):  # type: ignore[no-untyped-def]
+        return 2 * tensors["a"] + 10 * tensors["b"] - 10 * tensors["c"] + 3 * tensors["d"]
+
+    step = Step(loss, ("a",), coefficients={"b": (0.2, 1.0), "c": (0.0, 0.55), "d": (-99.0, 99.0)})
+    after = run_phases(setup, (Phase("alpha", (step,), epochs=1),), tensors, torch.arange(8), ("test",))
+    assert after["a"] == pytest.approx(0.9 - 0.1 * (2 + 0.3 * 0.9))
+    assert (after["b"], after["c"]) == (pytest.approx(0.2), pytest.approx(0.55))
+    after = run_phases(setup, (Phase("alpha", (step,), epochs=3),), tensors, torch.arange(8), ("test",))
+    assert after["d"] == pytest.approx(0.5 - 3 * 0.1 * 3)
 
 
 @pytest.mark.parametrize(("n", "batch", "sizes"), [(8, 4, [4, 4]), (10, 4, [4, 4, 2]), (9, 4, [4, 5]), (1, 4, [1]), (3, 1, [1, 1, 1]), (3, 10, [3])])

@@ -34,8 +34,8 @@ class Algorithm(Settings, ABC):
         """Return the state before the first round."""
         return ServerState(shared={**network.parameters, **network.buffers})
 
-    def start(self, network: Network) -> Tensors:
-        """Return the memory of a client that never trained."""
+    def start(self, network: Network, *, seed: int) -> Tensors:
+        """Return the memory of a client that keeps nothing yet; `seed` is the client's own."""
         return {}
 
     def select(self, state: ServerState, clients: Sequence[str], *, fraction: float, generator: torch.Generator) -> Selection:

@@ -18,7 +18,7 @@ from floco.errors import FlocoError
 from floco.federation import Federation
 from floco.metrics import Score, score
 from floco.network import Network
-from floco.streams import global_stream, stream
+from floco.streams import derive, global_stream, stream
 from floco.values import Batch, Facts, Layout, Message, Models, Phase, Predict, Step, Tensors, Training, Update, fast_copy, prefixed, under
 
 _CHUNK = 500  # samples a forward pass in evaluation: fixed, so that results do not depend on the engine
@@ -40,7 +40,7 @@ class Setup:
     def facts(self, client: str) -> Facts:
         """Return what the algorithm may know of `client`."""
         train = self.federation.client(client).train
-        return Facts(self.network.layout, self.training, len(train), self.federation.label_counts(train))
+        return Facts(self.network.layout, self.training, len(train), self.federation.label_counts(train), len(batch_sizes(len(train), self.training.batch_size)))
 
     @property
     def local_buffers(self) -> bool:
@@ -79,7 +79,7 @@ def batch_sizes(n: int, batch_size: int) -> list[int]:
 
 def optimiser_steps(setup: Setup, client: str, phases: Sequence[Phase]) -> int:
     """Return how many gradient steps the phases take on a client's training part."""
-    batches = len(batch_sizes(len(setup.federation.client(client).train), setup.training.batch_size))
+    batches = setup.facts(client).batches
     return sum((setup.training.epochs if p.epochs is None else p.epochs) * batches * sum(s.repeat for s in p.steps) for p in phases)
 
 
@@ -89,8 +89,12 @@ def sgd_step(step: Step, predict: Predict, tensors: Tensors, velocity: list[torc
     decay = training.weight_decay if step.weight_decay is None else step.weight_decay
     moved = [tensors[n] for n in step.moves]
     loss = step.loss(predict, tensors, draw, batch)
-    gradients = list(torch.autograd.grad(loss, moved, materialize_grads=True))
+    found = torch.autograd.grad(loss, moved + [tensors[n] for n in step.coefficients], materialize_grads=True)
+    gradients = list(found[: len(moved)])
+    lr = training.lr if step.lr is None else step.lr
     with torch.no_grad():
+        for (name, (low, high)), gradient in zip(step.coefficients.items(), found[len(moved) :], strict=True):
+            tensors[name].sub_(lr * gradient).clamp_(low, high)
         # Nothing is added in place before `velocity`: autograd may return one tensor for two inputs, or an expanded one.
         if step.correction is not None:
             for name, value in step.correction(tensors).items():
@@ -105,15 +109,12 @@ def sgd_step(step: Step, predict: Predict, tensors: Tensors, velocity: list[torc
             else:
                 velocity.extend(g.clone() for g in gradients)
             gradients = velocity
-        torch._foreach_add_(moved, gradients, alpha=-(training.lr if step.lr is None else step.lr))
-        if step.clamp is not None:
-            torch._foreach_clamp_min_(moved, step.clamp[0])
-            torch._foreach_clamp_max_(moved, step.clamp[1])
+        torch._foreach_add_(moved, gradients, alpha=-lr)
 
 
 def _own_copies(tensors: Tensors, phases: Sequence[Phase], layout: Layout, device: torch.device) -> Tensors:
     """Return working tensors in which all that may change (moved parameters, buffers) is copied, the rest shared."""
-    moves = {name for phase in phases for step in phase.steps for name in step.moves}
+    moves = {name for phase in phases for step in phase.steps for name in (*step.moves, *step.coefficients)}
     mine = {n: t.to(device) for n, t in tensors.items()}
     for name in mine:
         if name in moves:
@@ -149,11 +150,12 @@ def run_phases(setup: Setup, phases: Sequence[Phase], tensors: Tensors, indices:
     return {n: t.detach().contiguous().cpu() for n, t in tensors.items()}
 
 
-def _received(setup: Setup, message: Message, memory: Tensors | None) -> tuple[Message, Tensors]:
+def _received(setup: Setup, client: str, message: Message, memory: Tensors | None) -> tuple[Message, Tensors]:
     """Return the message and the memory as the algorithm sees them: a client's own buffers in place of the received."""
-    memory = setup.algorithm.start(setup.network) if memory is None else memory
+    memory = memory or {}
     kept = under(memory, _BUFFERS)
-    return replace(message, shared={**message.shared, **kept}), {n: t for n, t in memory.items() if not n.startswith(_BUFFERS)}
+    own = {n: t for n, t in memory.items() if not n.startswith(_BUFFERS)}
+    return replace(message, shared={**message.shared, **kept}), own or setup.algorithm.start(setup.network, seed=derive(setup.seed, "start", client))
 
 
 def train(setup: Setup, client: str, message: Message, memory: Tensors | None) -> tuple[Update, Tensors]:
@@ -162,7 +164,7 @@ def train(setup: Setup, client: str, message: Message, memory: Tensors | None) -
     Raises:
         FlocoError: a tensor came out not finite.
     """
-    message, memory = _received(setup, message, memory)
+    message, memory = _received(setup, client, message, memory)
     facts = setup.facts(client)
     tensors = setup.algorithm.begin(message, memory, facts)
     path = ("train", message.round, client)
@@ -180,7 +182,7 @@ def train(setup: Setup, client: str, message: Message, memory: Tensors | None) -
 
 def models(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Models:
     """Return the network tensors of a client's global and personal model, after its adaptation if the method has one."""
-    message, memory = _received(setup, message, memory)
+    message, memory = _received(setup, client, message, memory)
     facts = setup.facts(client)
     tensors = setup.algorithm.begin(message, memory, facts)
     tensors = run_phases(setup, setup.algorithm.adapt(facts), tensors, setup.federation.client(client).train, ("adapt", message.round, client))
@@ -189,8 +191,8 @@ def models(setup: Setup, client: str, message: Message, memory: Tensors | None) 
 
 def global_model(setup: Setup, message: Message) -> Tensors | None:
     """Return the network tensors of the server's global model, None if the method has none, or if buffers stay local."""
-    facts = Facts(setup.network.layout, setup.training, 0, (0,) * setup.federation.classes)
-    tensors = setup.algorithm.begin(message, setup.algorithm.start(setup.network), facts)
+    facts = Facts(setup.network.layout, setup.training, 0, (0,) * setup.federation.classes, 0)
+    tensors = setup.algorithm.begin(message, setup.algorithm.start(setup.network, seed=setup.seed), facts)
     return None if setup.local_buffers else setup.algorithm.models(tensors, facts).global_
 
 

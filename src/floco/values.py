@@ -47,7 +47,8 @@ class Step:
     weight_decay: float | None = None
     """None: `training.weight_decay`."""
     repeat: int = 1
-    clamp: tuple[float, float] | None = None
+    coefficients: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Tensors that move along without momentum and decay, and the range in which they stay, e.g. APFL's mixing weight."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Facts:
     training: Training
     n_train: int
     label_counts: tuple[int, ...]
+    batches: int
+    """Steps of an epoch."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,20 @@ OWN = "personal/"
 def personally(loss: Loss) -> Loss:
     """Return the loss of the client's own network, the tensors under `OWN`."""
     return lambda predict, tensors, draw, batch: loss(predict, under(tensors, OWN), draw, batch)
+
+
+RECEIVED = "received/"
+"""Prefix of the parameters as they were received in this round, w_t."""
+
+
+def pull(names: Sequence[str], strength: float, prefix: str = "") -> Callable[[Tensors], Tensors] | None:
+    """Return the correction `strength * (w - w_t)` for the parameters `prefix + names`; None for no strength.
+
+    Working tensors must hold w_t under `RECEIVED`.
+    """
+    if not strength:
+        return None
+    return lambda tensors: {prefix + n: strength * (tensors[prefix + n] - tensors[RECEIVED + n]) for n in names}
 
 
 def weighted_mean(updates: Sequence[Update]) -> Tensors:

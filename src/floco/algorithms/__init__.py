@@ -1,14 +1,39 @@
 """The registry of algorithms: one file each, one line here."""
 
+from floco.algorithms.apfl import APFL
 from floco.algorithms.ditto import Ditto
 from floco.algorithms.fedavg import FedAvg
 from floco.algorithms.fedavg_ft import FedAvgFT
+from floco.algorithms.fedper import FedPer
+from floco.algorithms.fedprox import FedProx
+from floco.algorithms.fedrep import FedRep
+from floco.algorithms.fedrod import FedRoD
 from floco.algorithms.floco import Floco
 from floco.algorithms.floco_plus import FlocoPlus
 from floco.algorithms.local import Local
+from floco.algorithms.pfedme import PFedMe
+from floco.algorithms.scaffold import SCAFFOLD
+from floco.algorithms.superfed import SuPerFed
 from floco.contract import Algorithm
 
-ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in (Floco, FlocoPlus, FedAvg, FedAvgFT, Ditto, Local)}
+_ALL: tuple[type[Algorithm], ...] = (Floco, FlocoPlus, FedAvg, FedAvgFT, Local, FedProx, SCAFFOLD, Ditto, PFedMe, APFL, FedPer, FedRep, FedRoD, SuPerFed)
+ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 """Name -> class; the hyperparameters are the class's fields."""
 
-__all__ = ["ALGORITHMS", "Ditto", "FedAvg", "FedAvgFT", "Floco", "FlocoPlus", "Local"]
+__all__ = [
+    "ALGORITHMS",
+    "APFL",
+    "SCAFFOLD",
+    "Ditto",
+    "FedAvg",
+    "FedAvgFT",
+    "FedPer",
+    "FedProx",
+    "FedRep",
+    "FedRoD",
+    "Floco",
+    "FlocoPlus",
+    "Local",
+    "PFedMe",
+    "SuPerFed",
+]

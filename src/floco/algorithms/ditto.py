@@ -11,25 +11,20 @@ import torch
 from floco.algorithms.fedavg import FedAvg
 from floco.contract import Algorithm
 from floco.settings import setting
-from floco.values import OWN, Facts, Loss, Message, Models, Phase, Step, Tensors, Update, personally, plain_loss, prefixed, under
+from floco.values import OWN, RECEIVED, Facts, Loss, Message, Models, Phase, Step, Tensors, Update, personally, plain_loss, prefixed, pull, under
 
-_RECEIVED = "received/"
 Draws = Callable[[Tensors, int, torch.Generator], torch.Tensor]
 
 
 def with_personal(message: Message, memory: Tensors) -> Tensors:
     """Return the shared tensors, the client's own (at first: the received ones), and what the pull goes to."""
-    return {**message.shared, **(memory or prefixed(message.shared, OWN)), **prefixed(message.shared, _RECEIVED)}
+    return {**message.shared, **(memory or prefixed(message.shared, OWN)), **prefixed(message.shared, RECEIVED)}
 
 
-def personal_phase(facts: Facts, loss: Loss, *, pull: float, epochs: int | None, draws: Draws | None = None) -> Phase:
-    """Return the phase that trains the client's own tensors v by `loss`, with `pull * (v - w_t)` added to the gradient."""
+def personal_phase(facts: Facts, loss: Loss, *, strength: float, epochs: int | None, draws: Draws | None = None) -> Phase:
+    """Return the phase that trains the client's own tensors v by `loss`, with `strength * (v - w_t)` added to the gradient."""
     names = facts.layout.parameters
-
-    def towards_received(tensors: Tensors) -> Tensors:
-        return {OWN + n: pull * (tensors[OWN + n] - tensors[_RECEIVED + n]) for n in names}
-
-    step = Step(personally(loss), tuple(OWN + n for n in names), correction=towards_received if pull else None)
+    step = Step(personally(loss), tuple(OWN + n for n in names), correction=pull(names, strength, OWN))
     return Phase("personal", (step,), epochs, draws)
 
 
@@ -55,7 +50,7 @@ class Ditto(Algorithm):
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return FedAvg's phase, then the personal one."""
-        return (*FedAvg().phases(message, facts), personal_phase(facts, plain_loss, pull=self.pull, epochs=self.personal_epochs))
+        return (*FedAvg().phases(message, facts), personal_phase(facts, plain_loss, strength=self.pull, epochs=self.personal_epochs))
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return FedAvg's update, and keep v."""

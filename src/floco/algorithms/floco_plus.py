@@ -32,7 +32,7 @@ class FlocoPlus(OnSimplex):
         shared = self.shared_phase(message, facts)
         if message.task == "probe":
             return (shared,)
-        return shared, personal_phase(facts, self.loss, pull=self.pull, epochs=self.personal_epochs, draws=self.draws(message))
+        return shared, personal_phase(facts, self.loss, strength=self.pull, epochs=self.personal_epochs, draws=self.draws(message))
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return Floco's update, and keep v_k."""

@@ -23,7 +23,7 @@ class Local(Algorithm):
         """Return an empty state: the server has nothing."""
         return ServerState(shared={})
 
-    def start(self, network: Network) -> Tensors:
+    def start(self, network: Network, *, seed: int) -> Tensors:
         """Return the initial network."""
         return prefixed({**network.parameters, **network.buffers}, OWN)
 

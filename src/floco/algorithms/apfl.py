@@ -1,0 +1,57 @@
+"""A personal model mixed with the global one in weight space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from floco.contract import Algorithm
+from floco.settings import setting
+from floco.values import OWN, Batch, Facts, Message, Models, Phase, Predict, Step, Tensors, Update, plain_loss, prefixed, under
+
+_A = "mixture/a"
+
+
+def _mixed(tensors: Tensors, names: tuple[str, ...]) -> Tensors:
+    """Return the network vbar = a v + (1 - a) w, with the buffers of v."""
+    a = tensors[_A]
+    return {**under(tensors, OWN), **{n: a * tensors[OWN + n] + (1 - a) * tensors[n] for n in names}}
+
+
+@dataclass(frozen=True)
+class APFL(Algorithm):
+    """APFL (Deng, Kamani, Mahdavi, arXiv 2003.13461, 2020, algorithm 1): vbar = a v + (1 - a) w.
+
+    On each batch v <- v - lr grad_v f(vbar) and a <- clip(a - lr <v - w, grad f(vbar)>, 0, 1), then w <- w - lr grad f(w), all
+    gradients taken before the moves; w is FedAvg's to the bit. Global model: w; personal: vbar.
+    """
+
+    name: ClassVar[str] = "apfl"
+    a: float = setting(0.5, "a: weight of the personal model in the mixture, at the start", low=0, high=1)
+    adaptive: bool = setting(True, "a moves with its gradient, on each client (false: it stays)")
+
+    def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
+        """Return w, v (at first the received parameters) and a."""
+        fresh = {**prefixed(message.shared, OWN), _A: torch.tensor(self.a)}
+        return {**message.shared, **(memory or fresh)}
+
+    def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
+        """Return one phase of two steps a batch: v and a by the loss of vbar, then w by its own."""
+        names = facts.layout.parameters
+
+        def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+            return cross_entropy(predict(_mixed(tensors, names), batch.x), batch.y)
+
+        mine = Step(loss, tuple(OWN + n for n in names), coefficients={_A: (0.0, 1.0)} if self.adaptive else {})
+        return (Phase("shared", (mine, Step(plain_loss, names))),)
+
+    def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
+        """Return w, and keep v and a."""
+        return Algorithm.finish(self, tensors, message, client, facts)[0], {n: t for n, t in tensors.items() if n not in message.shared}
+
+    def models(self, tensors: Tensors, facts: Facts) -> Models:
+        """Return w and vbar."""
+        return Models(tensors, _mixed(tensors, facts.layout.parameters))

@@ -1,0 +1,59 @@
+"""A shared body, and a head that stays on the client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from floco.algorithms.fedavg import FedAvg
+from floco.contract import Algorithm
+from floco.errors import FlocoError
+from floco.network import Network
+from floco.values import Facts, Layout, Message, Models, Phase, ServerState, Tensors, Training, Update
+
+
+@dataclass(frozen=True)
+class OwnHead(Algorithm):
+    """What FedPer and FedRep have in common: the last linear layer stays on the client, all the rest is averaged."""
+
+    def resolved(self, training: Training, layout: Layout | None = None) -> Self:
+        """Check that there is a head, and something besides."""
+        if layout is not None and not set() < set(layout.head) < set(layout.parameters):
+            raise FlocoError(f"{self.name} needs a trained last nn.Linear and trained layers below it; the trained parameters are {', '.join(layout.parameters)}")
+        return self
+
+    def init(self, network: Network, *, seed: int) -> ServerState:
+        """Return the body."""
+        return ServerState({n: t for n, t in {**network.parameters, **network.buffers}.items() if n not in network.layout.head})
+
+    def start(self, network: Network, *, seed: int) -> Tensors:
+        """Return the head of the initial network."""
+        return {n: network.parameters[n] for n in network.layout.head}
+
+    def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
+        """Return the received body under the client's own head."""
+        return {**message.shared, **memory}
+
+    def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
+        """Return the body, and keep the head."""
+        body = {n: tensors[n] for n in message.shared}
+        return Update(client, message.task, facts.n_train, body), {n: tensors[n] for n in facts.layout.head}
+
+    def models(self, tensors: Tensors, facts: Facts) -> Models:
+        """Return no global model, and the body under the client's own head."""
+        return Models(None, tensors)
+
+
+@dataclass(frozen=True)
+class FedPer(OwnHead):
+    """FedPer (Arivazhagan et al., arXiv 1912.00818, 2019): body and head are trained together, only the body is averaged.
+
+    The head is weight and bias of the last linear layer (the paper's K_P = 1). Global model: none; personal: the body
+    under the client's own head.
+    """
+
+    name: ClassVar[str] = "fedper"
+
+    def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
+        """Return FedAvg's phase: what stays is decided by `finish`."""
+        return FedAvg().phases(message, facts)

@@ -1,0 +1,26 @@
+"""A shared body, and a head that is fitted to it first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from floco.algorithms.fedper import OwnHead
+from floco.settings import setting
+from floco.values import Facts, Message, Phase, Step, plain_loss
+
+
+@dataclass(frozen=True)
+class FedRep(OwnHead):
+    """FedRep (Collins et al., ICML 2021, algorithm 1): epochs on the head with the body fixed, then on the body with the head fixed.
+
+    Only the body is averaged. Global model: none; personal: the body under the client's own head.
+    """
+
+    name: ClassVar[str] = "fedrep"
+    head_epochs: int | None = setting(None, "epochs on the head a round, before those on the body (empty: training.epochs; the paper: 10, with 1 or 5 on the body)", low=1)
+
+    def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
+        """Return the phase of the head, then that of the body."""
+        body = tuple(n for n in facts.layout.parameters if n not in facts.layout.head)
+        return Phase("head", (Step(plain_loss, facts.layout.head),), self.head_epochs), Phase("shared", (Step(plain_loss, body),))

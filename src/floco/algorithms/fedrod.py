@@ -1,0 +1,65 @@
+"""A generic and a personal head on one body."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from floco.contract import Algorithm
+from floco.errors import FlocoError
+from floco.network import Network
+from floco.values import OWN, Batch, Facts, Layout, Message, Models, Phase, Predict, Step, Tensors, Training, Update
+
+
+@dataclass(frozen=True)
+class FedRoD(Algorithm):
+    """FedRoD (Chen and Chao, ICLR 2022, section 4, linear personal head): generic head and body by balanced softmax, personal head by plain loss.
+
+    With z = f(x; body, G) the loss is `CE(z + log n_c, y) + CE(sg(z) + P h(x), y)`; n_c counts the client's training labels, h(x)
+    are the features, and sg lets no gradient through, so P moves alone (as do the features' gradients from the first term).
+    Heads are linear: adding logits is adding weights. P starts at zero and stays on the client.
+    Global model: body and G; personal: body and G + P.
+    """
+
+    name: ClassVar[str] = "fedrod"
+
+    def resolved(self, training: Training, layout: Layout | None = None) -> Self:
+        """Check that there is a head."""
+        if layout is not None and not layout.head:
+            raise FlocoError("fedrod needs a trained last nn.Linear, and the model has none")
+        return self
+
+    def start(self, network: Network, *, seed: int) -> Tensors:
+        """Return a personal head of zeros."""
+        return {OWN + n: torch.zeros_like(network.parameters[n]) for n in network.layout.head}
+
+    def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
+        """Return body, G and P."""
+        return {**message.shared, **memory}
+
+    def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
+        """Return one phase: body and G by the balanced loss, P by the plain one."""
+        head, names = facts.layout.head, facts.layout.parameters
+        log_counts = torch.tensor(facts.label_counts).log()  # -inf for a label that the client does not have: no probability
+
+        def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+            generic = cross_entropy(predict(tensors, batch.x) + log_counts.to(batch.y.device), batch.y)
+            fixed = {**tensors, **{n: tensors[n].detach() for n in names}}
+            return generic + cross_entropy(predict(_summed(fixed, head), batch.x), batch.y)
+
+        return (Phase("shared", (Step(loss, (*names, *(OWN + n for n in head))),)),)
+
+    def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
+        """Return body and G, and keep P."""
+        return Algorithm.finish(self, tensors, message, client, facts)[0], {OWN + n: tensors[OWN + n] for n in facts.layout.head}
+
+    def models(self, tensors: Tensors, facts: Facts) -> Models:
+        """Return the network with G, and with G + P."""
+        return Models(tensors, _summed(tensors, facts.layout.head))
+
+
+def _summed(tensors: Tensors, head: tuple[str, ...]) -> Tensors:
+    return {**tensors, **{n: tensors[n] + tensors[OWN + n] for n in head}}

@@ -1,0 +1,69 @@
+"""Personal models as proximal points of the global one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+
+from floco.contract import Algorithm
+from floco.settings import setting
+from floco.values import OWN, Batch, Facts, Message, Models, Phase, Predict, ServerState, Step, Tensors, Update, averaged, personally, plain_loss, prefixed, under
+
+
+@dataclass(frozen=True)
+class PFedMe(Algorithm):
+    """pFedMe (Dinh, Tran, Nguyen, NeurIPS 2020, algorithm 1): theta = argmin f(theta) + lambda/2 |theta - w|^2, and w follows theta.
+
+    On each batch several steps theta <- theta - lr (grad f(theta) + lambda (theta - w)), then w <- w - eta lambda (w - theta); theta
+    starts at the received parameters. The server takes w <- (1 - beta) w + beta mean. There is no momentum.
+    Global model: w; personal: theta after the client's last round.
+    """
+
+    name: ClassVar[str] = "pfedme"
+    pull: float = setting(15.0, "lambda: strength of the pull of theta towards w; eta lambda must be at most 1", above=0)
+    inner_steps: int = setting(5, "K: steps of theta on each batch", low=1)
+    local_epochs: int | None = setting(None, "epochs a round (empty: training.epochs / inner_steps, at least 1: about as many gradient steps as other methods)", low=1)
+    personal_lr: float | None = setting(None, "step size of theta (empty: training.lr)", above=0)
+    outer_lr: float | None = setting(None, "eta: step size of w (empty: training.lr, at most 1 / lambda)", above=0)
+    server_share: float = setting(1.0, "beta: how far the server goes to the mean of the clients' w (the paper: 1 to 4)", above=0)
+
+    def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
+        """Return w, and theta: w to train from, the client's last one to be evaluated."""
+        return {**message.shared, **(memory if memory and message.task == "evaluate" else prefixed(message.shared, OWN))}
+
+    def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
+        """Return one phase of two steps a batch: theta several times, then w towards it."""
+        names = facts.layout.parameters
+        moves = tuple(OWN + n for n in names)
+
+        def towards_w(tensors: Tensors) -> Tensors:
+            return {OWN + n: self.pull * (tensors[OWN + n] - tensors[n]) for n in names}
+
+        def distance(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+            squares = [(tensors[n] - tensors[OWN + n].detach()).square().sum() for n in names]
+            return self.pull / 2 * torch.stack(squares).sum()
+
+        inner = Step(personally(plain_loss), moves, towards_w, lr=self.personal_lr, momentum=0.0, repeat=self.inner_steps)
+        outer = Step(distance, names, lr=self.outer_lr or min(facts.training.lr, 1 / self.pull), momentum=0.0, weight_decay=0.0)
+        epochs = self.local_epochs or max(1, round(facts.training.epochs / self.inner_steps))
+        return (Phase("shared", (inner, outer), epochs),)
+
+    def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
+        """Return w with the buffers of theta (w itself sees no data), and keep theta."""
+        shared = {n: tensors[OWN + n if n in facts.layout.buffers else n] for n in message.shared}
+        return Update(client, message.task, facts.n_train, shared), {n: t for n, t in tensors.items() if n.startswith(OWN)}
+
+    def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: int) -> ServerState:
+        """Return (1 - beta) w + beta mean; buffers are averaged."""
+        after = averaged(state, updates)
+        if self.server_share == 1:
+            return after
+        mixed = {n: torch.lerp(state.shared[n], after.shared[n], self.server_share) for n, t in after.shared.items() if t.is_floating_point()}
+        return replace(after, shared={**after.shared, **mixed})
+
+    def models(self, tensors: Tensors, facts: Facts) -> Models:
+        """Return w and theta."""
+        return Models(tensors, under(tensors, OWN))

@@ -1,0 +1,86 @@
+"""A federated and a personal endpoint, and the line between them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from floco.contract import Algorithm
+from floco.network import Network
+from floco.settings import setting
+from floco.values import OWN, RECEIVED, Batch, Facts, Message, Models, Phase, Predict, Step, Tensors, Update, prefixed
+
+_AT = "mixture/personal"  # the mixture at which the client's own model lies: 0 until w_l has been trained
+
+
+def _mixed(tensors: Tensors, names: tuple[str, ...], a: torch.Tensor) -> Tensors:
+    """Return the network W(a) = (1 - a) w_f + a w_l."""
+    return {**tensors, **{n: (1 - a) * tensors[n] + a * tensors[OWN + n] for n in names}}
+
+
+def _flat(tensors: Tensors, names: tuple[str, ...], prefix: str = "") -> torch.Tensor:
+    return torch.cat([tensors[prefix + n].flatten() for n in names])
+
+
+@dataclass(frozen=True)
+class SuPerFed(Algorithm):
+    """SuPerFed (Hahn, Jeong, Lee, KDD 2022, model mixing): W(a) = (1 - a) w_f + a w_l, a ~ U(0, 1) for each batch.
+
+    Loss `CE(W(a)) + mu |w_f - w_t| + nu cos^2(w_f, w_l)`; w_f is averaged, w_l stays. w_l is a further draw of the
+    initialiser, a different one on each client (loaded values and vectors: a copy), and takes part only after a share of the
+    rounds. Global model: a = 0; personal: a = 0.5, but w_f itself as long as the client's w_l has not been trained.
+    """
+
+    name: ClassVar[str] = "superfed"
+    mu: float = setting(0.01, "mu: strength of the distance to the received parameters", low=0)
+    nu: float = setting(1.0, "nu: strength of the squared cosine between the two endpoints", low=0)
+    start_share: float = setting(0.4, "L: share of the rounds after which the personal endpoint takes part (1: never)", low=0, high=1)
+
+    def start(self, network: Network, *, seed: int) -> Tensors:
+        """Return a w_l of the client's own."""
+        drawable = [n for n, t in network.parameters.items() if t.ndim > 1 and n not in network.loaded]
+        drawn = network.redraw(drawable, seed=seed, draw=1) if drawable else {}
+        return {**prefixed({**network.parameters, **drawn}, OWN), _AT: torch.tensor(0.0)}
+
+    def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
+        """Return w_f, w_l, w_t and the client's mixture."""
+        return {**message.shared, **memory, **prefixed({n: message.shared[n] for n in facts.layout.parameters}, RECEIVED)}
+
+    def _active(self, message: Message, facts: Facts) -> bool:
+        return message.round > math.floor(self.start_share * facts.training.rounds)
+
+    def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
+        """Return one phase: w_f alone before its time, both endpoints after."""
+        names = facts.layout.parameters
+        active = self._active(message, facts)
+
+        def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+            value = cross_entropy(predict(tensors if draw is None else _mixed(tensors, names, draw), batch.x), batch.y)
+            shared = _flat(tensors, names)
+            if self.mu:
+                value = value + self.mu * torch.linalg.vector_norm(shared - _flat(tensors, names, RECEIVED))
+            if self.nu and active:
+                value = value + self.nu * cosine_similarity(shared, _flat(tensors, names, OWN), dim=0).square()
+            return value
+
+        step = Step(loss, (*names, *(OWN + n for n in names)) if active else names)
+        return (Phase("shared", (step,), draws=_uniform if active else None),)
+
+    def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
+        """Return w_f, and keep w_l once it has been trained."""
+        update, memory = Algorithm.finish(self, tensors, message, client, facts)
+        if self._active(message, facts):
+            memory = {**{OWN + n: tensors[OWN + n] for n in facts.layout.parameters}, _AT: torch.tensor(0.5)}
+        return update, memory
+
+    def models(self, tensors: Tensors, facts: Facts) -> Models:
+        """Return W(0) and the client's mixture."""
+        return Models(tensors, _mixed(tensors, facts.layout.parameters, tensors[_AT]))
+
+
+def _uniform(tensors: Tensors, n: int, generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(n, generator=generator, dtype=torch.float64)

@@ -1,0 +1,326 @@
+"""The rule of each compared method, against the same rule written out by hand, and its identities with FedAvg, to the bit.
+
+By hand: one client whose batch is its whole training part, so that nothing depends on the order of samples.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from conftest import blobs, make, same, small_net, train
+from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, FedAvg, FedPer, FedProx, FedRep, FedRoD, PFedMe, SuPerFed
+from floco.contract import Algorithm
+from floco.engines import Job, perform
+from floco.errors import FlocoError
+from floco.streams import derive, stream
+from floco.training import Setup, models
+from floco.values import OWN, ServerState, Tensors, Update, under
+
+LR, MOMENTUM, DECAY = 0.1, 0.5, 0.01
+BODY, HEAD = ("0.weight", "0.bias"), ("2.weight", "2.bias")
+
+
+def alone(algorithm: Algorithm, **training: Any) -> Setup:
+    """One client, one batch an epoch, two epochs."""
+    return make(algorithm, federation=blobs(ids=("a",)), **{"fraction": 1.0, "batch_size": 1000, "momentum": MOMENTUM, "weight_decay": DECAY, **training})
+
+
+def data(setup: Setup) -> tuple[torch.Tensor, torch.Tensor]:
+    chosen = setup.federation.client("a").train
+    return setup.federation.inputs(chosen), setup.federation.y[chosen]
+
+
+def net(tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
+    return functional_call(small_net(), tensors, (x,))
+
+
+def gradient(loss: Callable[[Tensors], torch.Tensor], at: Tensors) -> Tensors:
+    leaves = {n: t.detach().clone().requires_grad_() for n, t in at.items()}
+    return dict(zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values()), materialize_grads=True), strict=True))
+
+
+class SGD:
+    """v <- momentum v + g + decay w; w <- w - lr v."""
+
+    def __init__(self, momentum: float = MOMENTUM, decay: float = DECAY) -> None:
+        self.momentum, self.decay, self.velocity = momentum, decay, {}
+
+    def step(self, at: Tensors, g: Tensors) -> Tensors:
+        self.velocity = {n: self.momentum * self.velocity.get(n, 0) + g[n] + self.decay * at[n] for n in at}
+        return {n: at[n] - LR * self.velocity[n] for n in at}
+
+
+def close(a: Tensors, b: Tensors) -> bool:
+    assert a.keys() == b.keys()
+    return all(torch.allclose(a[n], b[n], atol=2e-6) for n in a)
+
+
+def trained(setup: Setup, state: ServerState, memory: Tensors | None = None) -> tuple[Update, Tensors]:
+    result = perform(setup, Job("a", "train", setup.algorithm.message(state, "a", "train"), memory))
+    assert result.failure is None, result.trace
+    assert result.update is not None
+    return result.update, result.memory or {}
+
+
+def first(setup: Setup) -> ServerState:
+    return setup.algorithm.init(setup.network, seed=0)
+
+
+def test_fedprox_with_no_pull_is_fedavg_and_with_a_pull_is_not() -> None:
+    fedavg, none, some = (train(make(a)) for a in (FedAvg(), FedProx(mu=0), FedProx(mu=0.5)))
+    assert all(same(a.state.shared, b.state.shared) for a, b in zip(fedavg, none, strict=True))
+    assert not same(fedavg[0].state.shared, some[0].state.shared)
+
+
+def test_fedprox_adds_the_distance_to_what_was_received() -> None:
+    setup = alone(FedProx(mu=0.7))
+    x, y = data(setup)
+    w = start = setup.network.parameters
+    sgd = SGD()
+    for _ in range(2):
+        w = sgd.step(w, gradient(lambda t: cross_entropy(net(t, x), y) + 0.7 / 2 * sum((t[n] - start[n]).square().sum() for n in t), w))
+    assert close(trained(setup, first(setup))[0].shared, w)
+
+
+def test_with_one_client_fedper_is_fedavg() -> None:
+    a, b = train(alone(FedPer(), rounds=3)), train(alone(FedAvg(), rounds=3))
+    for p, q in zip(a, b, strict=True):
+        assert same({**p.state.shared, **p.memories["a"]}, q.state.shared)
+
+
+@pytest.mark.parametrize("algorithm", [FedPer(), FedRep()], ids=lambda a: a.name)
+def test_heads_stay_on_clients_and_bodies_are_averaged(algorithm: Algorithm) -> None:
+    setup = make(algorithm, fraction=1.0, rounds=1)
+    after = train(setup)[0]
+    state = first(setup)
+    updates = [perform(setup, Job(c, "train", setup.algorithm.message(state, c, "train"))).update for c in setup.federation.ids]
+    assert all(tuple(u.shared) == BODY for u in updates)
+    n = torch.tensor([float(u.weight) for u in updates])
+    for name in BODY:
+        expected = sum(k * u.shared[name] for k, u in zip(n / n.sum(), updates, strict=True))
+        assert torch.allclose(after.state.shared[name], expected, atol=1e-6)
+    heads = [after.memories[c] for c in setup.federation.ids]
+    assert all(set(h) == set(HEAD) for h in heads)
+    assert not same(heads[0], heads[1])
+    personal = models(setup, "south", setup.algorithm.message(after.state, "south", "evaluate"), after.memories["south"]).personal
+    assert same(personal, {**after.state.shared, **after.memories["south"]})
+
+
+def test_fedrep_fits_the_head_first_and_then_the_body() -> None:
+    setup = alone(FedRep(head_epochs=3))
+    x, y = data(setup)
+    w = dict(setup.network.parameters)
+    for names, epochs in ((HEAD, 3), (BODY, 2)):
+        sgd = SGD()
+        for _ in range(epochs):
+            g = gradient(lambda t: cross_entropy(net(t, x), y), w)
+            w |= sgd.step({n: w[n] for n in names}, {n: g[n] for n in names})
+    update, memory = trained(setup, first(setup))
+    assert close({**update.shared, **memory}, w)
+
+
+def test_apfls_shared_model_is_fedavgs() -> None:
+    for a, b in zip(train(make(APFL())), train(make(FedAvg())), strict=True):
+        assert same(a.state.shared, b.state.shared)
+
+
+def test_apfl_with_nothing_of_its_own_is_fedavg() -> None:
+    a, b = (train(make(algorithm))[-1] for algorithm in (APFL(a=0, adaptive=False), FedAvg()))
+    rows = [[r["loss_personal"] for r in p.evaluation.clients] for p in (a, b)]
+    assert rows[0] == rows[1]
+
+
+def test_apfl_moves_the_mixture_by_its_gradient_and_w_by_its_own_loss() -> None:
+    setup = alone(APFL(a=0.3))
+    x, y = data(setup)
+    w = v = setup.network.parameters
+    v = {n: t + 0.1 for n, t in v.items()}  # apart from w, else a has no gradient
+    a = torch.tensor(0.3)
+    memory = {**{OWN + n: t for n, t in v.items()}, "mixture/a": a}
+    update, after = trained(setup, first(setup), memory)
+    sgd_w, sgd_v = SGD(), SGD()
+    for _ in range(2):
+        g = gradient(lambda t, a=a, v=v, w=w: cross_entropy(net(t, x), y), {n: a * v[n] + (1 - a) * w[n] for n in w})
+        slope = sum(((v[n] - w[n]) * g[n]).sum() for n in w)
+        v = sgd_v.step(v, {n: a * g[n] for n in g})
+        a = (a - LR * slope).clamp(0, 1)
+        w = sgd_w.step(w, gradient(lambda t: cross_entropy(net(t, x), y), w))
+    assert close(update.shared, w)
+    assert close(under(after, OWN), v)
+    assert after["mixture/a"] == pytest.approx(float(a), abs=1e-5)
+    assert abs(float(a) - 0.3) > 1e-3
+
+
+def test_apfls_mixture_stays_in_its_range() -> None:
+    setup = alone(APFL(a=1.0), lr=3.0, epochs=6)
+    far = {**{OWN + n: t + 0.5 for n, t in setup.network.parameters.items()}, "mixture/a": torch.tensor(1.0)}
+    assert 0 <= float(trained(setup, first(setup), far)[1]["mixture/a"]) <= 1
+
+
+def test_fedrod_trains_the_body_by_the_balanced_loss_and_its_own_head_on_top_of_the_generic() -> None:
+    setup = alone(FedRoD())
+    x, y = data(setup)
+    counts = torch.bincount(y, minlength=3)
+    w, p = dict(setup.network.parameters), {n: torch.zeros_like(setup.network.parameters[n]) for n in HEAD}
+    sgd_w, sgd_p = SGD(), SGD()
+    for _ in range(2):
+        features = torch.tanh(nn.functional.linear(x, w["0.weight"], w["0.bias"]))
+        generic = net(w, x)
+        g_p = gradient(lambda t, f=features, z=generic: cross_entropy(z + nn.functional.linear(f, t["2.weight"], t["2.bias"]), y), p)
+        w = sgd_w.step(w, gradient(lambda t: cross_entropy(net(t, x) + counts.log(), y), w))
+        p = sgd_p.step(p, g_p)
+    update, memory = trained(setup, first(setup))
+    assert close(update.shared, w)
+    assert close(under(memory, OWN), p)
+    both = models(setup, "a", setup.algorithm.message(ServerState(update.shared, round=1), "a", "evaluate"), memory)
+    features = torch.tanh(nn.functional.linear(x, w["0.weight"], w["0.bias"]))
+    summed = net(w, x) + nn.functional.linear(features, p["2.weight"], p["2.bias"])
+    assert torch.allclose(net({n: both.personal[n] for n in w}, x), summed, atol=1e-5)
+    assert close({n: both.global_[n] for n in w}, w)
+
+
+def test_fedrod_copes_with_a_label_that_a_client_does_not_have() -> None:
+    federation = blobs(ids=("a",))
+    client = federation.clients[0]
+    keep = torch.tensor([i for i in client.train.tolist() if federation.y[i] != 1])
+    setup = make(FedRoD(), federation=replace(federation, clients=(replace(client, train=keep),)), fraction=1.0)
+    assert setup.facts("a").label_counts[1] == 0
+    update, memory = trained(setup, first(setup))
+    assert all(torch.isfinite(t).all() for t in (*update.shared.values(), *memory.values()))
+
+
+def test_superfed_that_never_starts_and_pulls_nowhere_is_fedavg() -> None:
+    for a, b in zip(train(make(SuPerFed(start_share=1.0, mu=0, nu=0))), train(make(FedAvg())), strict=True):
+        assert same(a.state.shared, b.state.shared)
+        assert a.evaluation.history["loss_personal"] == b.evaluation.history["loss_personal"]
+
+
+def test_superfed_trains_both_endpoints_of_a_random_mixture() -> None:
+    setup = alone(SuPerFed(mu=0.3, nu=0.5, start_share=0.0))
+    x, y = data(setup)
+    start = setup.network.parameters
+    own = under(setup.algorithm.start(setup.network, seed=derive(0, "start", "a")), OWN)
+    w, v = start, own
+    draws = torch.rand(2, generator=stream(0, "train", 1, "a", "shared", "draws"), dtype=torch.float64).float()
+    sgd_w, sgd_v = SGD(), SGD()
+
+    def loss(t: Tensors, a: torch.Tensor) -> torch.Tensor:
+        w, v = under(t, "w/"), under(t, "v/")
+        flat_w, flat_v, flat_start = (torch.cat([q[n].flatten() for n in start]) for q in (w, v, start))
+        cosine = flat_w @ flat_v / (flat_w.norm() * flat_v.norm())
+        distance = (flat_w - flat_start).norm() if not torch.equal(flat_w, flat_start) else 0.0
+        return cross_entropy(net({n: (1 - a) * w[n] + a * v[n] for n in w}, x), y) + 0.3 * distance + 0.5 * cosine**2
+
+    for a in draws:
+        g = gradient(lambda t, a=a: loss(t, a), {**{"w/" + n: t for n, t in w.items()}, **{"v/" + n: t for n, t in v.items()}})
+        w, v = sgd_w.step(w, under(g, "w/")), sgd_v.step(v, under(g, "v/"))
+    update, memory = trained(setup, first(setup))
+    assert close(update.shared, w)
+    assert close(under(memory, OWN), v)
+    both = models(setup, "a", setup.algorithm.message(ServerState(update.shared, round=1), "a", "evaluate"), memory)
+    assert close({n: both.personal[n] for n in w}, {n: (w[n] + v[n]) / 2 for n in w})
+    assert close({n: both.global_[n] for n in w}, w)
+
+
+def test_superfeds_personal_endpoints_differ_and_serve_only_once_trained() -> None:
+    setup = make(SuPerFed(start_share=0.5), rounds=4)
+    starts = [setup.algorithm.start(setup.network, seed=derive(0, "start", c)) for c in ("north", "south")]
+    assert not torch.equal(starts[0][OWN + "0.weight"], starts[1][OWN + "0.weight"])
+    progress = train(setup)
+    assert [bool(p.memories) for p in progress] == [False, False, True, True]
+    assert all(r["loss_personal"] == r["loss_global_local"] for p in progress[:2] for r in p.evaluation.clients)
+    last = progress[-1]
+    assert {r["client"] for r in last.evaluation.clients if r["loss_personal"] != r["loss_global_local"]} == set(last.memories)
+    assert set(last.memories) < set(setup.federation.ids)
+
+
+def test_scaffolds_first_round_is_fedavg_without_momentum() -> None:
+    a, b = train(make(SCAFFOLD(), momentum=0.9)), train(make(FedAvg(), momentum=0.0))
+    assert same({n: a[0].state.shared[n] for n in b[0].state.shared}, b[0].state.shared)
+    assert not same({n: a[1].state.shared[n] for n in b[1].state.shared}, b[1].state.shared)
+
+
+def test_scaffold_corrects_steps_by_its_variates_and_renews_them() -> None:
+    setup = alone(SCAFFOLD())
+    x, y = data(setup)
+    g = torch.Generator().manual_seed(0)
+    w = start = setup.network.parameters
+    c, own = ({n: 0.1 * torch.randn(t.shape, generator=g) for n, t in w.items()} for _ in range(2))
+    state = ServerState({**start, **{"variate/" + n: t for n, t in c.items()}})
+    update, memory = trained(setup, state, {"own variate/" + n: t for n, t in own.items()})
+    sgd = SGD(momentum=0)
+    for _ in range(2):
+        plain = gradient(lambda t: cross_entropy(net(t, x), y), w)
+        w = sgd.step(w, {n: plain[n] - own[n] + c[n] for n in w})
+    new = {n: own[n] - c[n] + (start[n] - w[n]) / (2 * LR) for n in w}
+    assert close(update.shared, w)
+    assert close(under(memory, "own variate/"), new)
+    assert close(under(update.extra, "variate/"), {n: new[n] - own[n] for n in w})
+
+
+def test_scaffolds_server_variate_is_the_mean_of_all_clients_variates() -> None:
+    for progress in train(make(SCAFFOLD(), rounds=5)):
+        shared = under(progress.state.shared, "variate/")
+        for n, t in shared.items():
+            assert torch.allclose(t, sum(m["own variate/" + n] for m in progress.memories.values()) / 6, atol=1e-6)  # absent: zero
+    assert any(t.abs().max() > 1e-3 for t in shared.values())
+
+
+def test_pfedme_solves_for_theta_and_moves_w_towards_it() -> None:
+    setup = alone(PFedMe(pull=4.0, inner_steps=3, local_epochs=2, outer_lr=0.05))
+    x, y = data(setup)
+    w = theta = setup.network.parameters
+    for _ in range(2):
+        for _ in range(3):
+            g = gradient(lambda t: cross_entropy(net(t, x), y), theta)
+            theta = {n: theta[n] - LR * (g[n] + 4.0 * (theta[n] - w[n]) + DECAY * theta[n]) for n in w}
+        w = {n: w[n] - 0.05 * 4.0 * (w[n] - theta[n]) for n in w}
+    update, memory = trained(setup, first(setup))
+    assert close(update.shared, w)
+    assert close(under(memory, OWN), theta)
+    again, _ = trained(setup, first(setup), memory)
+    assert same(again.shared, update.shared)  # theta starts at what was received
+    both = models(setup, "a", setup.algorithm.message(ServerState(update.shared, round=1), "a", "evaluate"), memory)
+    assert close({n: both.personal[n] for n in w}, theta)
+
+
+def test_pfedmes_server_goes_part_of_the_way_to_the_mean() -> None:
+    whole, part = (train(make(PFedMe(server_share=b), rounds=1, fraction=1.0))[0].state.shared for b in (1.0, 0.25))
+    start = make(PFedMe()).network.parameters
+    assert close(part, {n: start[n] + 0.25 * (whole[n] - start[n]) for n in start})
+
+
+def test_pfedme_takes_about_as_many_gradient_steps_as_others() -> None:
+    steps = [train(make(a, rounds=1, epochs=10))[0].evaluation.history["steps"] for a in (PFedMe(), FedAvg())]
+    assert steps[0] == pytest.approx(1.2 * steps[1])  # and one of w for each five of theta
+
+
+def headless() -> nn.Module:
+    return nn.Conv1d(1, 3, 5)
+
+
+@pytest.mark.parametrize("name", ["fedper", "fedrep", "fedrod"])
+def test_a_method_that_splits_off_a_head_says_when_there_is_none(name: str) -> None:
+    with pytest.raises(FlocoError, match=f"{name} needs a trained"):
+        make(ALGORITHMS[name](), model=headless)
+
+
+def batchnorm_net() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("buffers", ["average", "local"])
+def test_every_method_trains_a_network_with_buffers(name: str, buffers: str) -> None:
+    first, *_, last = train(make(ALGORITHMS[name](), model=batchnorm_net, buffers=buffers))
+    assert last.evaluation.history["loss_personal"] < first.evaluation.history["loss_personal"]
+    shared = last.state.shared
+    if name != "local" and buffers == "average":
+        assert shared["1.num_batches_tracked"] > 0
+        assert not torch.equal(shared["1.running_mean"], torch.zeros(6))
