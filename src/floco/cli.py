@@ -1,11 +1,11 @@
-"""The command line: `floco run`, `resume`, `data`. Heavy imports happen inside commands, so that help is quick."""
+"""The command line: `floco run`, `compare`, `resume`, `report`, `data`. Heavy imports happen inside commands, so that help is quick."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from floco.errors import FlocoError, RunFailed
 
 if TYPE_CHECKING:
+    from floco.comparison import Comparison
     from floco.loop import Progress
     from floco.training import Setup
 
@@ -65,10 +66,48 @@ def run(
 
 
 @app.command()
-def resume(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")], debug: Debug = False) -> None:
-    """Continue a stopped or killed run, to the same bits as if it had never stopped."""
+def compare(
+    config: ConfigFile = None,
+    algorithms: Annotated[str, typer.Option("-a", metavar="A,B,...", help="Methods, the one to test against the others first.")] = "floco,floco+,fedavg,fedavg+ft,ditto,local",
+    seeds: Annotated[int, typer.Option(help="Number of seeds, counted up from the configuration's.")] = 3,
+    s: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The directory; must be empty or absent. Default: runs/compare-<name>-<time>.")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="First try six settings per method on a part cut from the clients' training data.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train several methods on the same data, splits, client samples and budget, and say how they compare.
+
+    -s KEY=VALUE is for all methods, -s METHOD.KEY=VALUE (e.g. ditto.pull=0.5) for one.
+    """
     with _told(debug):
-        _continue(path, None, debug)
+        from floco import comparison, session
+        from floco.algorithms import ALGORITHMS
+        from floco.config import override, read
+
+        own: dict[str, dict[str, Any]] = {}
+        for text in [t for t in s or [] if t.partition(".")[0] in ALGORITHMS]:
+            key, value = override(text.partition(".")[2])
+            own.setdefault(text.partition(".")[0], {})[key] = value
+        base = session.settled(read(config, [t for t in s or [] if t.partition(".")[0] not in ALGORITHMS]))
+        configs = comparison.configurations(base, [a.strip() for a in algorithms.split(",") if a.strip()], own)
+        federation = session.federation(base)
+        for made in configs.values():
+            session.prepare(made, federation)  # what does not fit is said before hours are spent
+        name = config.stem if config is not None else base.data.source.partition(":")[0]
+        path = out or Path("runs") / f"compare-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        _compare(comparison.create(path, configs, seeds, tune=tune), debug)
+
+
+@app.command()
+def resume(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or that of a comparison.")], debug: Debug = False) -> None:
+    """Continue a stopped or killed run or comparison, to the same bits as if it had never stopped."""
+    with _told(debug):
+        from floco import comparison
+
+        if comparison.is_comparison(path):
+            _compare(comparison.reopen(path), debug)
+        else:
+            _continue(path, None, debug)
 
 
 @app.command()
@@ -105,26 +144,51 @@ def _continue(path: Path, setup: Setup | None, debug: bool) -> None:
     """Carry a run directory to its last round, showing progress, and print the closing table."""
     from floco import session, views
 
-    settings, store = session.reopen(path)
+    with _stoppable(path), ExitStack() as stack:
+        session.carry(path, setup, lambda setup, start: _begun(stack, path, setup, start, debug))
+    out_console.print(views.closing_table(path))
+    out_console.print(f"the run lies in {path}", markup=False, highlight=False)
+
+
+def _compare(made: Comparison, debug: bool) -> None:
+    """Do all runs of a comparison that are not finished, and print its table."""
+    from floco import comparison, views
+
+    def line(text: str) -> None:
+        out_console.print(text, markup=False, highlight=False)
+
+    with _stoppable(made.path), ExitStack() as stack:
+
+        def start(title: str, path: Path, setup: Setup, progress: Progress) -> Callable[[Progress], None]:
+            stack.close()  # the bar of the run before
+            line(title)
+            return _begun(stack, path, setup, progress, debug)
+
+        failures = comparison.carry(made, start, line)
+    out_console.print(views.comparison_table(made.path))
+    line(f"the comparison lies in {made.path}")
+    if failures:
+        shown = "\n".join(f"{f['method']}, seed {f['seed']}: {f['reason']}" for f in failures)
+        raise RunFailed(f"{len(failures)} of {len(made.runs)} runs failed:\n{shown}\ntry them again with: floco resume {made.path}")
+
+
+@contextmanager
+def _stoppable(path: Path) -> Iterator[None]:
+    """Say how to go on when the user stops, or a run fails."""
     try:
-        setup = setup or session.prepare(settings)
-        session.check(store, setup)
-        store.rewind()
-        start = store.load()
-        if start.round == setup.training.rounds:
-            out_console.print(f"{path} is finished: all {start.round} rounds are done", markup=False, highlight=False)
-        else:
-            with _shown(start.round, setup.training.rounds, debug) as watch:
-                session.advance(setup, settings.run, store, start, watch)
+        yield
     except KeyboardInterrupt:
         err_console.print(f"\nstopped; continue with: floco resume {path}", markup=False, highlight=False)
         raise typer.Exit(130) from None
     except RunFailed as error:
         raise RunFailed(f"{error}\ncontinue, once the cause is gone, with: floco resume {path}") from error
-    finally:
-        store.close()
-    out_console.print(views.closing_table(path))
-    out_console.print(f"the run lies in {path}", markup=False, highlight=False)
+
+
+def _begun(stack: ExitStack, path: Path, setup: Setup, start: Progress, debug: bool) -> Callable[[Progress], None]:
+    """Say that a run is finished, or show its rounds until the stack is closed."""
+    if start.round == setup.training.rounds:
+        out_console.print(f"{path} is finished: all {start.round} rounds are done", markup=False, highlight=False)
+    return stack.enter_context(_shown(start.round, setup.training.rounds, debug))
 
 
 @contextmanager

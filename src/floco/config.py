@@ -101,7 +101,7 @@ def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         raise FlocoError(f"{file}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FlocoError(f"{file}: not a TOML file: {error}") from error
-    changes = [_override(text) for text in overrides]
+    changes = [override(text) for text in overrides]
     name = next((v for k, v in reversed(changes) if k == "algorithm.name"), None)
     if path is None and any(k == "data.source" and v != "digits" for k, v in changes):
         raw["data"] = {}  # how the digits are split says nothing about other data
@@ -116,7 +116,8 @@ def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return parse(raw, str(path) if path is not None else "")
 
 
-def _override(text: str) -> tuple[str, Any]:
+def override(text: str) -> tuple[str, Any]:
+    """Return key and value of a text `key=value`; a value that is no TOML is text."""
     key, equals, value = text.partition("=")
     if not equals:
         raise FlocoError(f"-s needs key=value, got {text!r}")

@@ -7,7 +7,7 @@ and how results are combined. `training` carries out the client's part, `loop` t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -25,6 +25,8 @@ class Algorithm(Settings, ABC):
 
     name: ClassVar[str]
     """The word by which users choose it."""
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    """The strength that is worth tuning, and the two values to try."""
 
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
         """Return the algorithm with the settings filled in that depend on others, or on the network's names."""

@@ -40,6 +40,12 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file in one step: a kill leaves the old one or the new one."""
+    write_file(path.with_name(path.name + ".new"), data)
+    path.with_name(path.name + ".new").replace(path)
+
+
 def sync_folder(path: Path) -> None:
     """Write the entries of a folder down to the disk."""
     handle = os.open(path, os.O_RDONLY)

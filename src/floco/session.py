@@ -52,9 +52,9 @@ def federation(config: Config) -> Federation:
     )
 
 
-def prepare(config: Config) -> Setup:
-    """Return all that is fixed during the run of a configuration: the federation, and the network built for it."""
-    made = federation(config)
+def prepare(config: Config, made: Federation | None = None) -> Setup:
+    """Return all that is fixed during the run of a configuration: the federation (unless it is given), and the network built for it."""
+    made = made or federation(config)
     weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
     net = network(named_model(config.model.name, made), seed=config.seed, weights=weights)
     setup = Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, _device(config.run.device))
@@ -158,6 +158,20 @@ def advance(setup: Setup, settings: Run, store: Store | None, start: Progress, w
             clock = time.perf_counter()
             watch(progress)
     return progress
+
+
+def carry(path: Path, setup: Setup | None, start: Callable[[Setup, Progress], Watch]) -> Setup:
+    """Carry a run directory to its last round and return its setup; `start` gets the progress so far and returns the watch."""
+    settings, store = reopen(path)
+    with closing(store):
+        setup = setup or prepare(settings)
+        check(store, setup)
+        store.rewind()
+        progress = store.load()
+        watch = start(setup, progress)
+        if progress.round < setup.training.rounds:
+            advance(setup, settings.run, store, progress, watch)
+    return setup
 
 
 def _record(store: Store, progress: Progress, seconds: float) -> None:

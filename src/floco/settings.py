@@ -90,9 +90,14 @@ class Settings:
             object.__setattr__(self, field.name, value)
 
 
+def names(cls: type[Any]) -> list[str]:
+    """Return the names of a settings class's fields."""
+    return [f.name for f in dataclasses.fields(cls)]
+
+
 def build(cls: type[S], values: Mapping[str, Any]) -> S:
     """Return `cls(**values)`; an unknown key is an error that offers the nearest valid one."""
-    known = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    known = names(cls)
     for key in values:
         if key not in known:
             raise FlocoError(f"unknown key {key!r}{nearest(key, known)}")

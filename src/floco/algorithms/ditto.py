@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -41,6 +41,7 @@ class Ditto(Algorithm):
     """
 
     name: ClassVar[str] = "ditto"
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (1.0, 0.1)}
     pull: float = setting(1.0, "lambda: strength of the pull of the personal model towards the received one", low=0)
     personal_epochs: int | None = setting(None, "e': epochs of the personal model a round (empty: training.epochs)", low=1)
 

@@ -6,7 +6,7 @@ A round, from the top: `select` -> `message` -> on each client `begin`, `phases`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -30,6 +30,7 @@ _MAP = "assignment/"
 class OnSimplex(Algorithm):
     """What Floco and Floco+ have in common: the shared simplex, its training, and the assignment."""
 
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"radius": (0.1, 0.3)}
     endpoints: int = setting(10, "M: endpoints of the solution simplex", low=1)
     assign_at: int | str | None = setting(None, "tau: round of the assignment, counted from 1 (empty: half of the rounds)", low=1, choices=("never",))
     radius: float = setting(0.1, "rho: L1 radius of a client's subregion", low=0)

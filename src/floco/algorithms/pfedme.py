@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -23,6 +23,7 @@ class PFedMe(Algorithm):
     """
 
     name: ClassVar[str] = "pfedme"
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (15.0, 1.0)}
     pull: float = setting(15.0, "lambda: strength of the pull of theta towards w; eta lambda must be at most 1", above=0)
     inner_steps: int = setting(5, "K: steps of theta on each batch", low=1)
     local_epochs: int | None = setting(None, "epochs a round (empty: training.epochs / inner_steps, at least 1: about as many gradient steps as other methods)", low=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -36,6 +37,7 @@ class SuPerFed(Algorithm):
     """
 
     name: ClassVar[str] = "superfed"
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"nu": (1.0, 0.1)}
     mu: float = setting(0.01, "mu: strength of the distance to the received parameters", low=0)
     nu: float = setting(1.0, "nu: strength of the squared cosine between the two endpoints", low=0)
     start_share: float = setting(0.4, "L: share of the rounds after which the personal endpoint takes part (1: never)", low=0, high=1)

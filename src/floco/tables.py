@@ -1,0 +1,167 @@
+"""What several finished runs say together: one row a run, one a method, one a pair of methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from floco.errors import FlocoError
+from floco.files import read_json, replace_file
+from floco.metrics import METRICS
+
+_OVERHEAD = ("seconds", "steps_per_client", "bytes_down", "bytes_up")
+_LAST = (
+    *(f"{m}_global" for m in METRICS),
+    *(f"{m}_personal" for m in METRICS),
+    "accuracy_personal_weighted",
+    "accuracy_personal_std",
+    "accuracy_personal_worst5",
+    "accuracy_personal_worst10",
+    "accuracy_global_local",
+)
+_RIVALS = {"better_than_local": "local", "better_than_fedavg_ft": "fedavg+ft"}
+
+
+@dataclass(frozen=True)
+class Results:
+    """Finished runs. All tables have the columns `method` and `seed` first."""
+
+    history: pd.DataFrame
+    """All evaluations."""
+    clients: pd.DataFrame
+    """All clients, from the last evaluation of each run."""
+    runs: pd.DataFrame
+    """One row a run."""
+
+    @property
+    def names(self) -> list[str]:
+        """The methods, in order."""
+        return list(dict.fromkeys(self.runs["method"]))
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Return a table of a run directory; client ids stay text, empty cells are missing values."""
+    return pd.read_csv(path, dtype={"client": str}, keep_default_na=False, na_values=[""]) if path.is_file() and path.stat().st_size else pd.DataFrame()
+
+
+def load(paths: Iterable[Path]) -> Results:
+    """Return the results of those run directories that are finished. Two runs of one method and seed go by the names of their folders."""
+    found: list[tuple[Path, str, int, Any]] = []
+    for path in paths:
+        if not (path / "run.json").is_file():
+            continue
+        config, history = read_json(path / "run.json")["config"], read_table(path / "history.csv")
+        if len(history) and history["round"].iloc[-1] == config["training"]["rounds"]:
+            found.append((path, config["algorithm"]["name"], config["seed"], history))
+    keys = [(name, seed) for _, name, seed, _ in found]
+    tables: dict[str, list[pd.DataFrame]] = {"history": [], "clients": [], "runs": []}
+    for path, name, seed, history in found:
+        label = name if keys.count((name, seed)) == 1 else path.name
+        clients = read_table(path / "clients.csv")
+        clients = clients[clients["round"] == clients["round"].max()]
+        for kind, table in (("history", history), ("clients", clients), ("runs", _run_row(path, history, len(clients)))):
+            tables[kind].append(pd.concat([pd.DataFrame({"method": label, "seed": seed}, index=table.index), table], axis=1))
+    whole = {kind: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"method": [], "seed": []}) for kind, parts in tables.items()}
+    return Results(whole["history"], whole["clients"], _compared(whole["runs"], whole["history"], whole["clients"]))
+
+
+def _run_row(path: Path, history: pd.DataFrame, clients: int) -> pd.DataFrame:
+    """Return what one run says by itself, as one row."""
+    last, rounds = history.iloc[-1], float(history["round"].iloc[-1])
+    row = {"rounds": rounds, **{k: last[k] for k in _LAST}}
+    row |= {"steps_per_client": (history["steps"].sum() + last["steps_adapt"]) / clients}
+    row |= {f"{what}_{way}": history[f"{what}_{way}"].sum() / rounds for what in ("parameters", "bytes") for way in ("down", "up")}
+    since = history["round"].diff().fillna(history["round"].iloc[0])
+    row |= {k: float(np.average(history[k].astype(float), weights=since)) for k in map(str, history) if k.startswith("update_variance")}
+    return pd.DataFrame([row | {"seconds": read_table(path / "timings.csv")["seconds"].sum()}])
+
+
+def target(history: pd.DataFrame, column: str) -> float:
+    """Return FedAvg's mean over its last tenth of the rounds (at least its last evaluation), NaN without FedAvg."""
+    rows = history[history["method"] == "fedavg"]
+    late = rows[rows["round"] > 0.9 * rows["round"].max()]
+    return float(late[column].mean()) if len(late) else float("nan")
+
+
+def _compared(runs: pd.DataFrame, history: pd.DataFrame, clients: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of single runs with what they are beside others of the same seed."""
+    runs = runs.copy()
+    i: Any  # the label of a row, whose kind pandas leaves open
+    for i, run in runs.iterrows():
+        mine, rest = (t[t["seed"] == run["seed"]] for t in (history, clients))
+        for column in ("accuracy_global", "accuracy_personal"):
+            wanted = target(mine, column)
+            reached = mine[(mine["method"] == run["method"]) & (mine[column] >= wanted)]["round"]
+            runs.loc[i, f"target_{column}"] = wanted
+            runs.loc[i, f"first_round_{column}"] = reached.min() if len(reached) else float("nan")
+        accuracies = rest.pivot_table(index="client", columns="method", values="accuracy_personal", sort=False)
+        for column, rival in _RIVALS.items():
+            known = rival in accuracies and rival != run["method"]
+            runs.loc[i, column] = (accuracies[run["method"]] > accuracies[rival]).mean() if known else float("nan")
+        base = runs[(runs["method"] == "fedavg") & (runs["seed"] == run["seed"])]
+        for column in _OVERHEAD:
+            one = float(base[column].iloc[0]) if len(base) else float("nan")
+            runs.loc[i, f"{column}_ratio"] = run[column] / one if one else float("nan")
+    return runs
+
+
+def methods(results: Results) -> pd.DataFrame:
+    """Return one row a method: number of seeds, and mean and standard deviation (`_seed_std`) over seeds of every column of `runs`.
+
+    A mean is empty if any of its values is: a first round that one seed never reached has no mean.
+    """
+    rows = []
+    for name in results.names:
+        mine = results.runs[results.runs["method"] == name].drop(columns=["method", "seed"])
+        spread = mine.std(ddof=1) if len(mine) > 1 else pd.Series(np.nan, index=mine.columns)
+        both = {k: v for c in map(str, mine) for k, v in ((c, mine[c].mean(skipna=False)), (f"{c}_seed_std", spread[c]))}
+        rows.append({"method": name, "seeds": len(mine), **both})
+    return pd.DataFrame(rows)
+
+
+def pairs(results: Results, reference: str, column: str = "accuracy_personal") -> pd.DataFrame:
+    """Return the paired comparison of `reference` with every other method over all clients of all common seeds.
+
+    `p` is Wilcoxon's signed-rank test (two-sided) of the clients' differences, `p_holm` the same after Holm's correction for
+    the number of methods. Clients of one run share a model and are not independent: p is too small rather than too large.
+    """
+    from scipy.stats import wilcoxon
+
+    table = results.clients.pivot_table(index=["seed", "client"], columns="method", values=column, sort=False)
+    rows: list[dict[str, Any]] = []
+    for name in (n for n in results.names if n in table and n != reference):
+        both = table[[reference, name]].dropna()
+        gap = both[reference] - both[name]
+        p = float(wilcoxon(gap).pvalue) if (gap != 0).any() else 1.0
+        seeds = gap.groupby(level="seed").mean()
+        counts = {"better": int((gap > 0).sum()), "equal": int((gap == 0).sum()), "worse": int((gap < 0).sum())}
+        rows.append(
+            {"reference": reference, "method": name, "clients": len(gap), "mean_difference": gap.mean(), **counts, "seeds_better": f"{(seeds > 0).sum()}/{len(seeds)}", "p": p}
+        )
+    ordered = sorted(rows, key=lambda r: float(str(r["p"])))
+    corrected = 0.0
+    for i, row in enumerate(ordered):
+        corrected = max(corrected, min(1.0, float(str(row["p"])) * (len(rows) - i)))
+        row["p_holm"] = corrected
+    return pd.DataFrame(rows)
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write all tables as CSV files into a folder; pairs are those of the first method with all others."""
+    made = {"history": results.history, "clients": results.clients, "runs": results.runs}
+    if results.names:
+        made |= {"methods": methods(results), "pairs": pairs(results, results.names[0])}
+    for name, table in made.items():
+        replace_file(folder / f"{name}.csv", table.to_csv(index=False).encode())
+
+
+def only(results: Results, what: str) -> Results:
+    """Return the results, and raise if there are none."""
+    if not results.names:
+        raise FlocoError(f"{what} holds no finished run; finish one first: floco resume RUN")
+    return results

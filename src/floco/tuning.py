@@ -1,0 +1,61 @@
+"""A small grid of equal size for every method, judged on a part cut from the clients' training data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from floco import loop, session
+from floco.config import Config
+from floco.errors import FlocoError
+from floco.evaluation import Row
+from floco.federation import Client, Federation
+from floco.streams import stream
+
+SHARE = 0.25  # of each client's training part
+_FACTORS = (0.5, 1.0, 2.0)  # of training.lr, with two values of the method's strength each
+_FINE = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0)  # for methods that have no such setting: as many trials
+
+
+def grid(config: Config) -> list[dict[str, Any]]:
+    """Return the trials of a method: keys of `training` and `algorithm` with their values. Every method has six."""
+    lr, tuned = config.training.lr, config.algorithm.tuned
+    if not tuned:
+        return [{"training.lr": lr * f} for f in _FINE]
+    return [{"training.lr": lr * f, f"algorithm.{name}": value} for f in _FACTORS for name, values in tuned.items() for value in values]
+
+
+def changed(config: Config, trial: dict[str, Any]) -> Config:
+    """Return the configuration with the settings of a trial."""
+    for key, value in trial.items():
+        section, _, name = key.partition(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+    return config
+
+
+def for_tuning(federation: Federation, seed: int) -> Federation:
+    """Return the federation with a quarter of each client's training part in place of its test part, and no global test part.
+
+    The samples of the test parts are not reachable from it by any client.
+    """
+    clients = tuple(_cut(c, torch.randperm(len(c.train), generator=stream(seed, "tune", c.id))) for c in federation.clients)
+    return replace(federation, clients=clients, x_test=None, y_test=None)
+
+
+def _cut(client: Client, order: torch.Tensor) -> Client:
+    if len(order) < 2:
+        raise FlocoError(f'tuning cuts a part from every client\'s training part: client "{client.id}" has {len(order)} training sample, and 2 are needed')
+    n = max(1, round(SHARE * len(order)))
+    return Client(client.id, client.train[order[n:].sort().values], client.train[order[:n].sort().values])
+
+
+def try_out(config: Config, federation: Federation, trial: dict[str, Any]) -> Row:
+    """Return what a trial reached after the last round: the personal models on the parts cut off, mean over clients."""
+    config = changed(config, trial)
+    setup = session.prepare(config, for_tuning(federation, config.seed))
+    last = session.advance(setup, replace(config.run, evaluate_every=config.training.rounds), None, loop.begin(setup), lambda progress: None)
+    assert last.evaluation is not None
+    history = last.evaluation.history
+    return {"validation_accuracy": history["accuracy_personal"], "validation_loss": history["loss_personal"]}
