@@ -111,6 +111,20 @@ def resume(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run direc
 
 
 @app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or those of comparisons.")],
+    out: Annotated[Path | None, typer.Option("-o", metavar="FILE.html", help="The page. Default: report.html in the directory, or here for several.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Write one self-contained HTML page: curves, comparison, clients, the simplex and the loss over it."""
+    with _told(debug):
+        from floco import report
+
+        path = report.write(runs, out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html")))
+        out_console.print(f"the report is {path}", markup=False, highlight=False)
+
+
+@app.command()
 def data(
     config: ConfigFile = None,
     s: Overrides = None,

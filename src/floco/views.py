@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
+from floco.columns import COLUMNS, cell
 from floco.errors import FlocoError
 from floco.federation import Federation
 from floco.partition import heterogeneity
@@ -126,35 +127,6 @@ def comparison_table(path: Path) -> Table:
     for _, row in made.iterrows():
         table.add_row(str(row["method"]), *(cell(row, key) for key in COLUMNS))
     return table
-
-
-COLUMNS = {
-    "accuracy_global": "global %",
-    "accuracy_personal": "personal %",
-    "accuracy_personal_worst10": "worst 10 %",
-    "loss_personal": "NLL",
-    "ece_personal": "ECE %",
-    "better_than_fedavg_ft": "beat FT %",
-    "steps_per_client": "steps",
-    "bytes_up": "kB up",
-    "seconds": "s",
-}
-"""Columns of methods.csv that a terminal shows, and how they are headed."""
-
-
-def cell(row: Any, key: str, *, spread: bool = False) -> str:
-    """Return one value of methods.csv as users read it: shares in per cent, bytes in kB; a dash for a missing one.
-
-    >>> cell({"accuracy_global": 0.8712, "accuracy_global_seed_std": 0.004}, "accuracy_global", spread=True)
-    '87.1 ± 0.4'
-    """
-    value = row[key]
-    if value != value:  # missing
-        return "-"
-    share = key.startswith(("accuracy", "balanced", "ece", "better"))
-    scale, digits = (100, 1) if share else (1e-3, 0) if key.startswith("bytes") else (1, 3 if key.startswith(("loss", "brier", "update")) else 0)
-    other = row.get(f"{key}_seed_std", float("nan")) if spread else float("nan")
-    return f"{scale * value:.{digits}f}" + (f" ± {scale * other:.{digits}f}" if other == other else "")
 
 
 def closing_table(path: Path) -> Table:
