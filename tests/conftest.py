@@ -1,14 +1,18 @@
 """Small real parts that the tests share: a federation of a few unequal clients, and setups to train on it."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner, Result
 
 from floco import loop
+from floco.cli import app
 from floco.contract import Algorithm
 from floco.engines import Engine, Serial
 from floco.federation import Client, Federation
@@ -55,6 +59,25 @@ def train(setup: Setup, engine: Engine | None = None, plan: Plan | None = None) 
 def same(a: Tensors, b: Tensors) -> bool:
     """Equal names, shapes and bits."""
     return a.keys() == b.keys() and all(a[n].shape == b[n].shape and torch.equal(a[n], b[n]) for n in a)
+
+
+def floco(*args: object) -> Result:
+    """What a command of this process gives."""
+    return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_blobs(path: Path, ids: tuple[str, ...] = IDS) -> Path:
+    """The blobs as an .npz file with natural clients, 40 samples each."""
+    g = np.random.default_rng(0)
+    middles = 2 * g.normal(size=(3, 5))
+    y = np.concatenate([np.where(g.random(40) < 0.6, i % 3, g.integers(3, size=40)) for i in range(len(ids))])
+    np.savez(path, x=(middles[y] + g.normal(size=(len(y), 5))).astype("float32"), y=y, client=np.repeat(np.array(ids), 40))
+    return path
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The commands: in this process where that is enough, as real processes where a terminal, a signal or a kill is meant."""
 
-import csv
 import os
 import pty
 import re
@@ -14,22 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
-from floco.cli import app
+from conftest import floco, rows
 from floco.errors import FlocoError
 
 FLOCO = [str(Path(sys.executable).with_name("floco"))]
 QUICK = ["-s", "training.rounds=4", "-s", "training.fraction=0.2", "-s", "run.evaluate_every=2", "-s", "run.workers=2"]
-
-
-def floco(*args: object) -> Result:
-    return CliRunner().invoke(app, [str(a) for a in args])
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_run_leaves_a_run_directory_and_a_table(tmp_path: Path) -> None:

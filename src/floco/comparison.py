@@ -173,7 +173,9 @@ class _Federations:
 
 def _run(config: Config, federation: Federation, path: Path, start: Callable[[Setup, Progress], session.Watch]) -> None:
     setup = session.prepare(config, federation)
-    if not (path / "run.json").exists():
+    if (path / "run.json").exists():
+        session.check_config(parse(read_json(path / "run.json")["config"]), config, path)
+    else:
         session.create(config, setup, path)
     session.carry(path, setup, start)
 

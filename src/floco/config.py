@@ -70,6 +70,7 @@ class Run(Settings):
     device: str = setting("cpu", "cpu, cuda, cuda:1, ...")
     evaluate_every: int = setting(5, "rounds from one evaluation of all clients to the next", low=1)
     checkpoint_every: int = setting(1, "rounds from one checkpoint to the next", low=1)
+    trackers: tuple[str, ...] = setting((), "mirrors of history.csv in folders of the run directory", choices=("tensorboard", "mlflow"))
     max_failed: int = setting(5, "clients that may fail in a round before the run gives up", low=0)
 
 

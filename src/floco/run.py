@@ -24,6 +24,7 @@ from floco.federation import Federation
 from floco.loop import Plan, Progress
 from floco.network import Factory, network
 from floco.settings import build
+from floco.tables import read_table
 from floco.training import Setup, check_model, models
 from floco.values import Training
 
@@ -46,8 +47,7 @@ class Run:
 
         if self.path is None:
             return pd.DataFrame(self.rows[name])
-        path = self.path / f"{name}.csv"
-        return pd.read_csv(path, dtype={"client": str}, keep_default_na=False, na_values=[""]) if path.stat().st_size else pd.DataFrame()
+        return read_table(self.path / f"{name}.csv")
 
     @property
     def history(self) -> pd.DataFrame:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import platform
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from floco import loop
 from floco.config import Config, Run, as_dict, parse, read, to_toml
 from floco.engines import engine, resolve
 from floco.errors import FlocoError
+from floco.evaluation import Row
 from floco.federation import Federation, Normalization
 from floco.files import read_tensors
 from floco.loop import Plan, Progress
@@ -27,6 +29,7 @@ from floco.models import model as named_model
 from floco.network import network
 from floco.sources import load
 from floco.store import Store
+from floco.trackers import Tracker, open_trackers
 from floco.training import Setup, check_model
 
 Watch = Callable[[Progress], None]
@@ -148,7 +151,8 @@ def advance(setup: Setup, settings: Run, store: Store | None, start: Progress, w
     """Run all remaining rounds, writing each checkpoint, and return the last progress."""
     progress = start
     plan = Plan(settings.evaluate_every, settings.max_failed)
-    with closing(engine(setup, settings.engine, settings.workers)) as running:
+    with closing(engine(setup, settings.engine, settings.workers)) as running, ExitStack() as stack:
+        trackers = [stack.enter_context(closing(t)) for t in _trackers(settings, store)]
         clock = time.perf_counter()
         for progress in loop.rounds(setup, running, plan, start):
             if store is not None:
@@ -157,7 +161,21 @@ def advance(setup: Setup, settings: Run, store: Store | None, start: Progress, w
                     store.save(progress)
             clock = time.perf_counter()
             watch(progress)
+            if progress.evaluation is not None:
+                for tracker in trackers:
+                    tracker.add(progress.evaluation.history)
     return progress
+
+
+def _trackers(settings: Run, store: Store | None) -> list[Tracker]:
+    if not settings.trackers:
+        return []
+    if store is None:
+        raise FlocoError("run.trackers write into the run directory: give one (out=...)")
+    with (store.path / "history.csv").open(newline="") as file:
+        rows: list[Row] = [dict(row) for row in csv.DictReader(file)]
+    flat = {f"{section}.{k}" if isinstance(v, dict) else section: w for section, v in store.facts["config"].items() for k, w in (v if isinstance(v, dict) else {"": v}).items()}
+    return open_trackers(settings.trackers, store.path, flat, [{**row, "round": int(str(row["round"]))} for row in rows])
 
 
 def carry(path: Path, setup: Setup | None, start: Callable[[Setup, Progress], Watch]) -> Setup:

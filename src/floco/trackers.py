@@ -1,0 +1,88 @@
+"""TensorBoard and MLflow as mirrors of history.csv, in folders of the run directory. Neither is needed, neither is authoritative."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from floco.errors import FlocoError
+from floco.evaluation import Row
+
+
+class Tracker(Protocol):
+    """Receives every row of the history once."""
+
+    def add(self, row: Row) -> None:
+        """Show one evaluation."""
+
+    def close(self) -> None:
+        """Write what is pending."""
+
+
+class TensorBoard:
+    """Event files for `tensorboard --logdir FOLDER`."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise _missing("tensorboard", error) from error
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def add(self, row: Row) -> None:
+        """Write one scalar a column."""
+        for name, value in _numbers(row):
+            self._writer.add_scalar(name, value, row["round"])
+
+    def close(self) -> None:
+        """Write what is pending."""
+        self._writer.close()
+
+
+class MLflow:
+    """A database for `mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db`."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing of a run leaves this machine
+        try:
+            from mlflow.tracking import MlflowClient
+        except ImportError as error:
+            raise _missing("mlflow", error) from error
+        folder.mkdir(parents=True)
+        self._client = MlflowClient(tracking_uri=f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        self._run = self._client.create_run(self._client.create_experiment("floco"), run_name=folder.parent.name).info.run_id
+        for key, value in settings.items():
+            self._client.log_param(self._run, key, value)
+
+    def add(self, row: Row) -> None:
+        """Write one metric a column."""
+        for name, value in _numbers(row):
+            self._client.log_metric(self._run, name, value, step=row["round"])
+
+    def close(self) -> None:
+        """Mark the run as finished."""
+        self._client.set_terminated(self._run)
+
+
+def _missing(name: str, error: ImportError) -> FlocoError:
+    return FlocoError(f"run.trackers has {name!r}, which is not installed ({error}): pip install 'floco[tracking]'")
+
+
+def _numbers(row: Row) -> list[tuple[str, float]]:
+    return [(name, float(value)) for name, value in row.items() if name != "round" and value is not None and value != ""]
+
+
+def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any], history: Iterable[Row]) -> list[Tracker]:
+    """Return the trackers of a run directory, begun anew with the history so far: after a kill they say what the run says."""
+    opened: list[Tracker] = []
+    for name in names:
+        place = folder / name
+        shutil.rmtree(place, ignore_errors=True)
+        opened.append(TensorBoard(place) if name == "tensorboard" else MLflow(place, settings))
+    for row in history:
+        for tracker in opened:
+            tracker.add(row)
+    return opened

@@ -1,0 +1,305 @@
+"""Comparisons: equal conditions for all methods, tables by hand, failures, tuning, and resumption with real processes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import blobs, floco, rows, write_blobs
+from floco import comparison, tables, tuning
+from floco.algorithms import ALGORITHMS
+from floco.config import read
+from floco.errors import FlocoError
+from floco.tables import Results
+
+METHODS = ("floco", "fedavg", "fedavg+ft", "local")
+
+
+def settings(folder: Path, **more: Any) -> list[str]:
+    """A federation of six people, quick to train."""
+    data = write_blobs(folder / "blobs.npz")
+    pairs = {
+        "data.source": f"npz:{data}",
+        "data.split": "natural",
+        "model.name": "mlp",
+        "training.rounds": 6,
+        "training.fraction": 0.5,
+        "run.engine": "serial",
+        "run.evaluate_every": 2,
+        **more,
+    }
+    return [part for key, value in pairs.items() for part in ("-s", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished comparison of four methods under two seeds."""
+    folder = tmp_path_factory.mktemp("compare")
+    result = floco("compare", *settings(folder), "-a", ",".join(METHODS), "--seeds", 2, "--out", folder / "out")
+    assert result.exit_code == 0, result.output
+    assert "fedavg+ft" in result.output
+    return folder / "out"
+
+
+def test_all_methods_of_a_seed_have_the_same_data_weights_and_client_samples(done: Path) -> None:
+    for seed in ("0", "1"):
+        facts = [json.loads((done / "runs" / f"{m}-seed{seed}" / "run.json").read_text()) for m in METHODS]
+        assert len({f["data"] for f in facts}) == len({f["model"] for f in facts}) == 1
+        took_part = [[r["participated"] for r in rows(done / "clients.csv") if (r["method"], r["seed"]) == (m, seed)] for m in METHODS]
+        assert all(t == took_part[0] for t in took_part)
+        assert sum(map(int, took_part[0])) == 6 * 3
+    assert facts[0]["data"] != json.loads((done / "runs" / "floco-seed0" / "run.json").read_text())["data"]
+
+
+def test_a_row_of_a_method_is_the_mean_and_spread_of_its_runs(done: Path) -> None:
+    runs = [r for r in rows(done / "runs.csv") if r["method"] == "floco"]
+    row = next(r for r in rows(done / "methods.csv") if r["method"] == "floco")
+    last = [rows(done / "runs" / f"floco-seed{s}" / "history.csv")[-1] for s in (0, 1)]
+    for column in ("accuracy_global", "loss_personal", "ece_personal", "accuracy_personal_std"):
+        values = [float(r[column]) for r in last]
+        assert [float(r[column]) for r in runs] == values
+        assert float(row[column]) == pytest.approx(np.mean(values))
+        assert float(row[f"{column}_seed_std"]) == pytest.approx(np.std(values, ddof=1))
+    assert row["seeds"] == "2"
+
+
+def test_steps_and_bytes_are_counted_for_every_method(done: Path) -> None:
+    found = {r["method"]: r for r in rows(done / "methods.csv")}
+    trained = 6 * 3 * 3 * 2 / 6  # rounds, clients a round, epochs, batches of 16 among 32 samples; over six clients
+    assert float(found["fedavg"]["steps_per_client"]) == float(found["local"]["steps_per_client"]) == trained
+    assert float(found["fedavg+ft"]["steps_per_client"]) == trained + 3 * 2  # the epochs before the last evaluation
+    assert float(found["floco"]["steps_per_client"]) == trained + 3 * 3 * 2 / 6  # three of six probe, once
+    assert float(found["local"]["bytes_up"]) == 0
+    assert float(found["fedavg"]["bytes_up_ratio"]) == 1
+    assert float(found["floco"]["bytes_up_ratio"]) > 1
+
+
+def test_columns_that_do_not_apply_are_empty(done: Path) -> None:
+    found = {r["method"]: r for r in rows(done / "methods.csv")}
+    assert found["local"]["accuracy_global"] == found["local"]["update_variance"] == found["local"]["better_than_local"] == ""
+    assert 0 <= float(found["floco"]["better_than_local"]) <= 1
+
+
+def results(history: dict[str, Any], clients: dict[str, Any]) -> Results:
+    h, c = pd.DataFrame(history), pd.DataFrame(clients)
+    runs = c[["method", "seed"]].drop_duplicates(ignore_index=True).assign(seconds=1.0, steps_per_client=2.0, bytes_down=0.0, bytes_up=4.0)
+    return Results(h, c, tables._compared(runs, h, c))
+
+
+def curves(**accuracy: list[float]) -> dict[str, Any]:
+    n = len(next(iter(accuracy.values())))
+    flat = [(m, 0, 10 * (i + 1), a, a) for m, values in accuracy.items() for i, a in enumerate(values)]
+    assert len(flat) == n * len(accuracy)
+    return dict(zip(("method", "seed", "round", "accuracy_global", "accuracy_personal"), map(list, zip(*flat, strict=True)), strict=True))
+
+
+def one_client(*methods: str) -> dict[str, Any]:
+    return {"method": list(methods), "seed": [0] * len(methods), "client": ["a"] * len(methods), "accuracy_personal": [0.5] * len(methods)}
+
+
+def test_the_target_is_fedavgs_mean_over_its_last_tenth_and_a_round_that_never_comes_is_empty() -> None:
+    quick, slow = [0.1 * i for i in range(20)], [0.05 * i for i in range(20)]
+    found = results(curves(fedavg=quick, floco=slow), one_client("fedavg", "floco")).runs
+    wanted = (1.9 + 1.8) / 2  # rounds 190 and 200 of 200
+    assert found["target_accuracy_global"].tolist() == [pytest.approx(wanted)] * 2
+    assert found["first_round_accuracy_global"].iloc[0] == 200
+    assert np.isnan(found["first_round_accuracy_global"].iloc[1])
+    assert np.isnan(results(curves(floco=slow), one_client("floco")).runs["target_accuracy_global"].iloc[0])
+
+
+def test_pairs_are_wilcoxons_test_of_the_same_clients_with_holms_correction() -> None:
+    from scipy.stats import wilcoxon
+
+    g = np.random.default_rng(1)
+    a = {m: g.uniform(0.5, 0.9, 24) + shift for m, shift in (("floco", 0.05), ("fedavg", 0.0), ("local", -0.05), ("ditto", 0.04))}
+    clients = {
+        "method": [m for m in a for _ in range(24)],
+        "seed": [s for _ in a for s in (0, 1) for _ in range(12)],
+        "client": [str(i) for _ in a for _ in (0, 1) for i in range(12)],
+    }
+    found = tables.pairs(results(curves(**{m: [0.1] for m in a}), {**clients, "accuracy_personal": np.concatenate(list(a.values()))}), "floco").set_index("method")
+    p = {m: wilcoxon(a["floco"] - a[m]).pvalue for m in ("fedavg", "local", "ditto")}
+    ordered = sorted(p, key=lambda m: p[m])
+    for m in p:
+        gap = a["floco"] - a[m]
+        assert found.loc[m, "p"] == pytest.approx(p[m])
+        assert found.loc[m, "mean_difference"] == pytest.approx(gap.mean())
+        assert (found.loc[m, "better"], found.loc[m, "worse"], found.loc[m, "clients"]) == ((gap > 0).sum(), (gap < 0).sum(), 24)
+        assert found.loc[m, "p_holm"] == pytest.approx(max(min(1, p[q] * (3 - i)) for i, q in enumerate(ordered) if i <= ordered.index(m)))
+
+
+def test_equal_methods_are_not_told_apart() -> None:
+    table = tables.pairs(results(curves(floco=[0.1], fedavg=[0.1]), one_client("floco", "fedavg")), "floco")
+    assert table[["equal", "p", "p_holm"]].values.tolist() == [[1, 1, 1]]
+
+
+def test_the_share_that_beats_a_rival_counts_strictly_better_clients() -> None:
+    clients = {"method": ["floco"] * 4 + ["local"] * 4, "seed": [0] * 8, "client": list("abcd") * 2, "accuracy_personal": [0.9, 0.5, 0.7, 0.1, 0.8, 0.5, 0.6, 0.2]}
+    found = results(curves(floco=[0.1], local=[0.1]), clients).runs.set_index("method")
+    assert found.loc["floco", "better_than_local"] == 0.5
+    assert np.isnan(found.loc["local", "better_than_local"])
+    assert np.isnan(found.loc["floco", "better_than_fedavg_ft"])
+
+
+def test_methods_differ_in_their_algorithm_only_and_share_what_they_inherit() -> None:
+    base = read(None, ["algorithm.radius=0.25", "training.rounds=10", "algorithm.assign_at=3"])
+    made = comparison.configurations(base, ["floco", "floco+", "ditto"], {"ditto": {"pull": 0.5}, "floco+": {"endpoints": 7}})
+    assert made["floco"].algorithm == base.algorithm
+    plus: Any = made["floco+"].algorithm
+    assert (plus.radius, plus.assign_at, plus.endpoints, plus.pull) == (0.25, 3, 7, 1.0)
+    assert made["ditto"].algorithm.pull == 0.5  # type: ignore[attr-defined]
+    assert all((m.training, m.data, m.model, m.run, m.seed) == (base.training, base.data, base.model, base.run, base.seed) for m in made.values())
+    from_ditto = comparison.configurations(read(None, ["algorithm.name=ditto", "algorithm.pull=0.1"]), ["pfedme", "ditto"])
+    assert from_ditto["pfedme"].algorithm == ALGORITHMS["pfedme"]()  # another method's pull
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-a", "floco,fedagv"], "did you mean 'fedavg'"),
+        (["-a", "floco,floco"], "each once"),
+        (["-a", ""], "got none"),
+        (["-a", "floco", "--seeds", "0"], "--seeds must be at least 1"),
+        (["-a", "floco", "-s", "ditto.pull=1"], "settings for ditto, which is not compared"),
+        (["-a", "ditto", "-s", "ditto.pul=1"], "did you mean 'pull'"),
+        (["-a", "ditto", "-s", "ditto.pull=-1"], "ditto: pull must be >= 0, got -1"),
+    ],
+)
+def test_wrong_use_is_said_before_anything_is_written(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = floco("compare", *settings(tmp_path), *arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_in_use_or_full_is_refused(done: Path) -> None:
+    from filelock import FileLock
+
+    assert "not empty" in floco("compare", *settings(done.parent), "--out", done).output
+    with FileLock(done / ".lock"):
+        result = floco("resume", done)
+    assert result.exit_code == 2
+    assert "in use by another process" in result.output
+
+
+def test_a_method_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
+    result = floco("compare", *settings(tmp_path), "-a", "fedprox,fedavg,local", "--seeds", 1, "-s", "fedprox.mu=1e30", "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "fedprox, seed 0: round" in result.output
+    assert f"floco resume {tmp_path / 'out'}" in result.output
+    assert [r["method"] for r in rows(tmp_path / "out" / "methods.csv")] == ["fedavg", "local"]
+    assert [(r["method"], r["seed"]) for r in rows(tmp_path / "out" / "failures.csv")] == [("fedprox", "0")]
+
+
+def tables_of(path: Path) -> dict[str, bytes]:
+    """What must be equal: all that is not a time."""
+    kept = {name: (path / f"{name}.csv").read_bytes() for name in ("history", "clients", "pairs")}
+    timeless = [{k: v for k, v in r.items() if not k.startswith("seconds")} for r in rows(path / "methods.csv")]
+    return {**kept, "methods": json.dumps(timeless).encode()}
+
+
+def test_a_comparison_that_is_killed_again_and_again_ends_with_the_same_tables(done: Path, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("floco"))]
+    out = tmp_path / "out"
+    process = subprocess.Popen([*command, "compare", *settings(tmp_path), "-a", ",".join(METHODS), "--seeds", "2", "--out", str(out)], stdout=subprocess.DEVNULL)
+    for wanted in (1, 4, 6):
+        deadline = time.monotonic() + 120
+        while len(list(out.glob("runs/*/run.json"))) < wanted and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        process = subprocess.Popen([*command, "resume", str(out)], stdout=subprocess.DEVNULL)
+    assert process.wait(timeout=120) == 0
+    found, expected = tables_of(out), tables_of(done)
+    assert found["history"] == expected["history"]
+    assert found == expected
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    command = [
+        str(Path(sys.executable).with_name("floco")),
+        "compare",
+        *settings(tmp_path, **{"training.rounds": 2000}),
+        "-a",
+        "fedavg",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "out" / "runs" / "fedavg-seed0" / "checkpoint" / "3").exists():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"continue with: floco resume {tmp_path / 'out'}" in error
+
+
+def test_every_method_is_tuned_by_the_same_number_of_trials() -> None:
+    base = read(None)
+    grids = {name: tuning.grid(comparison.configurations(base, [name])[name]) for name in ALGORITHMS}
+    assert {len(g) for g in grids.values()} == {6}
+    for name, grid in grids.items():
+        assert len({json.dumps(t) for t in grid}) == 6, name
+        made = comparison.configurations(base, [name])[name]
+        assert made in [tuning.changed(made, t) for t in grid], name  # the defaults are among the trials
+
+
+def test_tuning_cuts_from_the_training_parts_and_cannot_reach_a_test_part() -> None:
+    federation = blobs()
+    cut = tuning.for_tuning(federation, 0)
+    assert cut.x_test is None
+    for before, after in zip(federation.clients, cut.clients, strict=True):
+        assert sorted([*after.train.tolist(), *after.test.tolist()]) == before.train.tolist()
+        assert len(after.test) == round(0.25 * len(before.train))
+        assert not {*after.train.tolist(), *after.test.tolist()} & set(before.test.tolist())
+    assert not torch.equal(cut.clients[0].test, tuning.for_tuning(federation, 1).clients[0].test)
+
+
+def test_a_client_with_one_training_sample_cannot_be_tuned_on() -> None:
+    from dataclasses import replace
+
+    federation = blobs()
+    small = replace(federation, clients=(replace(federation.clients[0], train=torch.tensor([3])),))
+    with pytest.raises(FlocoError, match='client "north" has 1 training sample, and 2 are needed'):
+        tuning.for_tuning(small, 0)
+
+
+def test_tuned_runs_use_the_best_trial_and_all_training_data_and_trials_are_not_repeated(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = floco("compare", *settings(tmp_path), "-a", "fedprox,local", "--seeds", 2, "--tune", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "tuning fedprox 6/6" in result.output
+    trials = [r for r in rows(out / "tuning.csv") if r["method"] == "fedprox"]
+    best = max(trials, key=lambda r: (float(r["validation_accuracy"]), -float(r["validation_loss"])))
+    for seed in (0, 1):
+        used = json.loads((out / "runs" / f"fedprox-seed{seed}" / "run.json").read_text())["config"]
+        assert {"training.lr": used["training"]["lr"], "algorithm.mu": used["algorithm"]["mu"]} == json.loads(best["settings"])
+    assert {r["n_train"] for r in rows(out / "clients.csv")} == {"32"}
+    changed = (out / "tuning.csv").read_text().replace(best["validation_accuracy"], "0.0")
+    (out / "tuning.csv").write_text(changed)
+    assert floco("resume", out).exit_code != 0  # the runs were started with settings that are no longer the best
+    assert (out / "tuning.csv").read_text() == changed
+
+
+def test_test_parts_do_not_matter_to_tuning(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from floco import session
+
+    config = comparison.configurations(read(None, settings(tmp_path)[1::2]), ["fedprox"])["fedprox"]
+    federation = session.federation(config)
+    everything = torch.cat([c.test for c in federation.clients])
+    poisoned = replace(federation, x=federation.x.index_fill(0, everything, float("nan")), y=federation.y.index_fill(0, everything, 0))
+    trial = tuning.grid(config)[0]
+    assert tuning.try_out(config, federation, trial) == tuning.try_out(config, poisoned, trial)
