@@ -26,6 +26,7 @@ class TensorBoard:
     """Event files for `tensorboard --logdir FOLDER`."""
 
     def __init__(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -51,9 +52,13 @@ class MLflow:
             from mlflow.tracking import MlflowClient
         except ImportError as error:
             raise _missing("mlflow", error) from error
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._client = MlflowClient(tracking_uri=f"sqlite:///{(folder / 'mlflow.db').resolve()}")
-        self._run = self._client.create_run(self._client.create_experiment("floco"), run_name=folder.parent.name).info.run_id
+        known = self._client.get_experiment_by_name("floco")
+        experiment = known.experiment_id if known else self._client.create_experiment("floco")
+        for old in self._client.search_runs([experiment]):  # of the time before a kill; its file may still be open in this process
+            self._client.delete_run(old.info.run_id)
+        self._run = self._client.create_run(experiment, run_name=folder.parent.name).info.run_id
         for key, value in settings.items():
             self._client.log_param(self._run, key, value)
 
@@ -79,9 +84,7 @@ def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any
     """Return the trackers of a run directory, begun anew with the history so far: after a kill they say what the run says."""
     opened: list[Tracker] = []
     for name in names:
-        place = folder / name
-        shutil.rmtree(place, ignore_errors=True)
-        opened.append(TensorBoard(place) if name == "tensorboard" else MLflow(place, settings))
+        opened.append(TensorBoard(folder / name) if name == "tensorboard" else MLflow(folder / name, settings))
     for row in history:
         for tracker in opened:
             tracker.add(row)
