@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from floco.algorithms import ALGORITHMS, Ditto, Floco, FlocoPlus
-from floco.config import Config, parse, read, reference, to_toml
+from floco.config import Config, methods, parse, read, reference, to_toml
 from floco.errors import FlocoError
 from floco.values import Training
 
@@ -103,6 +103,12 @@ def test_lossless_numbers_are_taken() -> None:
 def test_the_reference_in_the_docs_is_the_generated_one() -> None:
     text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text()
     assert reference() in text
+
+
+def test_the_table_of_methods_in_the_documents_is_the_generated_one() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text()
+    assert methods() in text
+    assert all(f"| `{name}` |" in text for name in ALGORITHMS)
 
 
 def test_every_algorithm_has_its_settings_in_the_reference() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -203,4 +204,18 @@ def reference() -> str:
         start, _, which = prefix.partition(" ")
         fields = [f for f in dataclasses.fields(cls) if "doc" in f.metadata]
         rows += [f"| `{start}{f.name}` {which} | `{_toml(f.default)}` | {_comment(f)} |".replace("  |", " |") for f in fields]
+    return "\n".join(rows) + "\n"
+
+
+def methods() -> str:
+    """Return the table of all algorithms, what their two models are, and their settings, as Markdown."""
+    rows = ["| method | rule | global model | personal model | settings and defaults |", "|---|---|---|---|---|"]
+    for name, cls in ALGORITHMS.items():
+        words = " ".join((cls.__doc__ or "").split(">>>")[0].split())
+        found = re.search(r"Global (?:and personal )?model: (.*?)(?:; personal: (.*?))?\.(?: [A-Z]|$)", words)
+        assert found is not None, name  # every docstring says it
+        one, own = found.group(1), found.group(2) or found.group(1)
+        rule = words[: found.start()].strip().replace("|", "\\|")
+        settings = "; ".join(f"`{f.name}` = `{_toml(f.default)}`: {_comment(f)}" for f in dataclasses.fields(cls) if "doc" in f.metadata) or "none"
+        rows.append(f"| `{name}` | {rule} | {one} | {own} | {settings} |")
     return "\n".join(rows) + "\n"

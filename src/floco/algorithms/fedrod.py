@@ -19,8 +19,8 @@ class FedRoD(Algorithm):
     """FedRoD (Chen and Chao, ICLR 2022, section 4, linear personal head): generic head and body by balanced softmax, personal head by plain loss.
 
     With z = f(x; body, G) the loss is `CE(z + log n_c, y) + CE(sg(z) + P h(x), y)`; n_c counts the client's training labels, h(x)
-    are the features, and sg lets no gradient through, so P moves alone (as do the features' gradients from the first term).
-    Heads are linear: adding logits is adding weights. P starts at zero and stays on the client.
+    are the features, and sg lets no gradient through: the first term moves body and G, the second P alone. Heads are linear, so
+    adding logits is adding weights. P starts at zero and stays on the client.
     Global model: body and G; personal: body and G + P.
     """
 
