@@ -82,9 +82,7 @@ def _numbers(row: Row) -> list[tuple[str, float]]:
 
 def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any], history: Iterable[Row]) -> list[Tracker]:
     """Return the trackers of a run directory, begun anew with the history so far: after a kill they say what the run says."""
-    opened: list[Tracker] = []
-    for name in names:
-        opened.append(TensorBoard(folder / name) if name == "tensorboard" else MLflow(folder / name, settings))
+    opened: list[Tracker] = [TensorBoard(folder / name) if name == "tensorboard" else MLflow(folder / name, settings) for name in names]
     for row in history:
         for tracker in opened:
             tracker.add(row)
