@@ -210,7 +210,8 @@ def reference() -> str:
 def methods() -> str:
     """Return the table of all algorithms, what their two models are, and their settings, as Markdown."""
     rows = ["| method | rule | global model | personal model | settings and defaults |", "|---|---|---|---|---|"]
-    for name, cls in ALGORITHMS.items():
+    classes: dict[str, type[Any]] = {**ALGORITHMS}
+    for name, cls in classes.items():
         words = " ".join((cls.__doc__ or "").split(">>>")[0].split())
         found = re.search(r"Global (?:and personal )?model: (.*?)(?:; personal: (.*?))?\.(?: [A-Z]|$)", words)
         assert found is not None, name  # every docstring says it
