@@ -71,12 +71,18 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_blobs(path: Path, ids: tuple[str, ...] = IDS) -> Path:
-    """The blobs as an .npz file with natural clients, 40 samples each."""
-    g = np.random.default_rng(0)
+def write_blobs(path: Path, ids: tuple[str, ...] = IDS, *, test: int = 0, seed: int = 0) -> Path:
+    """The blobs as an .npz file with natural clients, 40 samples each, and a global test part of `test` samples."""
+    g = np.random.default_rng(seed)
     middles = 2 * g.normal(size=(3, 5))
     y = np.concatenate([np.where(g.random(40) < 0.6, i % 3, g.integers(3, size=40)) for i in range(len(ids))])
-    np.savez(path, x=(middles[y] + g.normal(size=(len(y), 5))).astype("float32"), y=y, client=np.repeat(np.array(ids), 40))
+    y_test = g.integers(3, size=test)
+    x, x_test = ((middles[labels] + g.normal(size=(len(labels), 5))).astype("float32") for labels in (y, y_test))
+    client = np.repeat(np.array(ids), 40)
+    if test:
+        np.savez(path, x_train=x, y_train=y, x_test=x_test, y_test=y_test, client=client)
+    else:
+        np.savez(path, x=x, y=y, client=client)
     return path
 
 

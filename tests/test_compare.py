@@ -1,10 +1,12 @@
 """Comparisons: equal conditions for all methods, tables by hand, failures, tuning, and resumption with real processes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,23 @@ def test_pairs_are_wilcoxons_test_of_the_same_clients_with_holms_correction() ->
         assert found.loc[m, "p_holm"] == pytest.approx(max(min(1, p[q] * (3 - i)) for i, q in enumerate(ordered) if i <= ordered.index(m)))
 
 
+def test_equal_gaps_are_equal_to_the_test() -> None:
+    from scipy.stats import wilcoxon
+
+    g = np.random.default_rng(2)
+    right = g.integers(10, 18, (2, 20))
+    clients = {"method": ["floco"] * 20 + ["fedavg"] * 20, "seed": [0] * 40, "client": [str(i) for i in range(20)] * 2, "accuracy_personal": (right / 18).ravel()}
+    found = tables.pairs(results(curves(floco=[0.1], fedavg=[0.1]), clients), "floco")
+    assert found["p"].iloc[0] == pytest.approx(wilcoxon(right[0] - right[1]).pvalue)
+
+
+def test_a_number_that_is_none_does_not_break_a_table(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("client,loss\nnan,nan\n7,0.5\n")
+    table = tables.read_table(tmp_path / "t.csv")
+    assert table["client"].tolist() == ["nan", "7"]
+    assert table["loss"].mean() == 0.5
+
+
 def test_equal_methods_are_not_told_apart() -> None:
     table = tables.pairs(results(curves(floco=[0.1], fedavg=[0.1]), one_client("floco", "fedavg")), "floco")
     assert table[["equal", "p", "p_holm"]].values.tolist() == [[1, 1, 1]]
@@ -188,6 +207,28 @@ def test_a_directory_in_use_or_full_is_refused(done: Path) -> None:
         result = floco("resume", done)
     assert result.exit_code == 2
     assert "in use by another process" in result.output
+
+
+def test_data_that_changed_are_refused_and_no_table_mixes_them(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert floco("compare", *settings(tmp_path), "-a", "fedavg,local", "--seeds", 1, "--out", out).exit_code == 0
+    shutil.rmtree(out / "runs" / "local-seed0")
+    before = (out / "methods.csv").read_bytes()
+    write_blobs(tmp_path / "blobs.npz", seed=1)
+    refused = floco("resume", out)
+    assert refused.exit_code == 2
+    assert "the data of" in refused.output
+    assert (out / "methods.csv").read_bytes() == before
+
+
+def test_a_changed_comparison_file_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert floco("compare", *settings(tmp_path, **{"training.rounds": 2}), "-a", "local", "--seeds", 1, "--out", out).exit_code == 0
+    facts = json.loads((out / "comparison.json").read_text())
+    (out / "comparison.json").write_text(json.dumps({**facts, "configs": {}}))
+    refused = floco("resume", out)
+    assert refused.exit_code == 2
+    assert "comparison.json was changed" in refused.output
 
 
 def test_a_method_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
@@ -266,35 +307,61 @@ def test_tuning_cuts_from_the_training_parts_and_cannot_reach_a_test_part() -> N
     assert not torch.equal(cut.clients[0].test, tuning.for_tuning(federation, 1).clients[0].test)
 
 
-def test_a_client_with_one_training_sample_cannot_be_tuned_on() -> None:
-    from dataclasses import replace
+def test_where_samples_are_in_order_the_end_of_each_recording_is_cut() -> None:
+    from floco.federation import Client
 
     federation = blobs()
+    recordings = torch.tensor([*range(8), *range(20, 28)])
+    one = Client("a", recordings, torch.tensor([9]))
+    cut = tuning.for_tuning(replace(federation, clients=(one,)), 0, ordered=True).clients[0]
+    assert cut.test.tolist() == [6, 7, 26, 27]
+    assert cut.train.tolist() == [0, 1, 2, 3, 4, 20, 21, 22, 23, 24]
+
+
+def test_a_worker_that_died_says_nothing_about_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from floco.errors import WorkerDied
+
+    def dies(*_: Any) -> Any:
+        raise WorkerDied("worker process 7 died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "try_out", dies)
+        failed = floco("compare", *settings(tmp_path), "-a", "local", "--seeds", 1, "--tune", "--out", tmp_path / "out")
+    assert failed.exit_code == 1
+    assert "worker process 7 died" in failed.output
+    assert not (tmp_path / "out" / "tuning.csv").exists()
+    assert floco("resume", tmp_path / "out").exit_code == 0
+
+
+def test_a_client_with_one_training_sample_cannot_be_tuned_on() -> None:
+    federation = blobs()
     small = replace(federation, clients=(replace(federation.clients[0], train=torch.tensor([3])),))
-    with pytest.raises(FlocoError, match='client "north" has 1 training sample, and 2 are needed'):
+    with pytest.raises(FlocoError, match='client "north" has 1 training samples, too few for two parts'):
         tuning.for_tuning(small, 0)
 
 
 def test_tuned_runs_use_the_best_trial_and_all_training_data_and_trials_are_not_repeated(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = floco("compare", *settings(tmp_path), "-a", "fedprox,local", "--seeds", 2, "--tune", "--out", out)
+    result = floco("compare", *settings(tmp_path, **{"run.trackers": '["tensorboard"]'}), "-a", "fedprox,local", "--seeds", 2, "--tune", "--out", out)
     assert result.exit_code == 0, result.output
-    assert "tuning fedprox 6/6" in result.output
-    trials = [r for r in rows(out / "tuning.csv") if r["method"] == "fedprox"]
-    best = max(trials, key=lambda r: (float(r["validation_accuracy"]), -float(r["validation_loss"])))
+    assert "tuning fedprox, seed 1, 6/6" in result.output
     for seed in (0, 1):
+        trials = [r for r in rows(out / "tuning.csv") if (r["method"], r["seed"]) == ("fedprox", str(seed))]
+        best = max(trials, key=lambda r: (float(r["validation_accuracy"]), -float(r["validation_loss"])))
         used = json.loads((out / "runs" / f"fedprox-seed{seed}" / "run.json").read_text())["config"]
         assert {"training.lr": used["training"]["lr"], "algorithm.mu": used["algorithm"]["mu"]} == json.loads(best["settings"])
     assert {r["n_train"] for r in rows(out / "clients.csv")} == {"32"}
     changed = (out / "tuning.csv").read_text().replace(best["validation_accuracy"], "0.0")
     (out / "tuning.csv").write_text(changed)
-    assert floco("resume", out).exit_code != 0  # the runs were started with settings that are no longer the best
+    again = floco("resume", out)
+    assert again.exit_code == 1
+    assert "was started with" in again.output  # the runs have settings that are no longer the best
     assert (out / "tuning.csv").read_text() == changed
+    (out / "tuning.csv").write_text("a,b\n1,2\n")
+    assert "tuning.csv was changed" in floco("resume", out).output
 
 
 def test_test_parts_do_not_matter_to_tuning(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from floco import session
 
     config = comparison.configurations(read(None, settings(tmp_path)[1::2]), ["fedprox"])["fedprox"]

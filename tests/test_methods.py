@@ -265,11 +265,25 @@ def test_scaffold_corrects_steps_by_its_variates_and_renews_them() -> None:
 
 
 def test_scaffolds_server_variate_is_the_mean_of_all_clients_variates() -> None:
-    for progress in train(make(SCAFFOLD(), rounds=5)):
+    """With full participation: weighted by samples, as the weights are; else its objective would not be FedAvg's."""
+    setup = make(SCAFFOLD(), rounds=4, fraction=1.0)
+    n = {c.id: len(c.train) for c in setup.federation.clients}
+    for progress in train(setup):
         shared = under(progress.state.shared, "variate/")
-        for n, t in shared.items():
-            assert torch.allclose(t, sum(m["own variate/" + n] for m in progress.memories.values()) / 6, atol=1e-6)  # absent: zero
+        for name, t in shared.items():
+            expected = sum(n[c] * m["own variate/" + name] for c, m in progress.memories.items()) / sum(n.values())
+            assert torch.allclose(t, expected, atol=1e-6)
     assert any(t.abs().max() > 1e-3 for t in shared.values())
+
+
+def test_scaffolds_server_variate_moves_by_the_share_of_clients_that_took_part() -> None:
+    setup = make(SCAFFOLD(), rounds=1, fraction=0.5)
+    progress = train(setup)[0]
+    n = {c: len(setup.federation.client(c).train) for c in progress.memories}
+    assert len(n) == 3
+    for name, t in under(progress.state.shared, "variate/").items():
+        mean = sum(n[c] * m["own variate/" + name] for c, m in progress.memories.items()) / sum(n.values())
+        assert torch.allclose(t, mean / 2, atol=1e-6)  # three of six
 
 
 def test_pfedme_solves_for_theta_and_moves_w_towards_it() -> None:
@@ -296,9 +310,15 @@ def test_pfedmes_server_goes_part_of_the_way_to_the_mean() -> None:
     assert close(part, {n: start[n] + 0.25 * (whole[n] - start[n]) for n in start})
 
 
-def test_pfedme_takes_about_as_many_gradient_steps_as_others() -> None:
-    steps = [train(make(a, rounds=1, epochs=10))[0].evaluation.history["steps"] for a in (PFedMe(), FedAvg())]
-    assert steps[0] == pytest.approx(1.2 * steps[1])  # and one of w for each five of theta
+@pytest.mark.parametrize(("epochs", "ratio"), [(10, 1.2), (3, 2.0), (1, 6.0)])
+def test_pfedme_takes_more_steps_than_others_where_epochs_are_few(epochs: int, ratio: float) -> None:
+    steps = [train(make(a, rounds=1, epochs=epochs))[0].evaluation.history["steps"] for a in (PFedMe(), FedAvg())]
+    assert steps[0] == pytest.approx(ratio * steps[1])  # five of theta and one of w on each batch, of a fifth of the epochs, one at least
+
+
+def test_pfedme_does_not_overshoot() -> None:
+    with pytest.raises(FlocoError, match="outer_lr \\* pull must be at most 1"):
+        make(PFedMe(pull=15, outer_lr=0.1))
 
 
 def headless() -> nn.Module:
@@ -321,6 +341,34 @@ def test_every_method_trains_a_network_with_buffers(name: str, buffers: str) -> 
     first, *_, last = train(make(ALGORITHMS[name](), model=batchnorm_net, buffers=buffers))
     assert last.evaluation.history["loss_personal"] < first.evaluation.history["loss_personal"]
     shared = last.state.shared
-    if name != "local" and buffers == "average":
+    if buffers == "local":  # every client that trained has statistics of data it saw
+        kept = [t for m in last.memories.values() for n, t in m.items() if n.endswith("1.running_mean")]
+        assert len(kept) >= len(last.memories)
+        assert not any(torch.equal(t, torch.zeros(6)) for t in kept)
+    elif name != "local":
         assert shared["1.num_batches_tracked"] > 0
         assert not torch.equal(shared["1.running_mean"], torch.zeros(6))
+
+
+def test_fedrods_second_forward_does_not_count_batches_twice() -> None:
+    a, b = (train(make(m, model=batchnorm_net, rounds=1, fraction=1.0))[0].state.shared["1.num_batches_tracked"] for m in (FedRoD(), FedAvg()))
+    assert a == b
+
+
+class Constant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1, 5))
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x + self.shift)
+
+
+@pytest.mark.parametrize("model", [Constant, Constant()], ids=["factory", "module"])
+def test_superfed_copies_what_cannot_be_drawn_anew(model: Any) -> None:
+    setup = make(SuPerFed(start_share=0.0), model=model, rounds=2)
+    own = under(setup.algorithm.start(setup.network, seed=1), OWN)
+    assert torch.equal(own["shift"], torch.zeros(1, 5))
+    assert not torch.equal(own["head.weight"], setup.network.parameters["head.weight"])
+    assert train(setup)[-1].evaluation.history["loss_personal"] < 2

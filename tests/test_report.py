@@ -2,7 +2,9 @@
 
 import os
 import re
+import shutil
 from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,9 @@ def test_the_short_way_for_a_last_layer_is_the_long_way() -> None:
     x, y = common_sample(setup.federation)
     alphas = torch.rand(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     alphas /= alphas.sum(1, keepdim=True)
-    got = losses(setup, setup.algorithm.mixing, state.shared, x, y)(alphas)
+    at, linear = losses(setup, setup.algorithm.mixing, state.shared, x, y)
+    assert linear
+    got = at(alphas)
     for alpha, (loss, accuracy) in zip(alphas, got.tolist(), strict=True):
         expected = score(logits(setup, setup.algorithm.mixing(state.shared, alpha.float()), x), y)
         assert (loss, accuracy) == (pytest.approx(expected.loss, rel=1e-4), pytest.approx(expected.accuracy))
@@ -59,7 +63,9 @@ def test_a_first_layer_is_not_taken_for_linear() -> None:
     x, y = common_sample(setup.federation)
     alpha = torch.tensor([[0.5, 0.2, 0.3]])
     expected = score(logits(setup, setup.algorithm.mixing(state.shared, alpha[0]), x), y).loss
-    assert losses(setup, setup.algorithm.mixing, state.shared, x, y)(alpha)[0, 0] == pytest.approx(expected, rel=1e-5)
+    at, linear = losses(setup, setup.algorithm.mixing, state.shared, x, y)
+    assert not linear
+    assert at(alpha)[0, 0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_mixed_last_layer_has_no_barrier() -> None:
@@ -95,7 +101,7 @@ def test_points_of_a_subregion_lie_in_it_and_are_judged_on_the_clients_own_test_
 
 
 def settings(folder: Path, **more: Any) -> list[str]:
-    data = write_blobs(folder / "blobs.npz", NAMES)
+    data = write_blobs(folder / "blobs.npz", NAMES, test=60)
     pairs = {"data.source": f"npz:{data}", "data.split": "natural", "model.name": "mlp", "training.rounds": 6, "run.engine": "serial", "run.evaluate_every": 2, **more}
     return [part for key, value in pairs.items() for part in ("-s", f"{key}={value}")]
 
@@ -136,6 +142,60 @@ def test_a_single_run_a_folder_of_nothing_and_an_unfinished_run(tmp_path: Path) 
     assert "holds no finished run" in floco("report", tmp_path / "run").output
     with pytest.raises(FlocoError, match="neither a run directory"):
         write([tmp_path / "absent"], tmp_path / "x.html")
+
+
+def table(page: Path, number: int) -> list[dict[str, str]]:
+    """A table of the page as its rows."""
+    found = unescape(re.findall(r"<table>(.*?)</table>", page.read_text(), re.S)[number])
+    head = re.findall(r"<th>(.*?)</th>", found)
+    return [dict(zip(head, re.findall(r"<td[^>]*>(.*?)</td>", row), strict=True)) for row in re.findall(r"<tr>(<td.*?)</tr>", found)]
+
+
+def test_the_tables_of_the_page_are_those_of_the_files(page: Path) -> None:
+    methods = {r["method"]: r for r in rows(page.with_name("methods.csv"))}
+    accuracy, calibration, cost = ({r["method"]: r for r in table(page, k)} for k in range(3))
+    for name, row in methods.items():
+        assert accuracy[name]["seeds"] == "2"
+        shown = f"{100 * float(row['accuracy_personal']):.1f} ± {100 * float(row['accuracy_personal_seed_std']):.1f}"
+        assert accuracy[name]["personal %"] == shown
+        assert calibration[name]["NLL, global"].startswith(f"{float(row['loss_global']):.3f} ± ")
+        assert cost[name]["bytes up / FedAvg's"] == f"{float(row['bytes_up_ratio']):.2f}"
+        assert cost[name]["kB up a round"] == f"{float(row['bytes_up']) / 1000:,.0f}"
+    assert float(methods["floco"]["bytes_up_ratio"]) > 5
+    assert cost["fedavg"]["update variance"].split(" ")[0] == f"{float(methods['fedavg']['update_variance']):.3g}"
+
+
+def test_runs_of_other_data_or_lengths_are_not_put_into_one_table(tmp_path: Path) -> None:
+    for name, more in (("one", {}), ("longer", {"training.rounds": 8}), ("other", {"data.split": "iid", "data.clients": 6}), ("wider", {"algorithm.radius": 0.5})):
+        assert floco("run", *settings(tmp_path, **more), "--out", tmp_path / name).exit_code == 0
+    for second in ("longer", "other"):
+        refused = floco("report", tmp_path / "one", tmp_path / second, "-o", tmp_path / "x.html")
+        assert refused.exit_code == 2
+        assert "cannot be compared" in refused.output
+        assert not (tmp_path / "x.html").exists()
+    assert floco("report", tmp_path / "one", tmp_path / "wider", tmp_path / "one", "-o", tmp_path / "x.html").exit_code == 0
+    assert [r["method"] for r in table(tmp_path / "x.html", 0)] == ["floco", "floco (wider)"]
+    assert "2 finished runs" in (tmp_path / "x.html").read_text()
+
+
+def test_a_place_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
+    assert floco("run", *settings(tmp_path), "--out", tmp_path / "run").exit_code == 0
+    for place in (tmp_path / "nowhere" / "x.html", tmp_path):
+        refused = floco("report", tmp_path / "run", "-o", place)
+        assert refused.exit_code == 2
+        assert "must be a file in an existing folder" in refused.output
+
+
+def test_a_comparison_that_is_not_complete_says_so(page: Path, tmp_path: Path) -> None:
+    shutil.copytree(page.parent, tmp_path / "part")
+    shutil.rmtree(tmp_path / "part" / "runs" / "floco-seed0")
+    (tmp_path / "part" / "runs" / "fedavg-seed1" / "history.csv").write_text("")
+    made = floco("report", tmp_path / "part")
+    assert made.exit_code == 0, made.output
+    report = tmp_path / "part" / "report.html"
+    assert "Not finished, and not in any table: floco-seed0, fedavg-seed1." in report.read_text()
+    assert [(r["method"], r["seeds"]) for r in table(report, 0)] == [("floco", "1"), ("fedavg", "1"), ("fedavg+ft", "2")]
+    assert "serves worst under seed 1" in report.read_text()  # the seed of the run whose data are shown
 
 
 def test_data_that_are_gone_cost_the_pictures_of_the_data_only(tmp_path: Path) -> None:

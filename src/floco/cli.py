@@ -120,7 +120,7 @@ def report(
     with _told(debug):
         from floco import report
 
-        path = report.write(runs, out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html")))
+        path = report.write(runs, out or (runs[0] / "report.html" if len(runs) == 1 and runs[0].is_dir() else Path("report.html")))
         out_console.print(f"the report is {path}", markup=False, highlight=False)
 
 

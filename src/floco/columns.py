@@ -2,67 +2,91 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+
+class Column(NamedTuple):
+    """A heading, and how a value is written: scaled, with a format."""
+
+    heading: str
+    scale: float
+    form: str
+
+
+def _share(heading: str) -> Column:
+    return Column(heading, 100, ".1f")
+
+
+def _plain(heading: str, form: str = ",.0f") -> Column:
+    return Column(heading, 1, form)
+
+
+def _kb(heading: str) -> Column:
+    return Column(heading, 1e-3, ",.0f")
+
+
 COLUMNS = {
-    "accuracy_global": "global %",
-    "accuracy_personal": "personal %",
-    "accuracy_personal_worst10": "worst 10 %",
-    "loss_personal": "NLL",
-    "ece_personal": "ECE %",
-    "better_than_fedavg_ft": "beat FT %",
-    "steps_per_client": "steps",
-    "bytes_up": "kB up",
-    "seconds": "s",
+    "seeds": _plain("seeds"),
+    "accuracy_global": _share("global %"),
+    "accuracy_personal": _share("personal %"),
+    "accuracy_personal_worst10": _share("worst 10 %"),
+    "loss_personal": _plain("NLL", ".3f"),
+    "ece_personal": _share("ECE %"),
+    "better_than_fedavg_ft": _share("beat FT %"),
+    "steps_per_client": _plain("steps"),
+    "bytes_up": _kb("kB up"),
+    "seconds": _plain("s"),
 }
 """What a terminal shows."""
 ACCURACY = {
-    "accuracy_global": "global %",
-    "accuracy_personal": "personal %",
-    "accuracy_personal_weighted": "weighted by samples %",
-    "accuracy_personal_std": "spread over clients",
-    "accuracy_personal_worst5": "worst 5 % of clients %",
-    "accuracy_personal_worst10": "worst 10 % %",
-    "better_than_local": "clients better than local %",
-    "better_than_fedavg_ft": "better than fedavg+ft %",
+    "seeds": _plain("seeds"),
+    "accuracy_global": _share("global %"),
+    "accuracy_personal": _share("personal %"),
+    "accuracy_personal_weighted": _share("weighted by samples %"),
+    "accuracy_personal_std": _share("spread over clients"),
+    "accuracy_personal_worst5": _share("worst 5 % of clients"),
+    "accuracy_personal_worst10": _share("worst 10 %"),
+    "better_than_local": _share("clients better than local %"),
+    "better_than_fedavg_ft": _share("better than fedavg+ft %"),
 }
-CALIBRATION = {f"{metric}_{which}": f"{text}, {which}" for which in ("personal", "global") for metric, text in (("loss", "NLL"), ("ece", "ECE %"), ("brier", "Brier"))}
+CALIBRATION = {
+    f"{metric}_{which}": make(f"{text}, {which}")
+    for which in ("personal", "global")
+    for metric, text, make in (("loss", "NLL", lambda t: _plain(t, ".3f")), ("ece", "ECE %", _share), ("brier", "Brier", lambda t: _plain(t, ".3f")))
+}
 COST = {
-    "first_round_accuracy_global": "first round at the target, global",
-    "first_round_accuracy_personal": "first round at the target, personal",
-    "update_variance_relative": "update variance / |mean update|²",
-    "update_variance": "update variance",
-    "steps_per_client": "optimiser steps a client",
-    "parameters_down": "parameters down a round",
-    "parameters_up": "parameters up a round",
-    "bytes_down": "kB down a round",
-    "bytes_up": "kB up a round",
-    "bytes_up_ratio": "bytes up / FedAvg's",
-    "seconds": "seconds",
-    "seconds_ratio": "time / FedAvg's",
+    "first_round_accuracy_global": _plain("first round at the target, global"),
+    "first_round_accuracy_personal": _plain("first round at the target, personal"),
+    "update_variance_relative": _plain("update variance / |mean update|²", ".3g"),
+    "update_variance": _plain("update variance", ".3g"),
+    "steps_per_client": _plain("optimiser steps a client"),
+    "parameters_down": _plain("parameters down a round"),
+    "parameters_up": _plain("parameters up a round"),
+    "bytes_down": _kb("kB down a round"),
+    "bytes_up": _kb("kB up a round"),
+    "bytes_up_ratio": _plain("bytes up / FedAvg's", ".2f"),
+    "seconds": _plain("seconds", ",.1f"),
+    "seconds_ratio": _plain("time / FedAvg's", ".2f"),
 }
-"""What the report shows besides, in three tables."""
+"""What the report shows, in three tables."""
 
 
-def cell(row: Any, key: str, *, spread: bool = False) -> str:
-    """Return one value of methods.csv as users read it: shares in per cent, bytes in kB; a dash for a missing one.
+def cell(row: Any, key: str, column: Column, *, spread: bool = False) -> str:
+    """Return one value of methods.csv as users read it, with ± its standard deviation over seeds; a dash for a missing one.
 
-    >>> cell({"accuracy_global": 0.8712, "accuracy_global_seed_std": 0.004}, "accuracy_global", spread=True)
+    >>> cell({"accuracy_global": 0.8712, "accuracy_global_seed_std": 0.004}, "accuracy_global", _share(""), spread=True)
     '87.1 ± 0.4'
     """
-    value = row[key]
+    value, other = row[key], row.get(f"{key}_seed_std", float("nan")) if spread else float("nan")
     if value != value:  # missing
         return "-"
-    share = key.startswith(("accuracy", "balanced", "ece", "better"))
-    scale, digits = (100, 1) if share else (1e-3, 0) if key.startswith("bytes") else (1, 3 if key.startswith(("loss", "brier", "update")) else 0)
-    other = row.get(f"{key}_seed_std", float("nan")) if spread else float("nan")
-    return f"{scale * value:.{digits}f}" + (f" ± {scale * other:.{digits}f}" if other == other else "")
+    known = other == other and other > 0  # what cannot differ between seeds needs no spread
+    return f"{column.scale * value:{column.form}}" + (f" ± {column.scale * other:{column.form}}" if known else "")
 
 
-def methods_table(made: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
-    """Return the table of methods as readers see it: means, and ± the standard deviation over seeds for shares."""
-    several = len(made) > 0 and made["seeds"].max() > 1
-    rows = [{"method": row["method"], **{text: cell(row, key, spread=several) for key, text in columns.items()}} for _, row in made.iterrows()]
-    return pd.DataFrame(rows)
+def methods_table(made: pd.DataFrame, columns: dict[str, Column], *, spread: bool = True) -> pd.DataFrame:
+    """Return the table of methods as readers see it."""
+    rows = [{"method": row["method"], **{c.heading: cell(row, key, c, spread=spread) for key, c in columns.items()}} for _, row in made.iterrows()]
+    return pd.DataFrame(rows, columns=["method", *(c.heading for c in columns.values())])

@@ -25,12 +25,13 @@ from floco import session, tables, tuning
 from floco.algorithms import ALGORITHMS
 from floco.config import Config, as_dict, parse
 from floco.contract import Algorithm
-from floco.errors import FlocoError, RunFailed, nearest
+from floco.errors import FlocoError, RunFailed, WorkerDied, nearest
 from floco.evaluation import Row
 from floco.federation import Federation
 from floco.files import csv_text, read_json, replace_file, to_json, write_file
 from floco.loop import Progress
 from floco.settings import build, names
+from floco.tables import Results
 from floco.training import Setup
 
 FORMAT = 1
@@ -46,6 +47,8 @@ class Comparison:
     configs: Mapping[str, Config]
     """Method -> its configuration under the first seed."""
     seeds: int
+    data: Mapping[str, str]
+    """Seed -> fingerprint of its federation."""
     tune: bool = False
 
     @property
@@ -93,18 +96,21 @@ def _inherited(cls: type[Algorithm], base: Algorithm) -> dict[str, Any]:
 
 
 def create(path: Path, configs: Mapping[str, Config], seeds: int, *, tune: bool = False) -> Comparison:
-    """Make the directory of a comparison."""
+    """Make the directory of a comparison, with fingerprints of the data of all seeds."""
     if seeds < 1:
         raise FlocoError(f"--seeds must be at least 1, got {seeds}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FlocoError(f"--out {path} is not empty; choose another place, or continue the comparison in it: floco resume {path}")
+    base = next(iter(configs.values()))
+    data = {str(s): session.federation(replace(base, seed=s)).fingerprint() for s in range(base.seed, base.seed + seeds)}
     plain = {name: json.loads(json.dumps(as_dict(config))) for name, config in configs.items()}
+    facts = {"format": FORMAT, "methods": list(configs), "configs": plain, "seeds": seeds, "tune": tune, "data": data}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_file(path / "comparison.json", to_json({"format": FORMAT, "methods": list(configs), "configs": plain, "seeds": seeds, "tune": tune}))
+        write_file(path / "comparison.json", to_json(facts))
     except OSError as error:
         raise FlocoError(f"cannot make the directory {path}: {error.strerror or error}") from error
-    return Comparison(path, dict(configs), seeds, tune)
+    return reopen(path)
 
 
 def is_comparison(path: Path) -> bool:
@@ -117,7 +123,15 @@ def reopen(path: Path) -> Comparison:
     facts = read_json(path / "comparison.json")
     if facts.get("format") != FORMAT:
         raise FlocoError(f"{path} has format {facts.get('format')}, this version of floco reads format {FORMAT}")
-    return Comparison(path, {m: parse(facts["configs"][m]) for m in facts["methods"]}, facts["seeds"], facts["tune"])
+    try:
+        return Comparison(path, {m: parse(facts["configs"][m]) for m in facts["methods"]}, facts["seeds"], facts["data"], facts["tune"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FlocoError(f"{path / 'comparison.json'} was changed: {type(error).__name__} {error}") from error
+
+
+def results(comparison: Comparison) -> Results:
+    """Return what the finished runs say, methods in the comparison's order."""
+    return tables.load(comparison.runs.values(), tuple(comparison.configs))
 
 
 def carry(comparison: Comparison, start: Start, tried: Callable[[str], None]) -> list[Row]:
@@ -129,18 +143,27 @@ def carry(comparison: Comparison, start: Start, tried: Callable[[str], None]) ->
         comparison: what to do.
         start: called for every run.
         tried: called with one line for every finished trial of the tuning.
+
+    Raises:
+        FlocoError: the data are no longer those that the comparison was started with.
+        RunFailed: the tables cannot be written.
     """
     with _locked(comparison.path):
         federations = _Federations(comparison)
         failures: list[Row] = []
         for (method, seed), path in comparison.runs.items():
+            federation = federations.of(seed)
+            config = replace(comparison.configs[method], seed=seed)
             try:
-                config = _tuned(comparison, method, federations, tried) if comparison.tune else comparison.configs[method]
-                _run(replace(config, seed=seed), federations.of(seed), path, partial(start, f"{method}, seed {seed}", path))
+                config = _tuned(comparison.path, method, config, federation, tried) if comparison.tune else config
+                _run(config, federation, path, partial(start, f"{method}, seed {seed}", path))
             except FlocoError as error:
                 failures.append({"method": method, "seed": seed, "reason": str(error)})
-            replace_file(comparison.path / "failures.csv", csv_text(failures, header=True).encode())
-            tables.write(tables.load(comparison.runs.values()), comparison.path)
+            try:
+                replace_file(comparison.path / "failures.csv", csv_text(failures, header=True).encode())
+                tables.write(results(comparison), comparison.path, next(iter(comparison.configs)))
+            except OSError as error:
+                raise RunFailed(f"cannot write to {comparison.path}: {error.strerror or error}") from error
         return failures
 
 
@@ -151,6 +174,8 @@ def _locked(path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise FlocoError(f"{path} is in use by another process; wait for it, or stop it first") from error
+    except OSError as error:
+        raise FlocoError(f"cannot write to {path}: {error.strerror or error}") from error
     try:
         yield
     finally:
@@ -161,13 +186,16 @@ class _Federations:
     """The federation of a seed, the same for all methods; only the last one is kept."""
 
     def __init__(self, comparison: Comparison) -> None:
-        self._config = next(iter(comparison.configs.values()))
+        self._comparison = comparison
         self._last: tuple[int, Federation] | None = None
 
     def of(self, seed: int) -> Federation:
-        """Return the federation of a seed."""
+        """Return the federation of a seed, which must be what it was when the comparison was made."""
         if self._last is None or self._last[0] != seed:
-            self._last = seed, session.federation(replace(self._config, seed=seed))
+            made = session.federation(replace(next(iter(self._comparison.configs.values())), seed=seed))
+            if made.fingerprint() != self._comparison.data[str(seed)]:
+                raise FlocoError(f"the data of {self._comparison.path} have changed since it was started (samples, labels or splits of seed {seed}); restore them, or start anew")
+            self._last = seed, made
         return self._last[1]
 
 
@@ -180,24 +208,36 @@ def _run(config: Config, federation: Federation, path: Path, start: Callable[[Se
     session.carry(path, setup, start)
 
 
-def _tuned(comparison: Comparison, method: str, federations: _Federations, tried: Callable[[str], None]) -> Config:
-    """Return a method's configuration with the settings of its best trial; trials already in tuning.csv are not repeated.
+def _tuned(path: Path, method: str, config: Config, federation: Federation, tried: Callable[[str], None]) -> Config:
+    """Return a method's configuration with the settings of its best trial under the same seed; trials in tuning.csv are not repeated.
 
-    All trials are made with the first seed.
+    The test parts of one seed are training data of another: every seed is tuned by itself.
     """
-    config, file = comparison.configs[method], comparison.path / "tuning.csv"
-    trials = tuning.grid(config)
+    file = path / "tuning.csv"
+    trials = [json.dumps(t) for t in tuning.grid(config)]
     rows: list[Row] = list(csv.DictReader(io.StringIO(file.read_text()))) if file.exists() else []
-    for i in range(sum(r["method"] == method for r in rows), len(trials)):
-        try:
-            found = tuning.try_out(config, federations.of(config.seed), trials[i])
-        except RunFailed as error:  # a step size that diverges is a result
-            found = {"validation_accuracy": None, "validation_loss": None, "reason": str(error)}
-        rows.append({"method": method, "trial": i, "settings": json.dumps(trials[i]), "reason": "", **found})
-        replace_file(file, csv_text(rows, header=True).encode())
-        tried(f"tuning {method} {i + 1}/{len(trials)}: {trials[i]} -> {found['validation_accuracy']}")
-    mine = [r for r in rows if r["method"] == method and r["validation_accuracy"] not in (None, "")]
-    if not mine:
+    try:
+        mine = {str(r["settings"]): r for r in rows if (r["method"], str(r["seed"])) == (method, str(config.seed))}
+        for i, trial in enumerate(trials):
+            if trial in mine:
+                continue
+            row: Row = {"method": method, "seed": config.seed, "settings": trial, "validation_accuracy": None, "validation_loss": None, "reason": ""}
+            try:
+                row |= tuning.try_out(config, federation, json.loads(trial))
+            except WorkerDied:  # says nothing about the settings
+                raise
+            except RunFailed as error:  # a step size that diverges is a result
+                row |= {"reason": str(error)}
+            mine[trial] = row
+            rows.append(row)
+            replace_file(file, csv_text(rows, header=True).encode())
+            tried(f"tuning {method}, seed {config.seed}, {i + 1}/{len(trials)}: {trial} -> {row['validation_accuracy']}")
+        good = [t for t in trials if mine[t]["validation_accuracy"] not in (None, "")]
+        best = max(good, key=lambda t: (float(str(mine[t]["validation_accuracy"])), -float(str(mine[t]["validation_loss"]))), default=None)
+    except (KeyError, ValueError) as error:
+        if isinstance(error, FlocoError):
+            raise
+        raise FlocoError(f"{file} was changed: {type(error).__name__} {error}") from error
+    if best is None:
         raise RunFailed(f"{method}: every trial of the tuning failed; see {file}")
-    best = max(mine, key=lambda r: (float(str(r["validation_accuracy"])), -float(str(r["validation_loss"]))))
-    return tuning.changed(config, trials[int(str(best["trial"]))])
+    return tuning.changed(config, json.loads(best))

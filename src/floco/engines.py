@@ -18,9 +18,9 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 
-from floco.errors import FlocoError, RunFailed
-from floco.metrics import Score, score
-from floco.training import Scores, Setup, evaluate, global_model, logits, optimiser_steps, train
+from floco.errors import FlocoError, WorkerDied
+from floco.metrics import Score
+from floco.training import Scores, Setup, evaluate, global_model, judge, optimiser_steps, train
 from floco.values import Message, Tensors, Update
 
 
@@ -70,7 +70,7 @@ def _test(setup: Setup, job: Job) -> Result:
     if tensors is None or x is None or y is None:
         return Result(job.client)
     start, stop = job.part
-    return Result(job.client, score=score(logits(setup, tensors, x[start:stop]), y[start:stop]))
+    return Result(job.client, score=judge(setup, tensors, x[start:stop], y[start:stop]))
 
 
 class Engine(Protocol):
@@ -210,11 +210,11 @@ class Processes:
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._died(pipe, job) from error
 
-    def _died(self, pipe: Connection, job: Job | None) -> RunFailed:
+    def _died(self, pipe: Connection, job: Job | None) -> WorkerDied:
         worker = self._workers[self._pipes.index(pipe)]
         worker.join(timeout=5)
         where = f'round {job.message.round}, client "{job.client}": ' if job else ""
-        return RunFailed(f"{where}worker process {worker.pid} died (exit code {worker.exitcode}); if memory ran out, use fewer workers: run.workers (got {len(self._workers)})")
+        return WorkerDied(f"{where}worker process {worker.pid} died (exit code {worker.exitcode}); if memory ran out, use fewer workers: run.workers (got {len(self._workers)})")
 
     def close(self) -> None:
         """End the workers."""

@@ -14,6 +14,10 @@ class RunFailed(FlocoError):
     """A run that was started correctly and could not go on (exit code 1); it can be resumed once the cause is gone."""
 
 
+class WorkerDied(RunFailed):
+    """A worker process ended, e.g. for want of memory: nothing is known of the settings it ran with."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `"; did you mean 'x'?"` for the known word closest to `word`, else the list of known words."""
     known = list(known)

@@ -197,4 +197,6 @@ def worst_clients(results: Results, federation: Federation | None, seed: int, n:
         known = [c for c in found.index if c in federation.ids]
         texts = {c: _client_text(c, federation, {}).split("<br>")[1] for c in known}
         found.insert(0, "labels", [texts.get(c, "") for c in found.index])
-    return found.reset_index()
+    found = found.reset_index()
+    found.attrs["by"] = names[0]
+    return found

@@ -36,6 +36,8 @@ class Landscape:
     """What was measured over one simplex."""
 
     samples: int
+    linear: bool
+    """Whether logits are linear in the mixture (then the loss is convex in it)."""
     middle: Point
     endpoints: tuple[Point, ...]
     edges: dict[tuple[int, int], tuple[Point, ...]]
@@ -89,10 +91,10 @@ def _judge(found: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.stack([loss, (found.argmax(-1) == y).double().mean(-1)], dim=-1)
 
 
-def losses(setup: Setup, mixing: Mixing, shared: Tensors, x: torch.Tensor, y: torch.Tensor) -> Losses:
-    """Return the function from mixtures to loss and accuracy on raw samples x and labels y.
+def losses(setup: Setup, mixing: Mixing, shared: Tensors, x: torch.Tensor, y: torch.Tensor) -> tuple[Losses, bool]:
+    """Return the function from mixtures to loss and accuracy on raw samples x and labels y, and whether logits are linear in the mixture.
 
-    Where logits are linear in the mixture (a mixed last layer; tried out, not assumed), endpoints are evaluated once.
+    Where they are (a mixed last layer; tried out, not assumed), endpoints are evaluated once.
     """
     endpoints = next(iter(shared[n] for n in mixing.names)).shape[0]
 
@@ -103,8 +105,8 @@ def losses(setup: Setup, mixing: Mixing, shared: Tensors, x: torch.Tensor, y: to
     trial = torch.linspace(1, 2, endpoints) / torch.linspace(1, 2, endpoints).sum()
     linear = len(mixing.names) == 1 and torch.allclose(torch.einsum("m,mnc->nc", trial, corners), direct(trial[None])[0], atol=1e-3)
     if not linear:
-        return lambda alphas: torch.cat([_judge(direct(a[None]), y) for a in alphas])
-    return lambda alphas: torch.cat([_judge(torch.einsum("am,mnc->anc", a.float(), corners), y) for a in alphas.split(64)])
+        return lambda alphas: torch.cat([_judge(direct(a[None]), y) for a in alphas]), False
+    return lambda alphas: torch.cat([_judge(torch.einsum("am,mnc->anc", a.float(), corners), y) for a in alphas.split(64)]), True
 
 
 def _points(alphas: torch.Tensor, measured: torch.Tensor) -> tuple[Point, ...]:
@@ -128,7 +130,7 @@ def landscape(setup: Setup, algorithm: OnSimplex, state: ServerState, *, draws: 
     """
     mixing, m = algorithm.mixing, algorithm.endpoints
     x, y = common_sample(setup.federation)
-    at = losses(setup, mixing, state.shared, x, y)
+    at, linear = losses(setup, mixing, state.shared, x, y)
     eye = torch.eye(m, dtype=torch.float64)
     t = torch.linspace(0, 1, _ALONG, dtype=torch.float64)[:, None]
     ring = list(pairwise([*range(m), 0])) if m > 2 else [(0, 1)] if m == 2 else []
@@ -138,6 +140,7 @@ def landscape(setup: Setup, algorithm: OnSimplex, state: ServerState, *, draws: 
     middle = torch.full((1, m), 1 / m, dtype=torch.float64)
     return Landscape(
         len(y),
+        linear,
         _points(middle, at(middle))[0],
         _points(eye, at(eye)),
         {key: _points(a, at(a)) for key, a in lines.items()},
@@ -155,7 +158,7 @@ def _subregions(setup: Setup, algorithm: OnSimplex, state: ServerState, draws: i
         center = own["center"]
         drawn = sample_subregion(center, algorithm.radius, draws, generator=stream(setup.seed, "landscape", client.id))
         alphas = torch.cat([center[None], torch.full_like(center, 1 / algorithm.endpoints)[None], drawn])
-        at = losses(setup, algorithm.mixing, state.shared, setup.federation.x[client.test], setup.federation.y[client.test])
+        at, _ = losses(setup, algorithm.mixing, state.shared, setup.federation.x[client.test], setup.federation.y[client.test])
         found[client.id] = _points(alphas, at(alphas))
     return found
 

@@ -62,15 +62,17 @@ class Network:
         wanted = self.module.get_parameter(name)
         return next((n for n, p in self.module.named_parameters() if p is wanted and n in parameters), None)
 
-    def redraw(self, names: Sequence[str], *, seed: int, draw: int) -> Tensors:
+    def redraw(self, names: Sequence[str], *, seed: int, draw: int, strict: bool = True) -> Tensors:
         """Return a further draw of the initialiser of the parameters `names`; `draw` numbers them from 1.
 
         From a factory, the whole module is built anew; of a module that was given as it is, the layers that own the
-        parameters run their own `reset_parameters`.
+        parameters run their own `reset_parameters`. Not `strict`: what cannot be drawn anew keeps its value.
 
         Raises:
-            FlocoError: values were loaded, there is no initialiser, or it gives the same values every time.
+            FlocoError: strict, and values were loaded, there is no initialiser, or it gives the same values every time.
         """
+        if not strict:
+            names = [n for n in names if n not in self.loaded and (self.factory is not None or _resettable(self.module, n))]
         if loaded := [n for n in names if n in self.loaded]:
             raise FlocoError(f"{loaded[0]!r} has loaded values, which no initialiser redraws; set algorithm.noise (0 is legal) to say how far endpoints start apart")
         with global_stream(seed, "endpoint", draw):
@@ -80,9 +82,13 @@ class Network:
                     _reset(module.get_submodule(owner), owner)
         drawn = {n: module.get_parameter(n).detach().clone() for n in names}
         for name, value in drawn.items():
-            if torch.equal(value, self.parameters[name]):
+            if strict and torch.equal(value, self.parameters[name]):
                 raise FlocoError(f"the initialiser gives {name!r} the same values every time; do not seed inside the function that builds the model, or set algorithm.noise")
         return drawn
+
+
+def _resettable(module: nn.Module, name: str) -> bool:
+    return callable(getattr(module.get_submodule(name.rpartition(".")[0]), "reset_parameters", None))
 
 
 def _reset(layer: nn.Module, name: str) -> None:

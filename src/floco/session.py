@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -162,9 +163,18 @@ def advance(setup: Setup, settings: Run, store: Store | None, start: Progress, w
             clock = time.perf_counter()
             watch(progress)
             if progress.evaluation is not None:
-                for tracker in trackers:
-                    tracker.add(progress.evaluation.history)
+                for tracker in list(trackers):
+                    _track(tracker, progress.evaluation.history, trackers)
     return progress
+
+
+def _track(tracker: Tracker, row: Row, trackers: list[Tracker]) -> None:
+    """Show a row; a tracker that fails is given up with a warning, since history.csv has it all."""
+    try:
+        tracker.add(row)
+    except Exception as error:  # noqa: BLE001  a mirror must not end the run, whatever its library raises
+        trackers.remove(tracker)
+        warnings.warn(f"round {row['round']}: {type(tracker).__name__} failed and is given up until the run is resumed: {error}", stacklevel=2)
 
 
 def _trackers(settings: Run, store: Store | None) -> list[Tracker]:
@@ -174,7 +184,8 @@ def _trackers(settings: Run, store: Store | None) -> list[Tracker]:
         raise FlocoError("run.trackers write into the run directory: give one (out=...)")
     with (store.path / "history.csv").open(newline="") as file:
         rows: list[Row] = [dict(row) for row in csv.DictReader(file)]
-    flat = {f"{section}.{k}" if isinstance(v, dict) else section: w for section, v in store.facts["config"].items() for k, w in (v if isinstance(v, dict) else {"": v}).items()}
+    seed, *tables = sorted(store.facts["config"].items(), key=lambda item: isinstance(item[1], dict))
+    flat = {"seed": seed[1], **{f"{section}.{key}": value for section, table in tables for key, value in table.items()}}
     return open_trackers(settings.trackers, store.path, flat, [{**row, "round": int(str(row["round"]))} for row in rows])
 
 

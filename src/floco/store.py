@@ -27,7 +27,7 @@ from floco.files import csv_text, read_json, read_tensors, sync_folder, to_json,
 from floco.loop import Progress
 from floco.values import ServerState, Tensors
 
-FORMAT = 1
+FORMAT = 2  # 2: further columns in the tables
 _TABLES = ("history", "clients", "failures", "timings")
 
 

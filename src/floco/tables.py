@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Results:
     """All clients, from the last evaluation of each run."""
     runs: pd.DataFrame
     """One row a run."""
+    paths: Mapping[tuple[str, int], Path] = field(default_factory=dict)
+    """(method, seed) -> run directory."""
 
     @property
     def names(self) -> list[str]:
@@ -46,28 +48,58 @@ class Results:
 
 def read_table(path: Path) -> pd.DataFrame:
     """Return a table of a run directory; client ids stay text, empty cells are missing values."""
-    return pd.read_csv(path, dtype={"client": str}, keep_default_na=False, na_values=[""]) if path.is_file() and path.stat().st_size else pd.DataFrame()
+    if not path.is_file() or not path.stat().st_size:
+        return pd.DataFrame()
+    return pd.read_csv(path, dtype={"client": str, "method": str}, keep_default_na=False, na_values=dict.fromkeys(read_header(path) - {"client", "method"}, ["", "nan"]))
 
 
-def load(paths: Iterable[Path]) -> Results:
-    """Return the results of those run directories that are finished. Two runs of one method and seed go by the names of their folders."""
+def read_header(path: Path) -> set[str]:
+    """Return the columns of a table."""
+    return set(pd.read_csv(path, nrows=0).columns)
+
+
+def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:
+    """Return the results of those run directories that are finished.
+
+    A second run of a method and seed also goes by its folder's name, or that of its comparison.
+
+    Args:
+        paths: run directories; others and repetitions are passed over.
+        order: methods that come first; all others as they come.
+
+    Raises:
+        FlocoError: two runs of a seed have other data, splits or numbers of rounds, or a file is missing.
+    """
     found: list[tuple[Path, str, int, Any]] = []
-    for path in paths:
+    first: dict[int, tuple[Path, Any]] = {}
+    taken: set[tuple[str, int]] = set()
+    for path in dict.fromkeys(p.resolve() for p in paths):
         if not (path / "run.json").is_file():
             continue
-        config, history = read_json(path / "run.json")["config"], read_table(path / "history.csv")
-        if len(history) and history["round"].iloc[-1] == config["training"]["rounds"]:
-            found.append((path, config["algorithm"]["name"], config["seed"], history))
-    keys = [(name, seed) for _, name, seed, _ in found]
+        facts, history = read_json(path / "run.json"), read_table(path / "history.csv")
+        config = facts["config"]
+        if not len(history) or history["round"].iloc[-1] != config["training"]["rounds"]:
+            continue
+        name, seed = config["algorithm"]["name"], config["seed"]
+        before, same = first.setdefault(seed, (path, (facts["data"], config["training"]["rounds"])))
+        if same != (facts["data"], config["training"]["rounds"]):
+            raise FlocoError(f"{before} and {path} have seed {seed}, and other data, splits or numbers of rounds: they cannot be compared")
+        if (name, seed) in taken:
+            name = f"{name} ({path.parent.parent.name if path.parent.name == 'runs' else path.name})"
+        taken.add((name, seed))
+        found.append((path, name, seed, history))
+    found.sort(key=lambda f: order.index(f[1]) if f[1] in order else len(order))
     tables: dict[str, list[pd.DataFrame]] = {"history": [], "clients": [], "runs": []}
     for path, name, seed, history in found:
-        label = name if keys.count((name, seed)) == 1 else path.name
         clients = read_table(path / "clients.csv")
+        if "round" not in clients:
+            raise FlocoError(f"{path} has no clients.csv any more: the run was changed")
         clients = clients[clients["round"] == clients["round"].max()]
         for kind, table in (("history", history), ("clients", clients), ("runs", _run_row(path, history, len(clients)))):
-            tables[kind].append(pd.concat([pd.DataFrame({"method": label, "seed": seed}, index=table.index), table], axis=1))
+            tables[kind].append(pd.concat([pd.DataFrame({"method": name, "seed": seed}, index=table.index), table], axis=1))
     whole = {kind: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"method": [], "seed": []}) for kind, parts in tables.items()}
-    return Results(whole["history"], whole["clients"], _compared(whole["runs"], whole["history"], whole["clients"]))
+    runs = _compared(whole["runs"], whole["history"], whole["clients"])
+    return Results(whole["history"], whole["clients"], runs, {(name, seed): path for path, name, seed, _ in found})
 
 
 def _run_row(path: Path, history: pd.DataFrame, clients: int) -> pd.DataFrame:
@@ -136,7 +168,9 @@ def pairs(results: Results, reference: str, column: str = "accuracy_personal") -
     rows: list[dict[str, Any]] = []
     for name in (n for n in results.names if n in table and n != reference):
         both = table[[reference, name]].dropna()
-        gap = both[reference] - both[name]
+        if not len(both):
+            continue  # no seed in common
+        gap = (both[reference] - both[name]).round(9)  # equal gaps must be equal numbers to the test
         p = float(wilcoxon(gap).pvalue) if (gap != 0).any() else 1.0
         seeds = gap.groupby(level="seed").mean()
         counts = {"better": int((gap > 0).sum()), "equal": int((gap == 0).sum()), "worse": int((gap < 0).sum())}
@@ -151,13 +185,13 @@ def pairs(results: Results, reference: str, column: str = "accuracy_personal") -
     return pd.DataFrame(rows)
 
 
-def write(results: Results, folder: Path) -> None:
-    """Write all tables as CSV files into a folder; pairs are those of the first method with all others."""
-    made = {"history": results.history, "clients": results.clients, "runs": results.runs}
-    if results.names:
-        made |= {"methods": methods(results), "pairs": pairs(results, results.names[0])}
+def write(results: Results, folder: Path, reference: str) -> None:
+    """Write all tables as CSV files into a folder; pairs are those of `reference` with all others, none as long as it has no run."""
+    made = {"history": results.history, "clients": results.clients, "runs": results.runs, "methods": methods(results), "pairs": pd.DataFrame()}
+    if reference in results.names:
+        made["pairs"] = pairs(results, reference)
     for name, table in made.items():
-        replace_file(folder / f"{name}.csv", table.to_csv(index=False).encode())
+        replace_file(folder / f"{name}.csv", table.to_csv(index=False).encode() if len(table) else b"")
 
 
 def only(results: Results, what: str) -> Results:

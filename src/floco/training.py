@@ -171,9 +171,10 @@ def train(setup: Setup, client: str, message: Message, memory: Tensors | None) -
     tensors = run_phases(setup, setup.algorithm.phases(message, facts), tensors, setup.federation.client(client).train, path)
     update, memory = setup.algorithm.finish(tensors, message, client, facts)
     if setup.local_buffers and message.task == "train":
-        floating = [b for b in setup.network.layout.buffers if b in update.shared and tensors[b].is_floating_point()]
+        sent = update.shared
+        floating = [b for b in setup.network.layout.buffers if b in sent and sent[b].is_floating_point()]
         update = replace(update, shared={n: t for n, t in update.shared.items() if n not in floating})
-        memory = {**memory, **prefixed({b: tensors[b] for b in floating}, _BUFFERS)}
+        memory = {**memory, **prefixed({b: sent[b] for b in floating}, _BUFFERS)}
     for name, tensor in {**update.shared, **update.extra, **memory}.items():
         if not bool(torch.isfinite(tensor).all()):
             raise FlocoError(f"training gave a non-finite {name}; try a smaller training.lr (got {setup.training.lr})")
@@ -222,10 +223,22 @@ def evaluate(setup: Setup, client: str, message: Message, memory: Tensors | None
     test = setup.federation.client(client).test
     x, y = setup.federation.x[test], setup.federation.y[test]
     both = models(setup, client, message, memory)
-    personal = None if both.personal is None else score(logits(setup, both.personal, x), y)
+    personal = None if both.personal is None else judge(setup, both.personal, x, y)
     if both.global_ is None or both.global_ is both.personal:
         return Scores(None if both.global_ is None else personal, personal)
-    return Scores(score(logits(setup, both.global_, x), y), personal)
+    return Scores(judge(setup, both.global_, x, y), personal)
+
+
+def judge(setup: Setup, tensors: Tensors, x: torch.Tensor, y: torch.Tensor) -> Score:
+    """Return the metrics of network tensors on raw samples x and labels y.
+
+    Raises:
+        FlocoError: a logit is not finite.
+    """
+    found = logits(setup, tensors, x)
+    if not bool(torch.isfinite(found).all()):
+        raise FlocoError(f"the model gives non-finite logits; try a smaller training.lr (got {setup.training.lr})")
+    return score(found, y)
 
 
 def global_parts(setup: Setup) -> list[tuple[int, int]]:

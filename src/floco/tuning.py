@@ -20,11 +20,16 @@ _FINE = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0)  # for methods that have no such setting
 
 
 def grid(config: Config) -> list[dict[str, Any]]:
-    """Return the trials of a method: keys of `training` and `algorithm` with their values. Every method has six."""
+    """Return the trials of a method: keys of `training` and `algorithm` with their values. Every method has six.
+
+    Three step sizes with the configured strength and one other, or six step sizes.
+    """
     lr, tuned = config.training.lr, config.algorithm.tuned
     if not tuned:
         return [{"training.lr": lr * f} for f in _FINE]
-    return [{"training.lr": lr * f, f"algorithm.{name}": value} for f in _FACTORS for name, values in tuned.items() for value in values]
+    ((name, usual),) = tuned.items()
+    given = getattr(config.algorithm, name)
+    return [{"training.lr": lr * f, f"algorithm.{name}": value} for f in _FACTORS for value in (given, next(v for v in usual if v != given))]
 
 
 def changed(config: Config, trial: dict[str, Any]) -> Config:
@@ -35,27 +40,39 @@ def changed(config: Config, trial: dict[str, Any]) -> Config:
     return config
 
 
-def for_tuning(federation: Federation, seed: int) -> Federation:
+def for_tuning(federation: Federation, seed: int, *, ordered: bool = False) -> Federation:
     """Return the federation with a quarter of each client's training part in place of its test part, and no global test part.
 
-    The samples of the test parts are not reachable from it by any client.
+    The samples of the test parts are not reachable from it by any client. Where samples are in order, the quarter is the end of
+    each recording, less the sample at the cut, as for test parts: neighbours share data.
     """
-    clients = tuple(_cut(c, torch.randperm(len(c.train), generator=stream(seed, "tune", c.id))) for c in federation.clients)
+    clients = tuple(_latest(c) if ordered else _cut(c, torch.randperm(len(c.train), generator=stream(seed, "tune", c.id))) for c in federation.clients)
     return replace(federation, clients=clients, x_test=None, y_test=None)
 
 
 def _cut(client: Client, order: torch.Tensor) -> Client:
-    if len(order) < 2:
-        raise FlocoError(f'tuning cuts a part from every client\'s training part: client "{client.id}" has {len(order)} training sample, and 2 are needed')
     n = max(1, round(SHARE * len(order)))
-    return Client(client.id, client.train[order[n:].sort().values], client.train[order[:n].sort().values])
+    return _parts(client, client.train[order[n:].sort().values], client.train[order[:n].sort().values])
+
+
+def _latest(client: Client) -> Client:
+    recordings = client.train.tensor_split(((client.train.diff() != 1).nonzero().flatten() + 1).tolist())
+    sizes = [round(SHARE * len(r)) for r in recordings]
+    train, test = zip(*((r[: len(r) - n - (n > 0)], r[len(r) - n :]) for r, n in zip(recordings, sizes, strict=True)), strict=True)
+    return _parts(client, torch.cat(train), torch.cat(test))
+
+
+def _parts(client: Client, train: torch.Tensor, test: torch.Tensor) -> Client:
+    if not len(train) or not len(test):
+        raise FlocoError(f'tuning cuts a part from every client\'s training part: client "{client.id}" has {len(client.train)} training samples, too few for two parts')
+    return Client(client.id, train, test)
 
 
 def try_out(config: Config, federation: Federation, trial: dict[str, Any]) -> Row:
     """Return what a trial reached after the last round: the personal models on the parts cut off, mean over clients."""
     config = changed(config, trial)
-    setup = session.prepare(config, for_tuning(federation, config.seed))
-    last = session.advance(setup, replace(config.run, evaluate_every=config.training.rounds), None, loop.begin(setup), lambda progress: None)
+    setup = session.prepare(config, for_tuning(federation, config.seed, ordered=config.data.order is not None))
+    last = session.advance(setup, replace(config.run, evaluate_every=config.training.rounds, trackers=()), None, loop.begin(setup), lambda progress: None)
     assert last.evaluation is not None
     history = last.evaluation.history
     return {"validation_accuracy": history["accuracy_personal"], "validation_loss": history["loss_personal"]}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from floco.columns import COLUMNS, cell
+from floco.columns import COLUMNS, methods_table
 from floco.errors import FlocoError
 from floco.federation import Federation
 from floco.partition import heterogeneity
@@ -117,15 +117,16 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def comparison_table(path: Path) -> Table:
-    """Return the methods of a comparison's directory: means over seeds, with the standard deviation where there are several."""
+    """Return the methods of a comparison's directory: means over seeds."""
     from floco.tables import read_table
 
     made = read_table(path / "methods.csv")
-    table = Table(title="methods: means over seeds (methods.csv has the rest)")
-    for name in ("method", *COLUMNS.values()):
-        table.add_column(name, justify="left" if name == "method" else "right")
-    for _, row in made.iterrows():
-        table.add_row(str(row["method"]), *(cell(row, key) for key in COLUMNS))
+    table = Table(title="methods: means over seeds (methods.csv has the rest)", padding=(0, 0, 0, 1), pad_edge=False)
+    shown = methods_table(made, COLUMNS, spread=False)
+    for name in shown:
+        table.add_column(str(name), justify="left" if name == "method" else "right", no_wrap=name == "method")
+    for row in shown.itertuples(index=False):
+        table.add_row(*map(str, row))
     return table
 
 

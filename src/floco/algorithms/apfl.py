@@ -27,7 +27,8 @@ class APFL(Algorithm):
     """APFL (Deng, Kamani, Mahdavi, arXiv 2003.13461, 2020, algorithm 1): vbar = a v + (1 - a) w.
 
     On each batch v <- v - lr grad_v f(vbar) and a <- clip(a - lr <v - w, grad f(vbar)>, 0, 1), then w <- w - lr grad f(w), all
-    gradients taken before the moves; w is FedAvg's to the bit. Global model: w; personal: vbar.
+    gradients taken before the moves; w is FedAvg's to the bit
+    (without dropout). Global model: w; personal: vbar.
     """
 
     name: ClassVar[str] = "apfl"

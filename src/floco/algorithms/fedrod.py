@@ -20,7 +20,7 @@ class FedRoD(Algorithm):
 
     With z = f(x; body, G) the loss is `CE(z + log n_c, y) + CE(sg(z) + P h(x), y)`; n_c counts the client's training labels, h(x)
     are the features, and sg lets no gradient through: the first term moves body and G, the second P alone. Heads are linear, so
-    adding logits is adding weights. P starts at zero and stays on the client.
+    adding logits is adding weights; the body runs twice a step, and its buffers count the first time. P starts at zero and stays on the client.
     Global model: body and G; personal: body and G + P.
     """
 
@@ -47,7 +47,7 @@ class FedRoD(Algorithm):
 
         def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
             generic = cross_entropy(predict(tensors, batch.x) + log_counts.to(batch.y.device), batch.y)
-            fixed = {**tensors, **{n: tensors[n].detach() for n in names}}
+            fixed = {**tensors, **{n: tensors[n].detach() for n in names}, **{b: tensors[b].clone() for b in facts.layout.buffers}}
             return generic + cross_entropy(predict(_summed(fixed, head), batch.x), batch.y)
 
         return (Phase("shared", (Step(loss, (*names, *(OWN + n for n in head))),)),)

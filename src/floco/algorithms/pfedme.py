@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
 from floco.contract import Algorithm
+from floco.errors import FlocoError
 from floco.settings import setting
-from floco.values import OWN, Batch, Facts, Message, Models, Phase, Predict, ServerState, Step, Tensors, Update, averaged, personally, plain_loss, prefixed, under
+from floco.values import OWN, Batch, Facts, Layout, Message, Models, Phase, Predict, ServerState, Step, Tensors, Training, Update, averaged, personally, plain_loss, prefixed, under
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,16 @@ class PFedMe(Algorithm):
     tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (15.0, 1.0)}
     pull: float = setting(15.0, "lambda: strength of the pull of theta towards w; eta lambda must be at most 1", above=0)
     inner_steps: int = setting(5, "K: steps of theta on each batch", low=1)
-    local_epochs: int | None = setting(None, "epochs a round (empty: training.epochs / inner_steps, at least 1: about as many gradient steps as other methods)", low=1)
+    local_epochs: int | None = setting(None, "epochs a round (empty: training.epochs / inner_steps, at least 1)", low=1)
     personal_lr: float | None = setting(None, "step size of theta (empty: training.lr)", above=0)
-    outer_lr: float | None = setting(None, "eta: step size of w (empty: training.lr, at most 1 / lambda)", above=0)
-    server_share: float = setting(1.0, "beta: how far the server goes to the mean of the clients' w (the paper: 1 to 4)", above=0)
+    outer_lr: float = setting(0.005, "eta: step size of w", above=0)
+    server_share: float = setting(1.0, "beta: how far the server goes to the mean of the clients' w (the paper also goes beyond it)", above=0, high=1)
+
+    def resolved(self, training: Training, layout: Layout | None = None) -> Self:
+        """Check that w does not overshoot theta."""
+        if self.outer_lr * self.pull > 1:
+            raise FlocoError(f"outer_lr * pull must be at most 1, else w overshoots theta; got {self.outer_lr} * {self.pull}")
+        return self
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w, and theta: w to train from, the client's last one to be evaluated."""
@@ -48,7 +55,7 @@ class PFedMe(Algorithm):
             return self.pull / 2 * torch.stack(squares).sum()
 
         inner = Step(personally(plain_loss), moves, towards_w, lr=self.personal_lr, momentum=0.0, repeat=self.inner_steps)
-        outer = Step(distance, names, lr=self.outer_lr or min(facts.training.lr, 1 / self.pull), momentum=0.0, weight_decay=0.0)
+        outer = Step(distance, names, lr=self.outer_lr, momentum=0.0, weight_decay=0.0)
         epochs = self.local_epochs or max(1, round(facts.training.epochs / self.inner_steps))
         return (Phase("shared", (inner, outer), epochs),)
 
@@ -58,7 +65,7 @@ class PFedMe(Algorithm):
         return Update(client, message.task, facts.n_train, shared), {n: t for n, t in tensors.items() if n.startswith(OWN)}
 
     def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: int) -> ServerState:
-        """Return (1 - beta) w + beta mean; buffers are averaged."""
+        """Return (1 - beta) w + beta mean, buffers likewise."""
         after = averaged(state, updates)
         if self.server_share == 1:
             return after

@@ -10,7 +10,7 @@ import torch
 
 from floco.contract import Algorithm
 from floco.network import Network
-from floco.values import Facts, Message, Phase, ServerState, Step, Tensors, Update, averaged, plain_loss, prefixed, under
+from floco.values import Facts, Message, Phase, ServerState, Step, Tensors, Update, averaged, plain_loss, prefixed, weighted_mean
 
 _C = "variate/"  # c, sent to everybody
 _CI = "own variate/"  # c_i, kept by the client
@@ -21,7 +21,9 @@ class SCAFFOLD(Algorithm):
     """SCAFFOLD (Karimireddy et al., ICML 2020, algorithm 1, option II): local steps with g - c_i + c.
 
     c_i+ = c_i - c + (w_t - w_i) / (steps lr), and on the server c <- c + |S| / K mean_S(c_i+ - c_i); all variates start at
-    zero. The derivation has no momentum, so there is none here, whatever `training.momentum` says; the global step size is 1.
+    zero. The mean is weighted by sample counts, as that of the weights is here (in the paper all clients are of equal size):
+    with other weights the method would have another objective than FedAvg. The derivation has no momentum, so there is none here,
+    whatever `training.momentum` says; the global step size is 1.
     Global and personal model: w.
     """
 
@@ -55,7 +57,8 @@ class SCAFFOLD(Algorithm):
         return Update(client, message.task, facts.n_train, network, prefixed(change, _C)), prefixed(new, _CI)
 
     def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: int) -> ServerState:
-        """Return the averaged network, and c moved by the sum of all changes over the K clients."""
+        """Return the averaged network, and c moved by |S| / K of the mean change."""
         after = averaged(state, updates)
-        changes = {n: torch.stack([u.extra[_C + n].double() for u in updates]).sum(0) / clients for n in under(state.shared, _C)}
-        return replace(after, shared={**after.shared, **{_C + n: (state.shared[_C + n].double() + t).float() for n, t in changes.items()}})
+        change = weighted_mean([replace(u, shared=u.extra) for u in updates])
+        moved = {n: torch.add(state.shared[n], t, alpha=len(updates) / clients) for n, t in change.items()}
+        return replace(after, shared={**after.shared, **moved})

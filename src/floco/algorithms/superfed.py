@@ -32,7 +32,7 @@ class SuPerFed(Algorithm):
     """SuPerFed (Hahn, Jeong, Lee, KDD 2022, model mixing): W(a) = (1 - a) w_f + a w_l, a ~ U(0, 1) for each batch.
 
     Loss `CE(W(a)) + mu |w_f - w_t| + nu cos^2(w_f, w_l)`; w_f is averaged, w_l stays. w_l is a further draw of the
-    initialiser, a different one on each client (loaded values and vectors: a copy), and takes part only after a share of the
+    initialiser, a different one on each client (vectors, loaded values and what has no random initialiser: copies), and takes part only after a share of the
     rounds. Global model: a = 0; personal: a = 0.5, but w_f itself as long as the client's w_l has not been trained.
     """
 
@@ -44,8 +44,7 @@ class SuPerFed(Algorithm):
 
     def start(self, network: Network, *, seed: int) -> Tensors:
         """Return a w_l of the client's own."""
-        drawable = [n for n, t in network.parameters.items() if t.ndim > 1 and n not in network.loaded]
-        drawn = network.redraw(drawable, seed=seed, draw=1) if drawable else {}
+        drawn = network.redraw([n for n, t in network.parameters.items() if t.ndim > 1], seed=seed, draw=1, strict=False)
         return {**prefixed({**network.parameters, **drawn}, OWN), _AT: torch.tensor(0.0)}
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
