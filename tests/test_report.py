@@ -161,7 +161,7 @@ def test_the_tables_of_the_page_are_those_of_the_files(page: Path) -> None:
         assert calibration[name]["NLL, global"].startswith(f"{float(row['loss_global']):.3f} ± ")
         assert cost[name]["bytes up / FedAvg's"] == f"{float(row['bytes_up_ratio']):.2f}"
         assert cost[name]["kB up a round"] == f"{float(row['bytes_up']) / 1000:,.0f}"
-    assert float(methods["floco"]["bytes_up_ratio"]) > 5
+    assert float(methods["floco"]["bytes_up_ratio"]) > 1
     assert cost["fedavg"]["update variance"].split(" ")[0] == f"{float(methods['fedavg']['update_variance']):.3g}"
 
 
