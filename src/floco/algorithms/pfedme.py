@@ -29,7 +29,7 @@ class PFedMe(Algorithm):
     inner_steps: int = setting(5, "K: steps of theta on each batch", low=1)
     local_epochs: int | None = setting(None, "epochs a round (empty: training.epochs / inner_steps, at least 1)", low=1)
     personal_lr: float | None = setting(None, "step size of theta (empty: training.lr)", above=0)
-    outer_lr: float = setting(0.005, "eta: step size of w", above=0)
+    outer_lr: float = setting(0.05, "eta: step size of w (the paper: 0.005, with more batches a round than the budget gives here)", above=0)
     server_share: float = setting(1.0, "beta: how far the server goes to the mean of the clients' w (the paper also goes beyond it)", above=0, high=1)
 
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
