@@ -251,15 +251,6 @@ def test_sgd_is_torchs_when_tensors_share_a_gradient() -> None:
     assert all(torch.allclose(ours[n], theirs[n]) for n in ours)
 
 
-def test_local_buffers_work_for_every_algorithm() -> None:
-    from floco.algorithms import ALGORITHMS
-
-    for algorithm in ALGORITHMS.values():
-        last = train(make(algorithm(), model=batchnorm_net, buffers="local"))[-1]
-        assert not last.failures
-        assert last.evaluation.history["accuracy_personal"] > 0.3
-
-
 def test_a_parameter_may_have_any_name() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:

@@ -37,7 +37,17 @@ def curve(results: Results, column: str, title: str, y: str, *, percent: bool = 
         if len(table):
             text = [f"{low:.4g} to {high:.4g} over seeds" for low, high in zip(table["min"], table["max"], strict=True)]
             hover = f"{name}<br>round %{{x}}: %{{y:.4g}}<br>%{{text}}<extra></extra>"
-            figure.add_scatter(x=list(table.index), y=list(table["mean"]), text=text, name=name, mode="lines+markers", line=_style(i), marker={"size": 5}, hovertemplate=hover)
+            figure.add_scatter(
+                x=list(table.index),
+                y=list(table["mean"]),
+                text=text,
+                name=name,
+                mode="lines+markers",
+                line=_style(i),
+                marker={"size": 5},
+                zorder=len(results.names) - i,
+                hovertemplate=hover,
+            )
     if log:
         figure.update_yaxes(type="log")
     return figure
