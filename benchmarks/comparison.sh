@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All methods, three seeds, on Fashion-MNIST (the fixed workload), watch and vowel (natural clients); then docs/comparison/ from them.
-# About 80 minutes on two cores for Fashion-MNIST, TIME for the others. Stops and goes on: what is finished is not done again.
+# About 85 minutes on two cores for Fashion-MNIST, 15 for watch, 3 for vowel. Stops and goes on: what is finished is not done again.
 # Needs data/fashion-mnist.npz, data/watch.npz and data/vowel.npz, and Chromium for the pictures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
