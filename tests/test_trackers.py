@@ -69,7 +69,7 @@ def test_without_a_run_directory_there_is_no_place_for_them() -> None:
         fit(small_net, blobs(), FedAvg(), rounds=1, engine="serial", trackers=("tensorboard",))
 
 
-@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow.tracking")])
+@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("mlflow", "mlflow.tracking"), ("mlflow", "alembic")])
 def test_a_missing_package_is_named_with_the_way_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     done = floco("run", *QUICK, "-s", f'run.trackers=["{name}"]', "--out", tmp_path / "run")

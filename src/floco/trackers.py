@@ -49,6 +49,8 @@ class MLflow:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing of a run leaves this machine
         try:
+            import alembic  # noqa: F401  MLflow's database needs both
+            import sqlalchemy  # noqa: F401
             from mlflow.tracking import MlflowClient
         except ImportError as error:
             raise _missing("mlflow", error) from error
