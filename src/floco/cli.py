@@ -90,9 +90,6 @@ def compare(
             own.setdefault(text.partition(".")[0], {})[key] = value
         base = session.settled(read(config, [t for t in s or [] if t.partition(".")[0] not in ALGORITHMS]))
         configs = comparison.configurations(base, [a.strip() for a in algorithms.split(",") if a.strip()], own)
-        federation = session.federation(base)
-        for made in configs.values():
-            session.prepare(made, federation)  # what does not fit is said before hours are spent
         name = config.stem if config is not None else base.data.source.partition(":")[0]
         path = out or Path("runs") / f"compare-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         _compare(comparison.create(path, configs, seeds, tune=tune), debug)

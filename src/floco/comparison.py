@@ -96,13 +96,18 @@ def _inherited(cls: type[Algorithm], base: Algorithm) -> dict[str, Any]:
 
 
 def create(path: Path, configs: Mapping[str, Config], seeds: int, *, tune: bool = False) -> Comparison:
-    """Make the directory of a comparison, with fingerprints of the data of all seeds."""
+    """Make the directory of a comparison, with fingerprints of the data of all seeds; a method that does not fit the model is an error."""
     if seeds < 1:
         raise FlocoError(f"--seeds must be at least 1, got {seeds}")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FlocoError(f"--out {path} is not empty; choose another place, or continue the comparison in it: floco resume {path}")
     base = next(iter(configs.values()))
-    data = {str(s): session.federation(replace(base, seed=s)).fingerprint() for s in range(base.seed, base.seed + seeds)}
+    data = {}
+    for seed in range(base.seed, base.seed + seeds):
+        federation = session.federation(replace(base, seed=seed))
+        data[str(seed)] = federation.fingerprint()
+        for config in configs.values() if seed == base.seed else ():
+            session.prepare(config, federation)  # what does not fit is said before hours are spent
     plain = {name: json.loads(json.dumps(as_dict(config))) for name, config in configs.items()}
     facts = {"format": FORMAT, "methods": list(configs), "configs": plain, "seeds": seeds, "tune": tune, "data": data}
     try:

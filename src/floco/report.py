@@ -10,12 +10,14 @@ from typing import Any
 import pandas as pd
 
 from floco import __version__, comparison, figures, surface, tables
+from floco.algorithms import ALGORITHMS
 from floco.algorithms.floco import OnSimplex
 from floco.columns import ACCURACY, CALIBRATION, COST, methods_table
 from floco.errors import FlocoError
 from floco.files import csv_text, read_json, write_file
 from floco.page import Section, html_table, plots, render, text
 from floco.run import Run, open_run
+from floco.session import PYTHON
 from floco.tables import Results
 
 
@@ -24,8 +26,10 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     if out.is_dir() or not out.parent.is_dir():
         raise FlocoError(f"the report must be a file in an existing folder, got {out}")
     runs, order = _expand(paths)
-    results = tables.only(tables.load(runs, order), ", ".join(map(str, paths)))
-    simplex = next((p for p in results.paths.values() if _config(p)["algorithm"]["name"].startswith("floco")), None)
+    results = tables.load(runs, order)
+    if not results.names:
+        raise FlocoError(f"{', '.join(map(str, paths))} holds no finished run; finish one first: floco resume RUN")
+    simplex = next((p for p in results.paths.values() if issubclass(ALGORITHMS[_config(p)["algorithm"]["name"]], OnSimplex)), None)
     opened, problem = _opened(simplex or next(iter(results.paths.values())))
     sections = [*_comparison(results, _missing(runs, results)), *_clients(results, opened, problem)]
     found = None
@@ -78,7 +82,7 @@ def _environment(path: Path) -> str:
 
 def _opened(path: Path) -> tuple[Run | None, str]:
     """Return a run with its data and models, or why it cannot be opened."""
-    if _config(path)["data"]["source"] == "python":
+    if _config(path)["data"]["source"] == PYTHON:
         return None, "the run was made from Python, which alone knows its data"
     try:
         return open_run(path), ""

@@ -50,12 +50,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """Return a table of a run directory; client ids stay text, empty cells are missing values."""
     if not path.is_file() or not path.stat().st_size:
         return pd.DataFrame()
-    return pd.read_csv(path, dtype={"client": str, "method": str}, keep_default_na=False, na_values=dict.fromkeys(read_header(path) - {"client", "method"}, ["", "nan"]))
-
-
-def read_header(path: Path) -> set[str]:
-    """Return the columns of a table."""
-    return set(pd.read_csv(path, nrows=0).columns)
+    missing: Any = {column: ["", "nan"] for column in pd.read_csv(path, nrows=0) if column not in ("client", "method")}
+    return pd.read_csv(path, dtype={"client": str, "method": str}, keep_default_na=False, na_values=missing)
 
 
 def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:
@@ -192,10 +188,3 @@ def write(results: Results, folder: Path, reference: str) -> None:
         made["pairs"] = pairs(results, reference)
     for name, table in made.items():
         replace_file(folder / f"{name}.csv", table.to_csv(index=False).encode() if len(table) else b"")
-
-
-def only(results: Results, what: str) -> Results:
-    """Return the results, and raise if there are none."""
-    if not results.names:
-        raise FlocoError(f"{what} holds no finished run; finish one first: floco resume RUN")
-    return results
