@@ -126,7 +126,7 @@ def test_the_page_needs_no_network_and_names_all_that_it_shows(page: Path) -> No
     assert "The highest rise of the loss on an edge" in body
     assert "Between whole networks trained from different initial weights" in body
     kinds = {r["kind"] for r in rows(page.with_name("report-landscape.csv"))}
-    assert kinds == {"middle", "endpoint", "edge", "plane", "subregion"}
+    assert kinds == {"middle", "endpoint", "edge", "plane", "subregion", "networks"}
 
 
 def test_a_single_run_a_folder_of_nothing_and_an_unfinished_run(tmp_path: Path) -> None:

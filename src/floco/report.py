@@ -14,6 +14,7 @@ from floco.algorithms import ALGORITHMS
 from floco.algorithms.floco import OnSimplex
 from floco.columns import ACCURACY, CALIBRATION, COST, methods_table
 from floco.errors import FlocoError
+from floco.evaluation import Row
 from floco.files import csv_text, read_json, write_file
 from floco.page import Section, html_table, plots, render, text
 from floco.run import Run, open_run
@@ -32,9 +33,9 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     simplex = next((p for p in results.paths.values() if issubclass(ALGORITHMS[_config(p)["algorithm"]["name"]], OnSimplex)), None)
     opened, problem = _opened(simplex or next(iter(results.paths.values())))
     sections = [*_comparison(results, _missing(runs, results)), *_clients(results, opened, problem)]
-    found = None
+    measured: list[Row] = []
     if opened is not None and isinstance(opened.setup.algorithm, OnSimplex):
-        section, found = surface.loss(opened, opened.setup.algorithm, results)
+        section, measured = surface.loss(opened, opened.setup.algorithm, results)
         sections += [*surface.clients(opened), section]
     sections.append(_settings(results))
     names = ", ".join(results.names)
@@ -42,8 +43,8 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     about = f"{len(results.paths)} finished runs of {names}; {_environment(next(iter(results.paths.values())))}; page written by floco {__version__}"
     try:
         write_file(out, render(title, about, sections).encode())
-        if found is not None:
-            write_file(out.with_name(f"{out.stem}-landscape.csv"), csv_text(found.rows, header=True).encode())
+        if measured:
+            write_file(out.with_name(f"{out.stem}-landscape.csv"), csv_text(measured, header=True).encode())
     except OSError as error:
         raise FlocoError(f"cannot write the report {out}: {error.strerror or error}") from error
     return out

@@ -10,6 +10,7 @@ from pathlib import Path
 from floco import figures
 from floco.algorithms import FedAvg
 from floco.algorithms.floco import OnSimplex
+from floco.evaluation import Row
 from floco.files import read_json
 from floco.landscape import Landscape, barrier, between, common_sample, landscape, network_of
 from floco.page import Section, plots, text
@@ -39,11 +40,11 @@ def _which(run: Run) -> str:
     return f"{run.setup.algorithm.name}, seed {run.setup.seed}, after round {run.progress.round}"
 
 
-def loss(run: Run, algorithm: OnSimplex, results: Results) -> tuple[Section, Landscape | None]:
-    """Return what the loss is over the shared simplex, and the measurements."""
+def loss(run: Run, algorithm: OnSimplex, results: Results) -> tuple[Section, list[Row]]:
+    """Return what the loss is over the shared simplex, and the measurements, those between whole networks included."""
     title = "Loss over the simplex"
     if run.setup.local_buffers:
-        return Section(title, text('Not shown: with training.buffers = "local" the shared simplex has no statistics of its own.')), None
+        return Section(title, text('Not shown: with training.buffers = "local" the shared simplex has no statistics of its own.')), []
     found = landscape(run.setup, algorithm, run.progress.state)
     network = _fedavg(run, results)
     score = None if network is None else judge(run.setup, network, *common_sample(run.setup.federation))
@@ -67,7 +68,8 @@ def loss(run: Run, algorithm: OnSimplex, results: Results) -> tuple[Section, Lan
             "Logits are linear in the mixture here, so the loss is convex in it, and there can be no barrier between endpoints, whatever they are: "
             "the finding is how low the loss is, not that it is connected."
         )
-    return Section(title, text(*words) + plots(*shown) + (_between(run, results) if whole else "")), found
+    html, rows = _between(run, results) if whole else ("", [])
+    return Section(title, text(*words) + plots(*shown) + html), found.rows + rows
 
 
 def _in_words(found: Landscape, reference: tuple[float, float] | None) -> str:
@@ -83,20 +85,24 @@ def _in_words(found: Landscape, reference: tuple[float, float] | None) -> str:
     return words + "."
 
 
-def _between(run: Run, results: Results) -> str:
-    """Return the loss on the lines between FedAvg networks that were trained independently, from different initial weights."""
+def _between(run: Run, results: Results) -> tuple[str, list[Row]]:
+    """Return the loss on the lines between FedAvg networks that were trained independently, from different initial weights; and as rows."""
     if run.setup.federation.x_test is None:
-        return text(
-            "The barrier between independently trained networks is not shown: there is no global test part, and the samples of one seed's test parts train another's network."
-        )
-    chosen = [p for (name, _), p in results.paths.items() if name == "fedavg"]
-    chosen = [p for i, p in enumerate(chosen) if _model(p) not in [_model(q) for q in chosen[:i]]]
-    networks = [n for p in chosen if (n := _network(run, p)) is not None]
+        why = "there is no global test part, and the samples of one seed's test parts train another's network"
+        return text(f"The barrier between independently trained networks is not shown: {why}."), []
+    chosen = {seed: path for (name, seed), path in results.paths.items() if name == "fedavg"}
+    models = {seed: _model(path) for seed, path in chosen.items()}
+    distinct = {model: seed for seed, model in reversed(models.items())}.values()  # the first seed of each initial network
+    networks = {seed: n for seed in sorted(distinct) if (n := _network(run, chosen[seed])) is not None}
     if len(networks) < 2:
-        return text("For the barrier between independently trained networks, compare with fedavg under two seeds or more.")
-    losses = {f"FedAvg, {i + 2}. seed against the first": [x for x, _ in between(run.setup, networks[0], other)] for i, other in enumerate(networks[1:])}
+        return text("For the barrier between independently trained networks, compare with fedavg under two seeds or more."), []
+    (first, start), *others = networks.items()
+    lines = {f"FedAvg, seed {seed} against seed {first}": between(run.setup, start, other) for seed, other in others}
+    losses = {name: [x for x, _ in line] for name, line in lines.items()}
     heights = ", ".join(f"{barrier(values):.3f}" for values in losses.values())
-    return text(f"Between whole networks trained from different initial weights (FedAvg under different seeds) the rise is {heights}.") + plots(figures.lines(losses))
+    words = f"Between whole networks trained from different initial weights (FedAvg under different seeds) the rise is {heights}."
+    rows: list[Row] = [{"kind": "networks", "where": name, "alpha": "", "loss": x, "accuracy": accuracy} for name, line in lines.items() for x, accuracy in line]
+    return text(words) + plots(figures.lines(losses)), rows
 
 
 def _model(path: Path) -> str:
