@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Methods compared, one folder of docs/comparison/ each; then the tables of docs/comparison.md. Stops and goes on: what is finished is not done again.
 #   benchmarks/comparison.sh                 fashion-mnist watch vowel mix-all: about two hours on two cores
-#   benchmarks/comparison.sh cifar10         150 rounds, the methods that matter most: about 2.5 hours a seed
+#   benchmarks/comparison.sh cifar10         150 rounds, the methods that matter most: about 2.5 hours a seed; `floco report runs/cifar10` shows what is finished
 # Needs data/fashion-mnist.npz, watch.npz, vowel.npz, cifar10.npz, and Chromium for the pictures.
 set -euo pipefail
 cd "$(dirname "$0")/.."
