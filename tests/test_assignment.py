@@ -5,6 +5,7 @@ import torch
 from conftest import GOLDEN
 from floco.errors import FlocoError
 from floco.simplex import assign, log_energy
+from floco.simplex.components import Centered, principal
 
 NAMES = ("three", "five", "ten", "ten_large_scale")
 
@@ -103,3 +104,55 @@ def test_assign_refuses(signals: torch.Tensor, endpoints: int) -> None:
 def test_place_refuses_signals_of_another_model() -> None:
     with pytest.raises(FlocoError, match=r"\(k, 20\)"):
         assign(torch.randn(3, 20), 2).place(torch.randn(1, 21))
+
+
+def test_principal_directions_are_those_of_the_singular_value_decomposition() -> None:
+    g = torch.Generator().manual_seed(0)
+    for clients, size, number in ((2, 30, 10), (40, 7, 10), (100, 300, 10), (300, 500, 5)):
+        signals = torch.randn(5, size, generator=g)[torch.arange(clients) % 5] + 0.3 * torch.randn(clients, size, generator=g)
+        centered = Centered.of(signals)
+        found = principal(centered, number)
+        _, values, expected = torch.linalg.svd(signals.double() - signals.double().mean(dim=0), full_matrices=False)
+        rank = int((values > 1e-6 * values[0]).sum())
+        expected = expected[: min(number, rank)]
+        expected = expected * expected.gather(1, expected.abs().argmax(dim=1, keepdim=True)).sign()
+        assert found.shape == (min(number, clients, size), size)
+        assert torch.allclose(found[: len(expected)], expected, atol=1e-6)
+        assert not found[len(expected) :].any()
+
+
+def test_one_client_with_a_huge_signal_hides_no_direction() -> None:
+    g = torch.Generator().manual_seed(0)
+    signals = torch.randn(5, 1000, generator=g)[torch.arange(100) % 5] + 0.3 * torch.randn(100, 1000, generator=g)
+    signals[0] *= 300
+    found = principal(Centered.of(signals), 10)
+    _, _, expected = torch.linalg.svd(signals.double() - signals.double().mean(dim=0), full_matrices=False)
+    assert torch.allclose((found * expected[:10]).sum(dim=1).abs(), torch.ones(10, dtype=torch.float64), atol=1e-6)
+
+
+def test_whole_numbers_are_signals_too() -> None:
+    signals = torch.tensor([[0, 2], [2, 0], [5, 1]])
+    assert torch.equal(assign(signals, 2).centers, assign(signals.double(), 2).centers)
+
+
+def test_the_energy_of_many_clients_is_that_of_all_pairs() -> None:
+    centers = torch.rand(700, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    centers[1] = centers[600]  # two that coincide, in different blocks
+    expected = torch.pdist(centers).clamp_min(1e-4).pow(-2).mean().log()
+    assert log_energy(centers) == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_a_wide_search_on_some_clients_finds_the_scale_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    signals = 3 * torch.randn(5, 60, generator=g)[torch.arange(500) % 5] + torch.randn(500, 60, generator=g)
+    expected = assign(signals, 5)
+    monkeypatch.setattr("floco.simplex.assignment._FIRST", 400)
+    assert assign(signals, 5).log_energy <= expected.log_energy + 0.02
+
+
+def test_float32_signals_are_not_turned_to_float64_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = torch.Generator().manual_seed(0)
+    signals = torch.randn(50, 40, generator=g)
+    expected = assign(signals.double(), 4)
+    monkeypatch.setattr("floco.simplex.components._PART", 400)  # ten rows at a time
+    assert torch.allclose(assign(signals, 4).centers, expected.centers, atol=1e-9)

@@ -86,7 +86,11 @@ class OnSimplex(Algorithm):
         return after
 
     def _signals(self, state: ServerState, updates: Sequence[Update]) -> torch.Tensor:
-        return torch.stack([self.mixing.signal(state.shared, u.shared) for u in updates])
+        mixed = [state.shared[n] for n in self.mixing.names]
+        signals = torch.empty(len(updates), sum(t.numel() for t in mixed), dtype=mixed[0].dtype)  # those of all clients at once: not in float64
+        for row, update in zip(signals, updates, strict=True):
+            row.copy_(self.mixing.signal(state.shared, update.shared))
+        return signals
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return the shared tensors and the client's center, 1/M if it has none yet."""

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from floco.errors import FlocoError
+from floco.simplex.components import Centered, principal
 from floco.simplex.projection import project
 
 _FLOOR = 1e-4  # distances below it count as it, so that coincident centers have a finite energy
 _RELEASED = (1e-4, 1.0, 1000)  # the released grid of scales: first, last, number
 _RELATIVE = (1e-3, 50.0, 160)  # ours, in units of the largest score, logarithmic
-_REFINE = (6, 24)  # rounds of refinement around the best scale, scales in each
+_REFINE = (4, 24)  # rounds of refinement around the best scale, scales in each
+_FIRST = 10_000  # clients on which the wide search runs; the refinement has all
+_BLOCK = 512  # clients whose distances to as many others are computed at once: they stay in the cache
 
 
 def log_energy(centers: torch.Tensor) -> float:
@@ -23,8 +26,15 @@ def log_energy(centers: torch.Tensor) -> float:
     """
     if len(centers) < 2:
         return 0.0
-    distances = torch.pdist(centers.double()).clamp_min(_FLOOR)
-    return float(distances.pow(-2).mean().log())
+    centers, pairs = centers.double(), len(centers) * (len(centers) - 1) / 2
+    squares = centers.square().sum(dim=1)
+    total = 0.0
+    for i, first in enumerate(blocks := list(zip(centers.split(_BLOCK), squares.split(_BLOCK), strict=True))):
+        for j, second in enumerate(blocks[i:]):
+            distances = torch.addmm(second[1], first[0], second[0].T, alpha=-2).add_(first[1][:, None])  # |a|^2 - 2 a b + |b|^2
+            energies = distances.clamp_min_(_FLOOR**2).reciprocal_()
+            total += float(energies.triu_(1).sum() if j == 0 else energies.sum())
+    return math.log(total / pairs)
 
 
 @dataclass(frozen=True)
@@ -61,19 +71,6 @@ def _centers(scores: torch.Tensor, z: float, endpoints: int) -> torch.Tensor:
     return torch.cat([project(scores, z) / z, padding], dim=1)
 
 
-def _principal(centered: torch.Tensor, endpoints: int) -> torch.Tensor:
-    """Return the first r = min(M, K, P) principal directions of centered signals, (r, P), the largest |loading| positive.
-
-    The rule for the sign is scikit-learn's. It matters: the projection that follows is not sign-blind. Directions beyond
-    the rank are arbitrary, and zero here: all scores along them are zero, also those of a newcomer.
-    """
-    _, values, rows = torch.linalg.svd(centered, full_matrices=False)
-    noise = values[0] * max(centered.shape) * torch.finfo(torch.float64).eps
-    directions: torch.Tensor = torch.where((values > noise)[:, None], rows, 0)[:endpoints]
-    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
-    return directions * largest.sign()
-
-
 def _best(scores: torch.Tensor, scales: torch.Tensor) -> int:
     energies = [log_energy(project(scores, float(z)) / z) for z in scales]
     return min(range(len(energies)), key=energies.__getitem__)
@@ -87,7 +84,8 @@ def _scale(scores: torch.Tensor, normalize: bool) -> float:
     low, high, number = _RELATIVE
     unit = float(scores.abs().max())
     scales = unit * torch.logspace(math.log10(low), math.log10(high), number, dtype=torch.float64)
-    best = _best(scores, scales)
+    some = torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))[:_FIRST]  # every n-th could be all of one kind
+    best = _best(scores[some] if len(scores) > _FIRST else scores, scales)
     rounds, number = _REFINE
     for _ in range(rounds):
         around = scales[max(best - 1, 0)], scales[min(best + 1, len(scales) - 1)]
@@ -116,15 +114,16 @@ def assign(signals: torch.Tensor, endpoints: int, *, normalize: bool = True) -> 
     """
     if signals.ndim != 2 or 0 in signals.shape or endpoints < 1:
         raise FlocoError(f"assign needs signals (K, P) with K, P >= 1 and endpoints >= 1, got {tuple(signals.shape)} and {endpoints}")
-    signals = signals.double()
-    if not bool(torch.isfinite(signals).all()):
-        raise FlocoError(f"signals must be finite; rows {(~torch.isfinite(signals).all(dim=1)).nonzero().flatten().tolist()} are not")
-    mean = signals.mean(dim=0)
-    centered = signals - mean
-    size = float(signals.abs().max())
-    if float(centered.abs().max()) <= 1e-12 * size:
-        return Assignment(_centers(centered, 0.0, endpoints), 0.0, log_energy(_centers(centered, 0.0, endpoints)), mean, centered[:0])
-    components = _principal(centered, endpoints)
+    signals = signals if signals.is_floating_point() else signals.double()
+    sizes = torch.linalg.vector_norm(signals, ord=torch.inf, dim=1)
+    if not bool(torch.isfinite(sizes).all()):
+        raise FlocoError(f"signals must be finite; rows {(~torch.isfinite(sizes)).nonzero().flatten().tolist()} are not")
+    centered = Centered.of(signals)
+    mean = centered.mean
+    if centered.largest() <= 1e-12 * float(sizes.max()):
+        middle = torch.full((len(signals), endpoints), 1 / endpoints, dtype=torch.float64)
+        return Assignment(middle, 0.0, log_energy(middle), mean, mean.new_empty(0, len(mean)))
+    components = principal(centered, endpoints)
     scores = centered @ components.T
     z = _scale(scores, normalize) if scores.shape[1] > 1 else 1.0
     centers = _centers(scores, z, endpoints)
