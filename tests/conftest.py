@@ -18,7 +18,7 @@ from floco.engines import Engine, Serial
 from floco.federation import Client, Federation
 from floco.loop import Plan, Progress
 from floco.network import network
-from floco.training import Setup
+from floco.setup import Setup
 from floco.values import Tensors, Training
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,11 +10,12 @@ from conftest import blobs, make, same, small_net, train
 from floco import loop
 from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, Ditto, FedAvg, FedAvgFT, FedPer, FedProx, FedRep, FedRoD, Floco, FlocoPlus, Local, PFedMe, SuPerFed
 from floco.algorithms.floco import OnSimplex
+from floco.client import models
 from floco.contract import Algorithm
 from floco.engines import Serial
 from floco.errors import FlocoError
+from floco.setup import Setup
 from floco.simplex import Mixing, assign
-from floco.training import Setup, models
 from floco.values import ServerState, Tensors, Training
 
 TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has a global model
@@ -116,7 +117,7 @@ def test_centers_are_the_assignment_of_the_signals() -> None:
     setup = make(Floco(endpoints=3, assign_at=2))
     progress = train(setup)
     before, after = progress[0].state, progress[1].state
-    from floco.engines import Job, perform
+    from floco.jobs import Job, perform
 
     signals = []
     for c in setup.federation.ids:
@@ -196,7 +197,7 @@ def test_local_is_training_alone() -> None:
 
 def test_weighted_mean_is_by_sample_count() -> None:
     setup = make(FedAvg(), rounds=1, fraction=1.0)
-    from floco.engines import Job, perform
+    from floco.jobs import Job, perform
 
     start = loop.begin(setup).state
     updates = [perform(setup, Job(c, "train", setup.algorithm.message(start, c, "train"))).update for c in setup.federation.ids]
@@ -320,7 +321,7 @@ def test_personal_epochs_count(algorithm: type[Ditto]) -> None:
 
 def test_a_late_client_is_placed_by_the_stored_map() -> None:
     setup = make(Floco(endpoints=3, assign_at=1), rounds=2, fraction=1.0)
-    from floco.engines import Job, perform
+    from floco.jobs import Job, perform
 
     algorithm, start = setup.algorithm, loop.begin(setup).state
     updates = {c: perform(setup, Job(c, "train", algorithm.message(start, c, "train"))).update for c in setup.federation.ids}

@@ -1,5 +1,7 @@
 import os
+import pickle
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +10,12 @@ from torch import nn
 from conftest import make, same, small_net, train
 from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
 from floco.contract import Algorithm
-from floco.engines import Job, Processes, Serial, resolve
+from floco.engines import Serial, resolve
 from floco.errors import FlocoError, RunFailed
+from floco.jobs import Job, units
 from floco.loop import Plan, begin
+from floco.processes import Processes, _dumps
+from floco.values import Message
 
 
 @pytest.mark.parametrize("algorithm", [Floco(endpoints=4, assign_at=3), FlocoPlus(endpoints=4, assign_at=3), FedAvg(), Ditto()], ids=lambda a: a.name)
@@ -98,12 +103,26 @@ def test_workers_end_with_the_engine() -> None:
     assert not any(w.is_alive() for w in workers)
 
 
-def test_auto_is_processes_on_the_cpu_and_serial_elsewhere() -> None:
-    assert resolve("auto", None, torch.device("cpu"))[0] == "processes"
-    assert resolve("auto", 3, torch.device("cpu")) == ("processes", 3)
-    assert resolve("auto", None, torch.device("cuda")) == ("serial", 1)
-    with pytest.raises(FlocoError, match="engine serial"):
-        resolve("processes", None, torch.device("cuda"))
+def test_auto_takes_cohorts_for_small_dense_networks_and_processes_else() -> None:
+    for setup, expected in (
+        (make(FedAvg(), fraction=1.0), "cohort"),
+        (make(FedAvg(), fraction=0.5), "processes"),  # three clients a round
+        (make(FedAvg(), fraction=1.0, model=lambda: nn.Sequential(nn.Linear(5, 200_000 // 8), nn.Linear(200_000 // 8, 3))), "processes"),
+        (make(FedAvg(), fraction=1.0, model=conv_net), "processes"),
+        (make(FedAvg(), fraction=1.0, model=lambda: nn.Sequential(small_net(), nn.Dropout(0.1))), "processes"),
+    ):
+        assert resolve(setup, "auto", None)[0] == expected
+    assert resolve(make(FedAvg(), fraction=1.0), "auto", 3) == ("cohort", 3)
+    assert resolve(make(FedAvg()), "serial", None) == ("serial", 1)
+
+
+def test_processes_need_the_cpu() -> None:
+    setup = replace(make(FedAvg()), device=torch.device("cuda"))
+    assert resolve(setup, "auto", None) == ("serial", 1)
+    assert resolve(setup, "cohort", None) == ("cohort", 1)
+    for kind, workers in (("processes", None), ("cohort", 2)):
+        with pytest.raises(FlocoError, match="engine serial or cohort"):
+            resolve(setup, kind, workers)
 
 
 def test_threads_are_restored_after_a_run() -> None:
@@ -120,3 +139,20 @@ def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
     engine = Processes(setup, workers) if workers else Serial(setup)
     assert [r.client for r in engine.run(jobs)] == [j.client for j in jobs]
     engine.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool], ids=str)
+def test_tensors_of_any_kind_and_layout_travel_whole(dtype: torch.dtype) -> None:
+    t = torch.arange(24).view(2, 3, 4).to(dtype)
+    for sent in (t, t.mT, t[0, 0, 1], t[:, ::2], t[:0], t[:1].expand(3, 3, 4)):
+        got = pickle.loads(_dumps({"t": sent}))["t"]
+        assert (got.dtype, got.shape) == (sent.dtype, sent.shape)
+        assert torch.equal(got.double(), sent.double())
+
+
+def test_units_are_even_and_parts_of_the_global_test_stand_alone() -> None:
+    setup = make(FedAvg())
+    jobs = [Job(c, "evaluate", Message(1, "evaluate", {})) for c in setup.federation.ids] + [Job("all", "test", Message(1, "evaluate", {}))] * 2
+    found = units(setup, jobs, 4, 2)
+    assert sorted(map(len, found)) == [1, 1, 3, 3]
+    assert sorted(i for unit in found for i in unit) == list(range(8))

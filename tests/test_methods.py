@@ -15,11 +15,12 @@ from torch.nn.functional import cross_entropy
 
 from conftest import blobs, make, same, small_net, train
 from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, FedAvg, FedPer, FedProx, FedRep, FedRoD, PFedMe, SuPerFed
+from floco.client import models
 from floco.contract import Algorithm
-from floco.engines import Job, perform
 from floco.errors import FlocoError
+from floco.jobs import Job, perform
+from floco.setup import Setup
 from floco.streams import derive, stream
-from floco.training import Setup, models
 from floco.values import OWN, ServerState, Tensors, Update, under
 
 LR, MOMENTUM, DECAY = 0.1, 0.5, 0.01

@@ -5,10 +5,11 @@ import torch
 
 from conftest import make, train
 from floco.algorithms import FedAvgFT, Floco
+from floco.client import Scores
 from floco.evaluation import Counts, client_row, evaluation, update_spread
 from floco.loop import Plan
 from floco.metrics import METRICS, Score, mean, pooled, score, worst
-from floco.training import Scores, batch_sizes
+from floco.setup import batch_sizes
 from floco.values import Layout
 
 
@@ -77,7 +78,7 @@ def test_rows_of_an_evaluation() -> None:
     scores = {"a": Scores(made(10, 5, 10.0), made(10, 9, 1.0)), "b": Scores(made(30, 21, 30.0), made(30, 9, 9.0))}
     rows = [client_row(7, c, 40, 1, s) for c, s in scores.items()]
     counts = Counts(2, 2, 12, 5, 6, 30, 40, {"update_variance": 3.0, "update_variance_relative": 1.0})
-    done = evaluation(7, rows, scores, made(100, 65, 110.0), counts, adapted=8)
+    done = evaluation(7, rows, made(100, 65, 110.0), counts, adapted=8)
     h = done.history
     assert (h["round"], h["accuracy_global"], h["clients_failed"], h["bytes_down"], h["bytes_up"]) == (7, 0.65, 2, 30, 40)
     assert (h["steps"], h["steps_adapt"], h["parameters_down"], h["parameters_up"]) == (12, 8, 5, 6)
@@ -96,7 +97,7 @@ def test_rows_of_an_evaluation() -> None:
 
 def test_a_method_without_global_model_has_empty_cells() -> None:
     scores = {"a": Scores(None, made(10, 9))}
-    h = evaluation(1, [client_row(1, "a", 5, 0, scores["a"])], scores, None, Counts()).history
+    h = evaluation(1, [client_row(1, "a", 5, 0, scores["a"])], None, Counts()).history
     assert [h[k] for k in ("accuracy_global", "ece_global", "accuracy_global_local", "loss_global_local", "accuracy_global_local_worst5", "update_variance")] == [None] * 6
     assert not math.isnan(h["accuracy_personal"])
 

@@ -14,10 +14,11 @@ import torch
 from conftest import floco, make, rows, train, write_blobs
 from floco.algorithms import FedAvg, Floco
 from floco.errors import FlocoError
+from floco.inference import logits
 from floco.landscape import barrier, between, common_sample, landscape, losses, network_of
 from floco.metrics import score
 from floco.report import write
-from floco.training import Setup, logits
+from floco.setup import Setup
 from floco.values import ServerState
 
 CHROMIUM = Path("/usr/bin/chromium")

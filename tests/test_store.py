@@ -1,5 +1,6 @@
 """Runs that are killed, resumed, changed, shared and starved, with real processes and files."""
 
+import json
 import multiprocessing
 import os
 import random
@@ -20,6 +21,7 @@ from floco.algorithms import ALGORITHMS, FlocoPlus
 from floco.contract import Algorithm
 from floco.errors import FlocoError, RunFailed
 from floco.files import read_tensors
+from floco.loop import Progress
 from floco.run import Run, fit
 from floco.run import _configured as configured
 from floco.store import Store
@@ -123,6 +125,35 @@ def test_a_run_killed_inside_any_write_resumes_to_the_same_bytes(tmp_path: Path,
         assert resumed.exitcode == 0
         assert contents(out) == undisturbed[0]
         assert rounds_begun(log) <= SETTINGS["rounds"] + 1
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("changes", [{"engine": "cohort", "workers": 2}, {"memory_budget": 0}, {"engine": "cohort", "memory_budget": 0}], ids=str)
+def test_a_stopped_run_of_cohorts_and_of_memories_in_files_resumes_to_the_same_bytes(tmp_path: Path, changes: dict[str, object]) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.round == 5:
+            raise Stop
+
+    settings = {**SETTINGS, "checkpoint_every": 2, **changes}
+    fit(small_net, blobs(), ALGORITHM, out=tmp_path / "whole", **settings)
+    with pytest.raises(Stop):
+        fit(small_net, blobs(), ALGORITHM, out=tmp_path / "run", watch=stop, **settings)
+    fit(small_net, blobs(), ALGORITHM, out=tmp_path / "run", resume=True, **settings)
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+
+
+def test_a_run_of_a_version_without_memory_budget_is_continued(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    session.create(*configured(small_net, blobs(), ALGORITHM, dict(SETTINGS)), out)
+    facts = json.loads((out / "run.json").read_text())
+    del facts["config"]["run"]["memory_budget"]
+    (out / "run.json").write_text(json.dumps(facts))
+    text = (out / "config.toml").read_text()
+    (out / "config.toml").write_text("".join(line for line in text.splitlines(keepends=True) if not line.startswith("memory_budget")))
+    assert run(out).progress.round == SETTINGS["rounds"]
 
 
 def test_a_run_is_resumable_before_its_first_round(tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ LAYERS = [
     ("values",),
     ("network", "simplex", "metrics"),
     ("models", "federation", "contract"),
-    ("training",),
+    ("setup",),
+    ("training", "programs", "cohort", "inference", "client"),
     ("algorithms",),
-    ("partition", "folds", "samples", "sources", "evaluation", "engines", "loop", "files", "store", "landscape", "columns", "tables", "trackers"),
+    ("partition", "folds", "samples", "sources", "evaluation", "memories", "jobs", "processes", "engines", "loop", "files", "store", "landscape", "columns", "tables", "trackers"),
     ("config", "session", "run", "tuning", "comparison", "figures", "page", "surface", "report", "views", "cli"),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -97,17 +98,19 @@ def test_budgets(path: Path) -> None:
     assert not [n for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler) and n.type is None]
 
 
-# What trains, keeps and continues a federation has a budget of its own; twelve compared methods, comparisons and the report came later.
+# What trains, keeps and continues a federation has a budget of its own; twelve compared methods, comparisons and the report came later, and what only makes it fast.
 AROUND = {"comparison", "tuning", "tables", "columns", "report", "page", "figures", "surface", "landscape", "trackers", "views"}
+FAST = {"cohort", "programs", "processes", "memories"}
 
 
 def test_budgets_of_the_package() -> None:
     sizes = [len([i for i in range(f.lineno, (f.end_lineno or 0) + 1) if i in code_lines(p.read_text())]) for p in FILES for f in functions(ast.parse(p.read_text()))]
     assert statistics.median(sizes) <= 8
     lines = {p: len(code_lines(p.read_text())) for p in FILES}
-    core = sum(n for p, n in lines.items() if part(module(p)) not in AROUND and not (p.parent.name == "algorithms" and not p.stem.startswith("floco")))
+    core = sum(n for p, n in lines.items() if part(module(p)) not in AROUND | FAST and not (p.parent.name == "algorithms" and not p.stem.startswith("floco")))
     assert core <= 3000
-    assert sum(lines.values()) <= 4500
+    assert sum(n for p, n in lines.items() if part(module(p)) in FAST) <= 500
+    assert sum(lines.values()) <= 5000
 
 
 def test_public_names_are_few_explicit_and_documented() -> None:

@@ -7,10 +7,13 @@ from torch import nn
 from conftest import IDS, blobs, make, same, small_net, train
 from floco import loop
 from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
+from floco.client import models
 from floco.errors import FlocoError
+from floco.inference import global_model, logits
 from floco.network import Network, network
-from floco.training import Setup, batch_sizes, global_model, logits, models, run_phases, sgd_step
-from floco.values import Batch, Phase, Step, Training, plain_loss
+from floco.setup import Setup, batch_sizes
+from floco.training import Work, move, run, sgd_step
+from floco.values import Batch, Message, Phase, Step, Tensors, Training, plain_loss
 
 
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.5, 0.01)])
@@ -19,7 +22,7 @@ def test_sgd_is_torchs(momentum: float, decay: float) -> None:
     x, y = torch.randn(20, 5, generator=g), torch.randint(3, (20,), generator=g)
     ours, theirs = small_net(), small_net()
     theirs.load_state_dict(ours.state_dict())
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=momentum, weight_decay=decay)
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=momentum, weight_decay=decay, fused=True)
     training = Training(lr=0.1, momentum=momentum, weight_decay=decay)
     tensors = {n: p.detach().clone().requires_grad_() for n, p in ours.named_parameters()}
     step = Step(plain_loss, tuple(tensors))
@@ -33,6 +36,26 @@ def test_sgd_is_torchs(momentum: float, decay: float) -> None:
         assert torch.equal(tensors[name], p)
 
 
+def test_a_step_is_the_same_in_any_memory_order() -> None:
+    g = torch.Generator().manual_seed(0)
+    shapes = {"conv": (4, 3, 5, 5), "stacked": (3, 6, 7), "plain": (8,)}
+    w, dw = ({n: torch.randn(s, generator=g) for n, s in shapes.items()} for _ in range(2))
+    step = Step(plain_loss, tuple(shapes))
+    moved = []
+    for order in (lambda t: t.clone(), lambda t: t.to(memory_format=torch.channels_last) if t.ndim == 4 else t.mT.clone().mT if t.ndim == 3 else t.clone()):
+        for gradient_order in (lambda t: t, order):
+            tensors, velocity = {n: order(t) for n, t in w.items()}, []
+            for _ in range(3):
+                move(step, tensors, [gradient_order(dw[n]) for n in shapes], velocity, Training(lr=0.1, momentum=0.5, weight_decay=0.01))
+            moved.append(tensors)
+    assert all(same(moved[0], other) for other in moved[1:])
+
+
+def work(setup: Setup, phases: tuple[Phase, ...], tensors: Tensors) -> Work:
+    message = Message(1, "train", {})
+    return Work("0", message, setup.facts("0"), tensors, phases, torch.arange(8), ("test",))
+
+
 def test_a_step_repeats_and_has_its_own_rate() -> None:
     setup = make(FedAvg())
     tensors = {**setup.network.parameters, "a": torch.tensor(0.5)}
@@ -41,7 +64,7 @@ def test_a_step_repeats_and_has_its_own_rate() -> None:
         return 10 * tensors["a"] + 0 * predict(tensors, batch.x).sum()
 
     step = Step(loss, ("a",), lr=0.02, momentum=0, weight_decay=0, repeat=2)
-    after = run_phases(setup, (Phase("alpha", (step,), epochs=1),), tensors, torch.arange(8), ("test",))
+    after = run(setup, work(setup, (Phase("alpha", (step,), epochs=1),), tensors))
     assert after["a"] == pytest.approx(0.1)
     assert same({n: after[n] for n in setup.network.parameters}, setup.network.parameters)
 
@@ -54,10 +77,10 @@ def test_coefficients_move_without_momentum_and_decay_and_stay_in_their_range() 
         return 2 * tensors["a"] + 10 * tensors["b"] - 10 * tensors["c"] + 3 * tensors["d"]
 
     step = Step(loss, ("a",), coefficients={"b": (0.2, 1.0), "c": (0.0, 0.55), "d": (-99.0, 99.0)})
-    after = run_phases(setup, (Phase("alpha", (step,), epochs=1),), tensors, torch.arange(8), ("test",))
+    after = run(setup, work(setup, (Phase("alpha", (step,), epochs=1),), tensors))
     assert after["a"] == pytest.approx(0.9 - 0.1 * (2 + 0.3 * 0.9))
     assert (after["b"], after["c"]) == (pytest.approx(0.2), pytest.approx(0.55))
-    after = run_phases(setup, (Phase("alpha", (step,), epochs=3),), tensors, torch.arange(8), ("test",))
+    after = run(setup, work(setup, (Phase("alpha", (step,), epochs=3),), tensors))
     assert after["d"] == pytest.approx(0.5 - 3 * 0.1 * 3)
 
 
@@ -221,7 +244,7 @@ def test_the_networks_own_values_are_copies() -> None:
 
 
 def test_a_model_that_does_not_fit_the_data_is_named_before_training() -> None:
-    from floco.training import check_model
+    from floco.inference import check_model
 
     with pytest.raises(FlocoError, match=r"must give logits of shape \(2, 3\), got \(2, 4\)"):
         check_model(make(FedAvg(), model=lambda: small_net(classes=4)))
@@ -240,7 +263,7 @@ def test_sgd_is_torchs_when_tensors_share_a_gradient() -> None:
 
     ours = {n: torch.ones(3, requires_grad=True) for n in "abc"}
     theirs = {n: torch.ones(3, requires_grad=True) for n in "abc"}
-    optimizer = torch.optim.SGD(theirs.values(), lr=0.1, momentum=0.5, weight_decay=0.5)
+    optimizer = torch.optim.SGD(theirs.values(), lr=0.1, momentum=0.5, weight_decay=0.5, fused=True)
     velocity: list[torch.Tensor] = []
     step = Step(loss, ("a", "b", "c"), correction=lambda t: {"b": torch.zeros(3)})
     for _ in range(3):

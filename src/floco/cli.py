@@ -17,7 +17,7 @@ from floco.errors import FlocoError, RunFailed
 if TYPE_CHECKING:
     from floco.comparison import Comparison
     from floco.loop import Progress
-    from floco.training import Setup
+    from floco.setup import Setup
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Personalized federated learning on a solution simplex.")
 out_console = Console(soft_wrap=True)
@@ -60,7 +60,7 @@ def run(
         name = config.stem if config is not None else settings.data.source.partition(":")[0]
         path = out or Path("runs") / f"{name}-{settings.algorithm.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         setup = session.prepare(settings)
-        session.create(settings, setup, path)
+        session.create(session.placed(settings, setup), setup, path)
         out_console.print(_describe(setup), markup=False, highlight=False)
         _continue(path, setup, debug)
 

@@ -31,8 +31,8 @@ from floco.federation import Federation
 from floco.files import csv_text, read_json, replace_file, to_json, write_file
 from floco.loop import Progress
 from floco.settings import build, names
+from floco.setup import Setup
 from floco.tables import Results
-from floco.training import Setup
 
 FORMAT = 1
 Start = Callable[[str, Path, Setup, Progress], session.Watch]
@@ -102,12 +102,10 @@ def create(path: Path, configs: Mapping[str, Config], seeds: int, *, tune: bool 
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FlocoError(f"--out {path} is not empty; choose another place, or continue the comparison in it: floco resume {path}")
     base = next(iter(configs.values()))
-    data = {}
-    for seed in range(base.seed, base.seed + seeds):
-        federation = session.federation(replace(base, seed=seed))
-        data[str(seed)] = federation.fingerprint()
-        for config in configs.values() if seed == base.seed else ():
-            session.prepare(config, federation)  # what does not fit is said before hours are spent
+    first = session.federation(base)
+    configs = {m: session.placed(config, session.prepare(config, first)) for m, config in configs.items()}  # what does not fit is said before hours are spent
+    data = {str(base.seed): first.fingerprint()}
+    data |= {str(s): session.federation(replace(base, seed=s)).fingerprint() for s in range(base.seed + 1, base.seed + seeds)}
     plain = {name: json.loads(json.dumps(as_dict(config))) for name, config in configs.items()}
     facts = {"format": FORMAT, "methods": list(configs), "configs": plain, "seeds": seeds, "tune": tune, "data": data}
     try:

@@ -64,14 +64,19 @@ class Model(Settings):
 
 @dataclass(frozen=True)
 class Run(Settings):
-    """Where a run happens and what it writes. Nothing here changes a result."""
+    """Where a run happens and what it writes. Nothing here changes a result beyond rounding, and that only with engine cohort and other devices."""
 
-    engine: str = setting("auto", "one process, or persistent worker processes; auto: processes", choices=("auto", "serial", "processes"))
+    engine: str = setting(
+        "auto",
+        "one process, worker processes, or worker processes that train several clients as one program; auto: cohort for small networks without convolutions, else processes",
+        choices=("auto", "serial", "processes", "cohort"),
+    )
     workers: int | None = setting(None, "worker processes (empty: one a core)", low=1)
     device: str = setting("cpu", "cpu, cuda, cuda:1, ...")
     evaluate_every: int = setting(5, "rounds from one evaluation of all clients to the next", low=1)
     checkpoint_every: int = setting(1, "rounds from one checkpoint to the next", low=1)
     trackers: tuple[str, ...] = setting((), "mirrors of history.csv in folders of the run directory", choices=("tensorboard", "mlflow"))
+    memory_budget: int = setting(32, "MB of what clients keep to themselves that stay in memory; the rest lies in files", low=0)
     max_failed: int = setting(5, "clients that may fail in a round before the run gives up", low=0)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
+from floco.client import Scores
 from floco.metrics import METRICS, Score, mean, spread, worst
-from floco.training import Scores
 from floco.values import Layout, Tensors
 
 Row = dict[str, int | float | str | None]
@@ -87,36 +87,38 @@ def client_row(round_: int, client: str, n_train: int, participated: int, scores
     return row
 
 
-def _summary(scores: Mapping[str, Score], which: str) -> Row:
+def _summary(clients: Sequence[Row], which: str) -> Row:
     """Return the means of the clients' metrics, and spread and worst of their accuracies; empty cells for no clients."""
-    n = [s.n for s in scores.values()]
+    having = [r for r in clients if r[f"{METRICS[0]}_{which}"] is not None]
+    n = _column(having, "n_test")
     row: Row = {}
     for metric in METRICS:
-        values = [getattr(s, metric) for s in scores.values()]
+        values = _column(having, f"{metric}_{which}")
         row[f"{metric}_{which}"] = mean(values) if n else None
         row[f"{metric}_{which}_weighted"] = mean(values, n) if n else None
-    accuracies = [s.accuracy for s in scores.values()]
+    accuracies = _column(having, f"accuracy_{which}")
     row[f"accuracy_{which}_std"] = spread(accuracies) if n else None
     for percent in (5, 10):
         row[f"accuracy_{which}_worst{percent}"] = worst(accuracies, percent / 100) if n else None
     return row
 
 
-def evaluation(round_: int, clients: Sequence[Row], scores: Mapping[str, Scores], global_: Score | None, counts: Counts, adapted: int = 0) -> Evaluation:
+def _column(rows: Sequence[Row], name: str) -> list[float]:
+    return [v for r in rows if isinstance(v := r[name], int | float)]
+
+
+def evaluation(round_: int, clients: Sequence[Row], global_: Score | None, counts: Counts, adapted: int = 0) -> Evaluation:
     """Return the evaluation of a round.
 
     Args:
         round_: the round after which the models were evaluated.
         clients: the rows of single clients.
-        scores: the scores of the same clients.
         global_: the global model on the global test part, or without one on the union of the clients' test parts; None:
             the method has no global model.
         counts: what happened since the evaluation before.
         adapted: optimiser steps of all clients that this evaluation itself took (FedAvg+FT).
     """
-    local = {c: s.global_ for c, s in scores.items() if s.global_ is not None}
-    personal = {c: s.personal for c, s in scores.items() if s.personal is not None}
     history: Row = {"round": round_, **{f"{m}_global": None if global_ is None else getattr(global_, m) for m in METRICS}}
-    history |= _summary(personal, "personal") | _summary(local, "global_local")
-    history |= {"clients_evaluated": len(scores), "clients_trained": sum(1 for r in clients if r["participated"])}
+    history |= _summary(clients, "personal") | _summary(clients, "global_local")
+    history |= {"clients_evaluated": len(clients), "clients_trained": sum(1 for r in clients if r["participated"])}
     return Evaluation(round_, {**history, **counts.row, "steps_adapt": adapted}, tuple(clients))

@@ -19,8 +19,14 @@ from floco.values import Tensors
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors as safetensors: sorted, contiguous, no metadata, so that equal tensors are equal files."""
-    write_file(path, safetensors.torch.save({n: tensors[n].detach().contiguous().clone() for n in sorted(tensors)}))
+    """Write tensors to a safetensors file."""
+    write_file(path, to_safetensors(tensors))
+
+
+def to_safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
+    """Return tensors as safetensors: sorted, contiguous, no metadata, so that equal tensors are equal bytes."""
+    data: bytes = safetensors.torch.save({n: tensors[n].detach().contiguous().clone() for n in sorted(tensors)})
+    return data
 
 
 def read_tensors(path: Path) -> Tensors:

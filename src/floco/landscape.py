@@ -11,9 +11,10 @@ import torch
 from floco.algorithms.floco import OnSimplex
 from floco.evaluation import Row
 from floco.federation import Federation
+from floco.inference import global_model, logits
+from floco.setup import Setup
 from floco.simplex import Mixing, sample_subregion
 from floco.streams import stream
-from floco.training import Setup, global_model, logits
 from floco.values import Message, ServerState, Tensors
 
 Losses = Callable[[torch.Tensor], torch.Tensor]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 
-from floco.engines import Engine, Job, Result, one_thread
+from floco.engines import Engine, one_thread
 from floco.errors import RunFailed
 from floco.evaluation import Counts, Evaluation, Row, client_row, evaluation, update_spread
-from floco.metrics import pooled
+from floco.inference import global_parts
+from floco.jobs import Job, Result
+from floco.memories import Memories
+from floco.metrics import Score, pooled
+from floco.setup import Setup
 from floco.streams import stream
-from floco.training import Scores, Setup, global_parts
 from floco.values import ServerState, Tensors, Update
 
+_AT_ONCE = 1000  # jobs of an evaluation
 _TEST = "(global test part)"  # stands where a client's name would, in jobs and failures
 
 
@@ -40,7 +45,7 @@ class Progress:
     """A federation after `state.round` rounds: all that the next round needs, and what the last one brought."""
 
     state: ServerState
-    memories: Mapping[str, Tensors] = field(default_factory=dict)
+    memories: Memories = field(default_factory=Memories)
     """What each client keeps to itself; clients that never trained are absent."""
     participated: Mapping[str, int] = field(default_factory=dict)
     """In how many rounds a client's update was averaged."""
@@ -66,10 +71,10 @@ class Plan:
     max_failed: int = 5
 
 
-def begin(setup: Setup) -> Progress:
-    """Return the progress before the first round."""
+def begin(setup: Setup, memories: Memories | None = None) -> Progress:
+    """Return the progress before the first round; `memories` are empty, and say how much of them stays at hand."""
     with one_thread():
-        return Progress(setup.algorithm.init(setup.network, seed=setup.seed))
+        return Progress(setup.algorithm.init(setup.network, seed=setup.seed), Memories() if memories is None else memories)
 
 
 def rounds(setup: Setup, engine: Engine, plan: Plan, start: Progress) -> Iterator[Progress]:
@@ -90,8 +95,8 @@ def rounds(setup: Setup, engine: Engine, plan: Plan, start: Progress) -> Iterato
 def _round(setup: Setup, engine: Engine, plan: Plan, before: Progress) -> Progress:
     algorithm, state, number = setup.algorithm, before.state, before.round + 1
     selection = algorithm.select(state, setup.federation.ids, fraction=setup.training.fraction, generator=stream(setup.seed, "select", number))
-    jobs = [Job(c, "train", algorithm.message(state, c, "train"), before.memories.get(c)) for c in selection.train]
-    jobs += [Job(c, "probe", algorithm.message(state, c, "probe"), before.memories.get(c)) for c in selection.probe]
+    jobs = [Job(c, "train", algorithm.message(state, c, "train"), before.memories.of(c)) for c in selection.train]
+    jobs += [Job(c, "probe", algorithm.message(state, c, "probe"), before.memories.of(c)) for c in selection.probe]
     results = engine.run(jobs)
     failures = _failures(number, results)
     _check(failures, selection.train, plan, number)
@@ -102,7 +107,7 @@ def _round(setup: Setup, engine: Engine, plan: Plan, before: Progress) -> Progre
     down, up = _size(t for j in jobs for t in (j.message.shared, j.message.own)), _size(t for u in updates for t in (u.shared, u.extra))
     counts = Counts(len(failures), 1, sum(r.steps for r in results), down[0], up[0], down[1], up[1], _spread(setup, state, updates))
     return Progress(
-        algorithm.aggregate(state, updates, clients=len(setup.federation.clients)), {**before.memories, **new}, participated, before.since + counts, tuple(new), failures
+        algorithm.aggregate(state, updates, clients=len(setup.federation.clients)), before.memories.updated(new), participated, before.since + counts, tuple(new), failures
     )
 
 
@@ -133,16 +138,24 @@ def _spread(setup: Setup, state: ServerState, updates: Sequence[Update]) -> dict
 def _evaluated(setup: Setup, engine: Engine, plan: Plan, progress: Progress) -> Progress:
     """Return the progress with the evaluation of all clients, trained or not, and of the global model."""
     algorithm, state = setup.algorithm, progress.state
-    jobs = [Job(c, "evaluate", algorithm.message(state, c, "evaluate"), progress.memories.get(c)) for c in setup.federation.ids]
-    jobs += [Job(_TEST, "test", algorithm.message(state, _TEST, "evaluate"), part=part) for part in global_parts(setup)]
-    results = engine.run(jobs)
-    failures = _failures(state.round, results)
+    jobs = chain(
+        (Job(c, "evaluate", algorithm.message(state, c, "evaluate"), progress.memories.of(c)) for c in setup.federation.ids),
+        (Job(_TEST, "test", algorithm.message(state, _TEST, "evaluate"), part=part) for part in global_parts(setup)),
+    )
+    rows: list[Row] = []
+    failures: list[Failure] = []
+    judged: Score | None = None  # the global model on the test data seen so far
+    whole, steps = setup.federation.y_test is not None, 0
+    while some := list(islice(jobs, _AT_ONCE)):  # tens of thousands of jobs, or of scores, would fill the memory
+        results = engine.run(some)
+        failures += _failures(state.round, results)
+        steps += sum(r.steps for r in results)
+        scores = {r.client: r.scores for r in results if r.scores is not None}
+        rows += [client_row(state.round, c, len(setup.federation.client(c).train), progress.participated.get(c, 0), s) for c, s in scores.items()]
+        found = [r.score for r in results] if whole else [s.global_ for s in scores.values()]
+        judged = pooled(s for s in (judged, *found) if s is not None)
     _check(failures, setup.federation.ids, plan, state.round)
-    scores: dict[str, Scores] = {r.client: r.scores for r in results if r.scores is not None}
-    rows = [client_row(state.round, c.id, len(c.train), progress.participated.get(c.id, 0), scores[c.id]) for c in setup.federation.clients if c.id in scores]
-    if setup.federation.y_test is None:
-        parts = [s.global_ for s in scores.values() if s.global_ is not None]
-    else:
-        parts = [r.score for r in results if r.score is not None] if not any(f.client == _TEST for f in failures) else []
-    done = evaluation(state.round, rows, scores, pooled(parts), progress.since + Counts(failed=len(failures)), sum(r.steps for r in results))
-    return replace(progress, evaluation=done, since=Counts(), failures=progress.failures + failures)
+    if any(f.client == _TEST for f in failures):
+        judged = None
+    done = evaluation(state.round, rows, judged, progress.since + Counts(failed=len(failures)), steps)
+    return replace(progress, evaluation=done, since=Counts(), failures=(*progress.failures, *failures))

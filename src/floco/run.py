@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from floco import loop, session
+from floco.client import models
 from floco.config import Config, Data, Model
 from floco.config import Run as RunSettings
 from floco.contract import Algorithm
@@ -21,11 +21,13 @@ from floco.engines import engine, one_thread
 from floco.errors import FlocoError
 from floco.evaluation import Evaluation, Row
 from floco.federation import Federation
+from floco.inference import check_model
 from floco.loop import Plan, Progress
+from floco.memories import Memories
 from floco.network import Factory, network
 from floco.settings import build
+from floco.setup import Setup
 from floco.tables import read_table
-from floco.training import Setup, check_model, models
 from floco.values import Training
 
 if TYPE_CHECKING:
@@ -93,7 +95,7 @@ def open_run(path: Path | str) -> Run:
     with closing(store):
         setup = session.prepare(config)
         session.check(store, setup)
-        return Run(setup, store.load(), Path(path))
+        return Run(setup, store.load(config.run.memory_budget), Path(path))
 
 
 def _configured(model: nn.Module | Factory, federation: Federation, algorithm: Algorithm, settings: dict[str, Any]) -> tuple[Config, Setup]:
@@ -102,11 +104,11 @@ def _configured(model: nn.Module | Factory, federation: Federation, algorithm: A
     names = {f.name for f in dataclasses.fields(RunSettings)}
     run = build(RunSettings, {k: v for k, v in settings.items() if k in names})
     training = build(Training, {k: v for k, v in settings.items() if k not in names})
-    config = session.settled(Config(seed, Data(source=session.PYTHON), Model(session.PYTHON), algorithm.resolved(training), training, run))
+    config = Config(seed, Data(source=session.PYTHON), Model(session.PYTHON), algorithm.resolved(training), training, run)
     net = network(model, seed=config.seed)
-    setup = Setup(federation, net, algorithm.resolved(training, net.layout), training, config.seed, torch.device(config.run.device))
+    setup = Setup(federation, net, algorithm.resolved(training, net.layout), training, config.seed, session.device(config.run.device))
     check_model(setup)
-    return config, setup
+    return session.placed(config, setup), setup
 
 
 def fit(
@@ -147,17 +149,17 @@ def fit(
                 rows["clients"] = list(progress.evaluation.clients)
             watch(progress)
 
-        return Run(setup, session.advance(setup, config.run, None, loop.begin(setup), keep), rows=rows)
+        return Run(setup, session.advance(setup, config.run, None, loop.begin(setup, Memories(budget=config.run.memory_budget)), keep), rows=rows)
     path = Path(out)
     if not (resume and (path / "run.json").exists()):
         session.create(config, setup, path)
     stored, store = session.reopen(path)
     with closing(store):
-        kept = {f.name: getattr(stored.run, f.name) for f in dataclasses.fields(RunSettings) if f.name not in settings}
+        kept = {f.name: getattr(stored.run, f.name) for f in dataclasses.fields(RunSettings) if settings.get(f.name, "auto") == "auto"}
         session.check_config(stored, dataclasses.replace(config, run=dataclasses.replace(config.run, **kept)), path)
         session.check(store, setup)
         store.rewind()
-        return Run(setup, session.advance(setup, stored.run, store, store.load(), watch), path)
+        return Run(setup, session.advance(setup, stored.run, store, store.load(stored.run.memory_budget), watch), path)
 
 
 def rounds(model: nn.Module | Factory, federation: Federation, algorithm: Algorithm, **settings: Any) -> Iterator[Evaluation]:
@@ -172,6 +174,6 @@ def rounds(model: nn.Module | Factory, federation: Federation, algorithm: Algori
     """
     config, setup = _configured(model, federation, algorithm, settings)
     with closing(engine(setup, config.run.engine, config.run.workers)) as running:
-        for progress in loop.rounds(setup, running, Plan(config.run.evaluate_every, config.run.max_failed), loop.begin(setup)):
+        for progress in loop.rounds(setup, running, Plan(config.run.evaluate_every, config.run.max_failed), loop.begin(setup, Memories(budget=config.run.memory_budget))):
             if progress.evaluation is not None:
                 yield progress.evaluation

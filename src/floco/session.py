@@ -25,13 +25,14 @@ from floco.errors import FlocoError
 from floco.evaluation import Row
 from floco.federation import Federation, Normalization
 from floco.files import read_tensors
+from floco.inference import check_model
 from floco.loop import Plan, Progress
 from floco.models import model as named_model
 from floco.network import network
+from floco.setup import Setup
 from floco.sources import load
 from floco.store import Store
 from floco.trackers import Tracker, open_trackers
-from floco.training import Setup, check_model
 
 Watch = Callable[[Progress], None]
 """Called after every round, e.g. to show progress."""
@@ -61,27 +62,33 @@ def prepare(config: Config, made: Federation | None = None) -> Setup:
     made = made or federation(config)
     weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
     net = network(named_model(config.model.name, made), seed=config.seed, weights=weights)
-    setup = Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, _device(config.run.device))
+    setup = Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, device(config.run.device))
     check_model(setup)
     return setup
 
 
-def _device(name: str) -> torch.device:
+def device(name: str) -> torch.device:
+    """Return the device called `name`, which must be there."""
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        found = torch.device(name)
+        torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise FlocoError(f"run.device = {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
+    return found
 
 
 def settled(config: Config) -> Config:
-    """Return the configuration with engine, workers and paths resolved, so that a resumed run uses the same from anywhere."""
-    kind, workers = resolve(config.run.engine, config.run.workers, _device(config.run.device))
+    """Return the configuration with its paths resolved, so that a run can be resumed from anywhere."""
     scheme, _, rest = config.data.source.partition(":")
     data = replace(config.data, source=f"{scheme}:{Path(rest).resolve()}") if scheme in ("npz", "idx", "folder") else config.data
     model = replace(config.model, weights=config.model.weights and str(Path(config.model.weights).resolve()))
-    return replace(config, data=data, model=model, run=replace(config.run, engine=kind, workers=workers))
+    return replace(config, data=data, model=model)
+
+
+def placed(config: Config, setup: Setup) -> Config:
+    """Return the configuration with engine and workers resolved, so that a resumed run uses the same."""
+    kind, workers = resolve(setup, config.run.engine, config.run.workers)
+    return replace(config, run=replace(config.run, engine=kind, workers=workers))
 
 
 def create(config: Config, setup: Setup, path: Path) -> None:
@@ -196,7 +203,7 @@ def carry(path: Path, setup: Setup | None, start: Callable[[Setup, Progress], Wa
         setup = setup or prepare(settings)
         check(store, setup)
         store.rewind()
-        progress = store.load()
+        progress = store.load(settings.run.memory_budget)
         watch = start(setup, progress)
         if progress.round < setup.training.rounds:
             advance(setup, settings.run, store, progress, watch)

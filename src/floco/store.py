@@ -25,6 +25,7 @@ from floco.errors import FlocoError, RunFailed
 from floco.evaluation import Counts, Row
 from floco.files import csv_text, read_json, read_tensors, sync_folder, to_json, write_file, write_tensors
 from floco.loop import Progress
+from floco.memories import BUDGET, Memories, Memory
 from floco.values import ServerState, Tensors
 
 FORMAT = 2  # 2: further columns in the tables
@@ -109,7 +110,10 @@ class Store:
         sizes = {table: self._append(table) for table in _TABLES}
         versions = {**self._memories, **dict.fromkeys(self._changed, number)}
         for client in sorted(self._changed):
-            write_tensors(self._memory_file(client, number), progress.memories[client])
+            memory = progress.memories.of(client)
+            assert memory is not None
+            write_tensors(self._memory_file(client, number), memory.tensors)
+            memory.stored(self._memory_file(client, number))
         folder = base / str(number)
         shutil.rmtree(folder, ignore_errors=True)  # what a kill left of the same round
         folder.mkdir()
@@ -158,12 +162,15 @@ class Store:
             raise FlocoError(f"{self.path} has no whole checkpoint: {error}") from error
         return number, read_json(base / str(number) / "progress.json")
 
-    def load(self) -> Progress:
-        """Return the progress of the last checkpoint. Nothing is written."""
+    def load(self, budget: int = BUDGET) -> Progress:
+        """Return the progress of the last checkpoint; `budget`: MB of memories at hand. Nothing is written."""
         number, facts = self._latest()
         self._memories, self._round = facts["memories"], number
         state = _state(read_tensors(self.path / "checkpoint" / str(number) / "state.safetensors"), number)
-        memories = {client: read_tensors(self._memory_file(client, n)) for client, n in self._memories.items()}
+        files = {client: self._memory_file(client, n).resolve() for client, n in self._memories.items()}
+        for file in files.values():
+            read_tensors(file)  # a damaged one is found here, and not as a fault of the client
+        memories = Memories({client: Memory(None, file) for client, file in files.items()}, budget=budget, folder=self.path.resolve() / "checkpoint")
         return Progress(state, memories, facts["participated"], Counts(**facts["since"]))
 
     def rewind(self) -> None:

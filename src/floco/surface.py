@@ -12,12 +12,12 @@ from floco.algorithms import FedAvg
 from floco.algorithms.floco import OnSimplex
 from floco.evaluation import Row
 from floco.files import read_json
+from floco.inference import judge
 from floco.landscape import Landscape, barrier, between, common_sample, landscape, network_of
 from floco.page import Section, plots, text
 from floco.run import Run
 from floco.store import Store
 from floco.tables import Results
-from floco.training import judge
 from floco.values import Tensors
 
 
@@ -47,7 +47,7 @@ def loss(run: Run, algorithm: OnSimplex, results: Results) -> tuple[Section, lis
         return Section(title, text('Not shown: with training.buffers = "local" the shared simplex has no statistics of its own.')), []
     found = landscape(run.setup, algorithm, run.progress.state)
     network = _fedavg(run, results)
-    score = None if network is None else judge(run.setup, network, *common_sample(run.setup.federation))
+    score = None if network is None else judge(run.setup, [network], *common_sample(run.setup.federation))[0]
     reference = None if score is None else (score.loss, score.accuracy)
     planes = []
     for unit, scale in (("loss", 1), ("accuracy", 100)):

@@ -21,6 +21,10 @@ Predict = Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
 Task = Literal["train", "probe", "evaluate"]
 
 
+PADDED = -100
+"""The label of a sample that only fills up a batch: `cross_entropy` leaves it out. A loss that would count it is never given one."""
+
+
 class Batch(NamedTuple):
     """Inputs x (B, ...) and labels y (B,) of one step."""
 
@@ -206,7 +210,7 @@ def weighted_mean(updates: Sequence[Update]) -> Tensors:
             continue
         acc = torch.zeros(first.shape, dtype=torch.float64)
         for u in updates:
-            acc.add_(u.shared[name].double(), alpha=u.weight / total)
+            acc.add_(u.shared[name], alpha=u.weight / total)
         mean[name] = acc.to(first.dtype)
     return mean
 

@@ -13,6 +13,8 @@ from floco.errors import FlocoError
 from floco.network import Network
 from floco.values import OWN, Batch, Facts, Layout, Message, Models, Phase, Predict, Step, Tensors, Training, Update
 
+_LOG_COUNTS = "log_counts"
+
 
 @dataclass(frozen=True)
 class FedRoD(Algorithm):
@@ -37,17 +39,16 @@ class FedRoD(Algorithm):
         return {OWN + n: torch.zeros_like(network.parameters[n]) for n in network.layout.head}
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
-        """Return body, G and P."""
-        return {**message.shared, **memory}
+        """Return body, G, P and log n_c: minus infinity, no probability, for a label that the client does not have."""
+        return {**message.shared, **memory, _LOG_COUNTS: torch.tensor(facts.label_counts).log()}
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return one phase: body and G by the balanced loss, P by the plain one."""
-        head, names = facts.layout.head, facts.layout.parameters
-        log_counts = torch.tensor(facts.label_counts).log()  # -inf for a label that the client does not have: no probability
+        head, names, buffers = facts.layout.head, facts.layout.parameters, facts.layout.buffers
 
         def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
-            generic = cross_entropy(predict(tensors, batch.x) + log_counts.to(batch.y.device), batch.y)
-            fixed = {**tensors, **{n: tensors[n].detach() for n in names}, **{b: tensors[b].clone() for b in facts.layout.buffers}}
+            generic = cross_entropy(predict(tensors, batch.x) + tensors[_LOG_COUNTS], batch.y)
+            fixed = {**tensors, **{n: tensors[n].detach() for n in names}, **{b: tensors[b].clone() for b in buffers}}
             return generic + cross_entropy(predict(_summed(fixed, head), batch.x), batch.y)
 
         return (Phase("shared", (Step(loss, (*names, *(OWN + n for n in head))),)),)
