@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test check clean
+.PHONY: run test check bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/floco run
@@ -16,6 +16,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Speed and memory against yardsticks: half an hour on two quiet cores, results in benchmarks/results.
+bench: $(VENV)/.installed
+	$(PIP) install -q -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/bench.py
 
 # The stamps make a second call install nothing, and a change of what is needed install again.
 $(VENV)/.installed: pyproject.toml constraints.txt

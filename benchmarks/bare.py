@@ -1,0 +1,181 @@
+"""The yardstick: the best plain PyTorch loop for the local training of W1 and W2, with nothing federated about it.
+
+Two processes of one thread each, started once, take clients as they get ready. Samples lie in memory, normalised, and weights are reset for
+each client, both in the memory order in which convolutions are fastest. Gradients by `autograd.grad`; SGD by torch's fused kernel, on tensors as
+they lie in memory, which it would copy else. The C library keeps what is freed: without that, a step is a tenth slower, in page faults. Nothing
+is sent back but that it is done.
+
+    python benchmarks/bare.py            GFLOP/s a core, and the time of a step, for W1 and W2
+    python benchmarks/bare.py profile    where one process spends its time on W1
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.optim.sgd import sgd
+
+PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Local training of one round."""
+
+    model: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    clients: int
+    samples: int
+    epochs: int
+    batch: int
+    flop: float
+    """Floating-point operations of a step, forward and backward."""
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * -(-self.samples // self.batch)
+
+
+def cifar_net() -> nn.Module:
+    act, pool = nn.LeakyReLU, lambda: nn.MaxPool2d(2)
+    convs = [nn.Conv2d(3, 16, 5), act(), pool(), nn.Conv2d(16, 32, 5, padding=1), act(), pool(), nn.Conv2d(32, 64, 3, padding=1), act(), pool()]
+    return nn.Sequential(*convs, nn.Flatten(), nn.Linear(576, 128), act(), nn.Linear(128, 10))
+
+
+def digits_net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.LeakyReLU(), nn.Linear(128, 10))
+
+
+W1 = Workload(cifar_net, (3, 32, 32), clients=30, samples=400, epochs=5, batch=50, flop=0.96e9)
+W2 = Workload(digits_net, (1, 8, 8), clients=20, samples=72, epochs=3, batch=16, flop=16 * 6 * (64 * 128 + 128 * 10))
+
+
+def train(work: Workload, module: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> None:
+    """One client's epochs of SGD: lr 0.02, momentum 0.5, weight decay 5e-4."""
+    weights = list(module.parameters())
+    velocity = [torch.zeros_like(w) for w in weights]
+    flat, flat_velocity = as_they_lie(weights), as_they_lie(velocity)
+    for _ in range(work.epochs):
+        for chosen in torch.randperm(len(y), generator=generator).split(work.batch):
+            gradients = torch.autograd.grad(cross_entropy(module(x[chosen]), y[chosen]), weights)
+            with torch.no_grad():
+                sgd(flat, as_they_lie(gradients), [*flat_velocity], fused=True, weight_decay=5e-4, momentum=0.5, lr=0.02, dampening=0, nesterov=False, maximize=False)
+
+
+def as_they_lie(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [t.detach() if t.is_contiguous() else t.detach().as_strided((t.numel(),), (1,)) for t in tensors]
+
+
+def keep_memory() -> None:
+    """Tell glibc to give freed memory back to nobody; elsewhere nothing happens."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(-1, 2**25)  # M_TRIM_THRESHOLD
+        library.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
+
+
+def _serve(work: Workload, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    keep_memory()
+    generator = torch.Generator().manual_seed(0)
+    order = torch.channels_last if len(work.shape) == 3 and work.shape[0] > 1 else torch.contiguous_format
+    x = torch.randn(work.clients, work.samples, *work.shape, generator=generator)
+    y = torch.randint(10, (work.clients, work.samples), generator=generator)
+    parts = [part.contiguous(memory_format=order) for part in x]
+    module = work.model().to(memory_format=order)
+    start = {n: t.clone() for n, t in module.state_dict().items()}
+    while True:
+        try:
+            k = pipe.recv()
+        except EOFError:
+            return
+        module.load_state_dict(start)
+        train(work, module, parts[k], y[k], generator)
+        pipe.send(None)
+
+
+class Bare:
+    """The processes."""
+
+    def __init__(self, work: Workload) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipes: list[Any] = []
+        self._clients = work.clients
+        for _ in range(PROCESSES):
+            here, there = context.Pipe()
+            context.Process(target=_serve, args=(work, there), daemon=True).start()
+            there.close()
+            self._pipes.append(here)
+
+    def round(self) -> float:
+        """Seconds of one round's local training."""
+        start = time.perf_counter()
+        todo = iter(range(self._clients))
+        for pipe in self._pipes:
+            pipe.send(next(todo))
+        running = len(self._pipes)
+        while running:
+            for ready in wait(self._pipes):
+                ready.recv()
+                running -= 1
+                if (k := next(todo, None)) is not None:
+                    ready.send(k)
+                    running += 1
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+
+
+def speed(work: Workload, seconds: float) -> float:
+    """GFLOP/s a core, from the seconds of a round."""
+    return work.flop * work.clients * work.steps / PROCESSES / seconds / 1e9
+
+
+def products(size: int = 1024) -> float:
+    """GFLOP/s of one thread in products of square float32 matrices, the median of 50."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    a, b = torch.randn(2, size, size)
+    found = []
+    for _ in range(50):
+        start = time.perf_counter()
+        a @ b
+        found.append(2 * size**3 / (time.perf_counter() - start) / 1e9)
+    torch.set_num_threads(threads)
+    return statistics.median(found)
+
+
+def profile(work: Workload) -> str:
+    """A table of the operations of one client's training, those that take longest first."""
+    torch.set_num_threads(1)
+    module, generator = work.model().to(memory_format=torch.channels_last), torch.Generator()
+    x, y = torch.randn(work.samples, *work.shape).contiguous(memory_format=torch.channels_last), torch.randint(10, (work.samples,))
+    train(work, module, x, y, generator)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        train(work, module, x, y, generator)
+    table: str = found.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=45)
+    return table
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["profile"]:
+        raise SystemExit(print(profile(W1)))
+    for name, work in (("W1", W1), ("W2", W2)):
+        bare = Bare(work)
+        seconds = statistics.median(bare.round() for _ in range(7 if name == "W1" else 40))
+        bare.close()
+        step = seconds * PROCESSES / (work.clients * work.steps)
+        print(f"{name}: {1e3 * seconds:.0f} ms a round, {1e6 * step:.0f} us a step, {speed(work, seconds):.1f} GFLOP/s a core")

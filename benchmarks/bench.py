@@ -1,0 +1,291 @@
+"""Speed and memory against the yardsticks, in one table and one JSON file: make bench.
+
+Every ratio is of two programs alternated in this run: the median over the pairs. W1 is the CIFAR-10 5-Fold setting with samples of
+noise (speed does not depend on what is in them), W2 the embedded digits, W3 in many.py. Half an hour on two cores.
+
+    python benchmarks/bench.py [NAME...]    some of: w1 precision w2 assignment w3 start; prints only
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import bare
+import many
+import torch
+
+from floco import loop
+from floco.algorithms import FedAvg, Floco
+from floco.contract import Algorithm
+from floco.engines import engine
+from floco.federation import Client, Federation, Normalization
+from floco.jobs import Job, Result
+from floco.models import model
+from floco.network import network
+from floco.partition import Folds
+from floco.setup import Setup
+from floco.simplex import Assignment, assign
+from floco.simplex.components import Centered
+from floco.sources import load
+from floco.values import Training
+
+OUT = Path(__file__).parent / "results"
+Row = dict[str, Any]
+
+
+class Timed:
+    """An engine that notes how long the training jobs of a round took."""
+
+    def __init__(self, setup: Setup, kind: str = "auto") -> None:
+        self._engine = engine(setup, kind, bare.PROCESSES)
+        self.training = 0.0
+
+    def run(self, jobs: Sequence[Job]) -> list[Result]:
+        start = time.perf_counter()
+        results = self._engine.run(jobs)
+        if jobs and jobs[0].task == "train":
+            self.training = time.perf_counter() - start
+        return results
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+class Ours:
+    """A run that is advanced by a round at a time."""
+
+    def __init__(self, setup: Setup, *, evaluate: bool) -> None:
+        self._engine = Timed(setup)
+        every = 1 if evaluate else setup.training.rounds + 1
+        self._rounds = loop.rounds(setup, self._engine, loop.Plan(evaluate_every=every), loop.begin(setup))
+
+    def round(self) -> tuple[float, float]:
+        """Seconds of the local training, and of the whole round."""
+        start = time.perf_counter()
+        next(self._rounds)
+        return self._engine.training, time.perf_counter() - start
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def w1(algorithm: Algorithm, **settings: object) -> Setup:
+    g = torch.Generator().manual_seed(0)
+    x, x_test = (torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=g) for n in (50_000, 10_000))
+    y, y_test = (torch.randint(10, (n,), generator=g) for n in (50_000, 10_000))
+    clients = tuple(Client(str(i), torch.arange(500 * i, 500 * i + 400), torch.arange(500 * i + 400, 500 * i + 500)) for i in range(100))
+    normalization = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    federation = Federation(x, y, clients, tuple(map(str, range(10))), x_test, y_test, normalization=normalization)
+    training = replace(Training(rounds=10_000, fraction=0.3, epochs=5, batch_size=50, lr=0.02), **settings)
+    net = network(model("cifar-cnn", federation), seed=0)
+    return Setup(federation, net, algorithm.resolved(training, net.layout), training)
+
+
+def w2() -> Setup:
+    federation = load("digits").split(Folds(5, share=0.9), clients=20, seed=0)
+    training = Training(rounds=10_000, fraction=1.0, epochs=3, batch_size=16, lr=0.02)
+    net = network(model("mlp", federation), seed=0)
+    return Setup(federation, net, FedAvg().resolved(training, net.layout), training)
+
+
+def alternated(programs: dict[str, Callable[[], tuple[float, ...]]], times: int) -> dict[str, list[tuple[float, ...]]]:
+    """Seconds of each program, one after the other, `times` times; the first pass is not counted."""
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in programs}
+    for i in range(times + 1):
+        for name, program in programs.items():
+            seconds = program()
+            if i:
+                found[name].append(seconds)
+    return found
+
+
+def row(what: str, ours: Sequence[float], theirs: Sequence[float], bar: float | None, *, least: bool = False) -> Row:
+    """A ratio: the median over the pairs, with its quartiles; `least`: the bar is to be reached, not kept below."""
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return {
+        "what": what,
+        "first_s": statistics.median(ours),
+        "second_s": statistics.median(theirs),
+        "value": statistics.median(ratios),
+        "low": low,
+        "high": high,
+        "bar": bar,
+        "unit": "x",
+        "least": least,
+    }
+
+
+def measure_w1() -> list[Row]:
+    yardstick, floco, fedavg = bare.Bare(bare.W1), Ours(w1(Floco(endpoints=10, assign_at=1)), evaluate=True), Ours(w1(FedAvg()), evaluate=True)
+    floco.round()  # the round of the assignment, in which everybody probes
+    found = alternated({"bare": lambda: (yardstick.round(),), "floco": floco.round, "fedavg": fedavg.round}, 15)
+    for program in (yardstick, floco, fedavg):
+        program.close()
+    base = [s for (s,) in found["bare"]]
+    peak, _ = many.peak([sys.executable, __file__, "once"])
+    data = 60_000 * (3 * 32 * 32 + 8) / 1e6
+    part = {name: [list(column) for column in zip(*found[name], strict=True)] for name in ("floco", "fedavg")}
+    return [
+        row("W1 local training, FedAvg / bare loop", part["fedavg"][0], base, 1.05),
+        row("W1 local training, Floco / bare loop", part["floco"][0], base, 1.05),
+        row("W1 whole round with evaluation, FedAvg / bare loop", part["fedavg"][1], base, 1.25),
+        row("W1 whole round with evaluation, Floco / bare loop", part["floco"][1], base, 1.25),
+        row("W1 whole round, Floco / FedAvg", part["floco"][1], part["fedavg"][1], 1.03),
+        {"what": "W1 bare loop, a core", "value": bare.speed(bare.W1, statistics.median(base)), "bar": 70.0, "unit": "GFLOP/s", "least": True},
+        {"what": "matrix products meanwhile, a core", "value": bare.products(), "bar": None, "unit": "GFLOP/s"},
+        {"what": f"W1 peak memory beyond the data set of {data:.0f} MB", "value": (peak - data) / 1e3, "bar": 1.5, "unit": "GB"},
+    ]
+
+
+def measure_precision() -> list[Row]:
+    half, full = Ours(w1(FedAvg(), precision="bf16"), evaluate=False), Ours(w1(FedAvg()), evaluate=False)
+    found = alternated({"half": half.round, "full": full.round}, 5)
+    half.close()
+    full.close()
+    return [row("W1 local training, bf16 / float32", [a for a, _ in found["half"]], [a for a, _ in found["full"]], 0.80)]
+
+
+def measure_w2() -> list[Row]:
+    yardstick, ours = bare.Bare(bare.W2), Ours(w2(), evaluate=False)
+    for _ in range(5):
+        ours.round()  # programs are traced after some steps
+    found = alternated({"bare": lambda: (yardstick.round(),), "ours": ours.round}, 40)
+    yardstick.close()
+    ours.close()
+    base = [s for (s,) in found["bare"]]
+    return [
+        row("W2 bare loop / local training", base, [a for a, _ in found["ours"]], 4.0, least=True),
+        row("W2 bare loop / whole round without evaluation", base, [b for _, b in found["ours"]], None),
+    ]
+
+
+def measure_assignment() -> list[Row]:
+    rows: list[Row] = []
+    for clients, bar in ((1_000, 2.0), (10_000, 60.0)):
+        said = subprocess.run([sys.executable, __file__, "assign", str(clients)], capture_output=True, text=True, check=True).stdout.split()
+        rows.append({"what": f"assignment of {clients} clients, D = 12,800, M = 10", "value": float(said[0]), "bar": bar, "unit": "s"})
+        rows.append({"what": f"its peak memory, {clients} clients", "value": float(said[1]), "bar": 4.0, "unit": "GB"})
+    few, many_ = assign(signals(100), 10), assign(signals(1_000), 10)
+    exact_few, exact_many = exact(signals(100)), exact(signals(1_000))
+    apart = float((few.centers - exact_few.centers).abs().max())
+    rows.append({"what": "largest distance of a center from the exact routine's, 100 clients", "value": apart, "bar": 1e-6, "unit": ""})
+    rows.append({"what": "log energy above the exact routine's, 1,000 clients", "value": many_.log_energy - exact_many.log_energy, "bar": 0.01, "unit": ""})
+    return rows
+
+
+def signals(clients: int) -> torch.Tensor:
+    """Five kinds of clients, and noise that is strong in twenty directions."""
+    g = torch.Generator().manual_seed(0)
+    kinds, directions = torch.randn(5, 12_800, generator=g), torch.randn(20, 12_800, generator=g)
+    found = torch.randn(clients, 12_800, generator=g)
+    for part, own in zip(found.split(500), torch.arange(clients).split(500), strict=True):
+        part += kinds[own % 5] + 0.5 * torch.randn(len(own), 20, generator=g) @ directions
+    return found
+
+
+def exact(rows: torch.Tensor) -> Assignment:
+    """The assignment from a full singular value decomposition in float64."""
+
+    def principal(centered: Centered, number: int) -> torch.Tensor:
+        _, _, directions = torch.linalg.svd(rows.double() - centered.mean, full_matrices=False)
+        largest = directions[:number].gather(1, directions[:number].abs().argmax(dim=1, keepdim=True))
+        return directions[:number] * largest.sign()
+
+    with mock.patch("floco.simplex.assignment.principal", principal):
+        return assign(rows, 10)
+
+
+def assign_once(clients: int) -> None:
+    """Seconds and GB of one assignment on one thread, in a process of its own."""
+    import resource
+
+    torch.set_num_threads(1)
+    rows = signals(clients)
+    start = time.perf_counter()
+    assign(rows, 10)
+    print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+
+
+def measure_w3() -> list[Row]:
+    (few, _), (lots, seconds) = many.measured(1_000), many.measured(10_000)
+    return [
+        {"what": f"W3 peak memory, 10,000 / 1,000 clients ({lots:.0f} / {few:.0f} MB)", "value": lots / few, "bar": 1.3, "unit": "x"},
+        {"what": "W3 memory of each further client", "value": (lots - few) / 9, "bar": None, "unit": "kB"},
+        {"what": "W3 with 10,000 clients", "value": seconds, "bar": None, "unit": "s"},
+    ]
+
+
+def measure_start() -> list[Row]:
+    def seconds(*command: str) -> float:
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    floco = str(Path(sys.executable).with_name("floco"))
+    return [
+        {"what": "floco --help", "value": statistics.median(seconds(floco, "--help") for _ in range(9)), "bar": 0.5, "unit": "s"},
+        {"what": "import floco", "value": statistics.median(seconds(sys.executable, "-c", "import floco") for _ in range(9)), "bar": None, "unit": "s"},
+    ]
+
+
+PARTS = {"w1": measure_w1, "precision": measure_precision, "w2": measure_w2, "assignment": measure_assignment, "w3": measure_w3, "start": measure_start}
+
+
+def main(names: Sequence[str]) -> None:
+    rows: list[Row] = []
+    for name in names or PARTS:
+        rows += PARTS[name]()
+        print(name, "done", file=sys.stderr)
+    machine = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0)), "capability": torch.backends.cpu.get_cpu_capability()}
+    versions = {p: version(p) for p in ("floco", "torch", "numpy")} | {"python": platform.python_version()}
+    lines = ["| what | measured | quartiles | bar | |", "|---|---|---|---|---|"]
+    lines += ["| " + " | ".join(shown(r)) + " |" for r in rows]
+    lines += ["", f"{machine['cores']} cores of {machine['cpu']}, {machine['capability']}; " + ", ".join(f"{k} {v}" for k, v in versions.items())]
+    print("\n".join(lines))
+    if not names:  # a part alone is no run
+        OUT.mkdir(exist_ok=True)
+        (OUT / "bench.md").write_text("\n".join(["Made by `make bench`; bench.json has the same in full.", "", *lines]) + "\n")
+        (OUT / "bench.json").write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=1) + "\n")
+
+
+def shown(r: Row) -> tuple[str, ...]:
+    quartiles = f"{r['low']:.3g} to {r['high']:.3g}" if "low" in r else ""
+    if r["bar"] is None:
+        return r["what"], f"{r['value']:.3g} {r['unit']}", quartiles, "", ""
+    met = r["value"] >= r["bar"] if r.get("least") else r["value"] <= r["bar"]
+    return r["what"], f"{r['value']:.3g} {r['unit']}", quartiles, f"{'at least' if r.get('least') else 'at most'} {r['bar']:g}", "met" if met else "**missed**"
+
+
+def cpu() -> str:
+    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def once() -> None:
+    """Two rounds of W1 with Floco and evaluation, for their memory."""
+    run = Ours(w1(Floco(endpoints=10, assign_at=1)), evaluate=True)
+    for _ in range(2):
+        run.round()
+    run.close()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["assign"]:
+        assign_once(int(sys.argv[2]))
+    elif sys.argv[1:] == ["once"]:
+        once()
+    else:
+        main(sys.argv[1:])

@@ -1,0 +1,135 @@
+"""W1 under Flower's own simulation (Ray): the same training and evaluation, started by Flower instead of by our engines.
+
+Each of 100 nodes is a client; messages carry the global model, replies the trained one; every round 30 train, and all evaluate. Needs an
+environment of its own, since the simulation pins its Ray: `pip install 'flwr[simulation]==1.41.0'` beside this package.
+
+    python benchmarks/flower.py      prints the seconds of each round, then those of our engine on the same machine
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import bench
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from floco.algorithms import FedAvg
+from floco.client import concluded, prepared, scored
+from floco.inference import global_model, global_parts, judge
+from floco.setup import Setup
+from floco.streams import stream
+from floco.training import run
+from floco.values import Message as Model
+from floco.values import Tensors, Update
+
+ROUNDS = 3
+client_app, server_app = ClientApp(), ServerApp()
+
+
+@cache
+def setup() -> Setup:
+    """W1, once in each of Ray's processes."""
+    torch.set_num_threads(1)
+    return bench.w1(FedAvg())
+
+
+def model(message: Message) -> Model:
+    config = message.content["config"]
+    return Model(int(config["round"]), str(config["task"]), dict(message.content["arrays"].to_torch_state_dict()))  # type: ignore[arg-type]
+
+
+def client(context: Context) -> str:
+    return setup().federation.ids[int(context.node_config["partition-id"])]
+
+
+@client_app.query()
+def who(message: Message, context: Context) -> Message:
+    return Message(RecordDict({"who": MetricRecord({"partition": int(context.node_config["partition-id"])})}), reply_to=message)
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    work = prepared(setup(), client(context), model(message), None)
+    update, _ = concluded(setup(), work, run(setup(), work))
+    content = RecordDict({"arrays": ArrayRecord(dict(update.shared)), "metrics": MetricRecord({"weight": update.weight})})
+    return Message(content, reply_to=message)
+
+
+@client_app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    start, stop = (int(message.content["config"][name]) for name in ("start", "stop"))
+    if stop:
+        right = evaluate_globally(model(message), start, stop)
+    else:
+        work = prepared(setup(), client(context), model(message), None)
+        score = scored(setup(), work, run(setup(), work)).personal
+        assert score is not None
+        right = sum(score.right)
+    return Message(RecordDict({"metrics": MetricRecord({"right": right})}), reply_to=message)
+
+
+def evaluate_globally(message: Model, start: int, stop: int) -> int:
+    """Correct predictions of the global model on a part of the global test data."""
+    tensors, x, y = global_model(setup(), message), setup().federation.x_test, setup().federation.y_test
+    assert tensors is not None
+    assert x is not None
+    assert y is not None
+    return sum(judge(setup(), [tensors], x[start:stop], y[start:stop])[0].right)
+
+
+@server_app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Rounds of FedAvg; the evaluation of the 10,000 test images is shared out to the nodes, as our engine does."""
+    s = setup()
+    nodes = list(grid.get_node_ids())
+    while len(nodes) < len(s.federation.ids):
+        time.sleep(0.5)
+        nodes = list(grid.get_node_ids())
+    found = answered(grid.send_and_receive([Message(RecordDict(), dst_node_id=n, message_type="query") for n in nodes]))
+    node = {s.federation.ids[int(r.content["who"]["partition"])]: r.metadata.src_node_id for r in found}
+    state = s.algorithm.init(s.network, seed=0)
+    for number in range(1, ROUNDS + 1):
+        start = time.perf_counter()
+        chosen = s.algorithm.select(state, s.federation.ids, fraction=0.3, generator=stream(0, "select", number)).train
+        replies = exchange(grid, [node[c] for c in chosen], state.shared, number, "train")
+        updates = [Update(str(r.metadata.src_node_id), "train", int(r.content["metrics"]["weight"]), dict(r.content["arrays"].to_torch_state_dict())) for r in replies]
+        trained = time.perf_counter() - start
+        state = s.algorithm.aggregate(state, updates, clients=100)
+        parts = global_parts(s)
+        exchange(grid, [*list(node.values())[: len(parts)], *node.values()], state.shared, number, "evaluate", [*parts, *[(0, 0)] * len(node)])
+        print(f"flower round {number}: {trained:.1f} s of training, {time.perf_counter() - start:.1f} s in all", flush=True)
+
+
+def exchange(grid: Grid, nodes: list[int], shared: Tensors, number: int, task: str, parts: Sequence[tuple[int, int]] = ()) -> list[Message]:
+    arrays = ArrayRecord(dict(shared))
+    configs = [ConfigRecord({"round": number, "task": task, "start": a, "stop": b}) for a, b in parts or [(0, 0)] * len(nodes)]
+    sent = [Message(RecordDict({"arrays": arrays, "config": c}), dst_node_id=n, message_type=task) for n, c in zip(nodes, configs, strict=True)]
+    return answered(grid.send_and_receive(sent))
+
+
+def answered(replies: Iterable[Message]) -> list[Message]:
+    replies = list(replies)
+    if failed := [r for r in replies if r.has_error()]:
+        raise RuntimeError(f"{len(failed)} clients failed: {failed[0].error}")
+    return replies
+
+
+def compare() -> None:
+    run_simulation(server_app, client_app, num_supernodes=100, backend_config={"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}})
+    ours = bench.Ours(setup(), evaluate=True)
+    for number in range(1, ROUNDS + 1):
+        training, whole = ours.round()
+        print(f"floco round {number}: {training:.1f} s of training, {whole:.1f} s in all")
+    ours.close()
+
+
+if __name__ == "__main__":
+    import flower  # Ray's processes find the apps in a module of this name, not in this script
+
+    flower.compare()

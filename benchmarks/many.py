@@ -1,0 +1,90 @@
+"""W3: many stateful clients. Peak memory of a Floco+ run with 1,000 and with 10,000 clients, as many of them a round.
+
+Peak PSS over all processes, sampled ten times a second; the data set, which lies in memory once, is subtracted.
+
+    python benchmarks/many.py 10000      one run, in this process; prints clients, seconds and nothing else
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import torch
+from torch import nn
+
+from floco import FlocoPlus
+from floco.federation import Client, Federation
+from floco.run import fit
+
+A_ROUND, ROUNDS, SAMPLES, FEATURES, CLASSES = 300, 60, 20, 64, 10  # 5 of 6 of 10,000 clients train at least once
+
+
+def federation(clients: int) -> Federation:
+    """Clients of 20 samples around ten random centers, mostly of two classes each."""
+    g = torch.Generator().manual_seed(0)
+    n = clients * SAMPLES
+    middles = 2 * torch.randn(CLASSES, FEATURES, generator=g)
+    y = (torch.arange(n) // SAMPLES + (torch.rand(n, generator=g) < 0.5)) % CLASSES
+    x = middles[y] + torch.randn(n, FEATURES, generator=g)
+    parts = torch.arange(n).split(SAMPLES)
+    return Federation(x, y, tuple(Client(str(i), p[:16], p[16:]) for i, p in enumerate(parts)), tuple(map(str, range(CLASSES))))
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 64), nn.ReLU(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+
+
+def run(clients: int) -> None:
+    start = time.perf_counter()
+    fit(model, federation(clients), FlocoPlus(endpoints=3, assign_at=ROUNDS // 2), rounds=ROUNDS, fraction=A_ROUND / clients, batch_size=8, evaluate_every=ROUNDS)
+    print(f"{clients} {time.perf_counter() - start:.1f}")
+
+
+def measured(clients: int) -> tuple[float, float]:
+    """MB at the peak without the data set, and seconds."""
+    highest, said = peak([sys.executable, __file__, str(clients)])
+    return highest - clients * SAMPLES * (FEATURES * 4 + 8) / 1e6, float(said.split()[1])
+
+
+def peak(command: list[str]) -> tuple[float, str]:
+    """MB that a command and its children have in memory at most, and what it printed."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    highest = 0
+
+    def watch() -> None:
+        nonlocal highest
+        while process.poll() is None:
+            highest = max(highest, pss(process.pid))
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    said, _ = process.communicate()
+    thread.join()
+    if process.returncode:
+        raise SystemExit(f"{command} failed")
+    return highest / 1e6, said
+
+
+def pss(pid: int) -> int:
+    """Bytes of a process and all its children; pages that several share count once."""
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    total = 0
+    for one in family:
+        try:
+            total += one.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total
+
+
+if __name__ == "__main__":
+    run(int(sys.argv[1]))
