@@ -109,7 +109,7 @@ def test_budgets_of_the_package() -> None:
     lines = {p: len(code_lines(p.read_text())) for p in FILES}
     core = sum(n for p, n in lines.items() if part(module(p)) not in AROUND | FAST and not (p.parent.name == "algorithms" and not p.stem.startswith("floco")))
     assert core <= 3000
-    assert sum(n for p, n in lines.items() if part(module(p)) in FAST) <= 500
+    assert sum(n for p, n in lines.items() if part(module(p)) in FAST) <= 520
     assert sum(lines.values()) <= 5000
 
 
