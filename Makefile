@@ -17,7 +17,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# Speed and memory against yardsticks: half an hour on two quiet cores, results in benchmarks/results.
+# Speed and memory against yardsticks: a quarter of an hour on two quiet cores, results in benchmarks/results.
 bench: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/bench.py

@@ -172,7 +172,8 @@ def profile(work: Workload) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["profile"]:
-        raise SystemExit(print(profile(W1)))
+        print(profile(W1))
+        sys.exit()
     for name, work in (("W1", W1), ("W2", W2)):
         bare = Bare(work)
         seconds = statistics.median(bare.round() for _ in range(7 if name == "W1" else 40))

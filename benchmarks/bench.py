@@ -1,7 +1,7 @@
 """Speed and memory against the yardsticks, in one table and one JSON file: make bench.
 
-Every ratio is of two programs alternated in this run: the median over the pairs. W1 is the CIFAR-10 5-Fold setting with samples of
-noise (speed does not depend on what is in them), W2 the embedded digits, W3 in many.py. Half an hour on two cores.
+Every ratio of times is of two programs alternated in this run: the median over the pairs. W1 is the CIFAR-10 5-Fold setting with samples of
+noise (speed does not depend on what is in them), W2 the embedded digits, W3 in many.py. A quarter of an hour on two cores.
 
     python benchmarks/bench.py [NAME...]    some of: w1 precision w2 assignment w3 start; prints only
 """
@@ -48,8 +48,8 @@ Row = dict[str, Any]
 class Timed:
     """An engine that notes how long the training jobs of a round took."""
 
-    def __init__(self, setup: Setup, kind: str = "auto") -> None:
-        self._engine = engine(setup, kind, bare.PROCESSES)
+    def __init__(self, setup: Setup) -> None:
+        self._engine = engine(setup, "auto", bare.PROCESSES)
         self.training = 0.0
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:

@@ -73,7 +73,9 @@ def engine(setup: Setup, kind: str, workers: int | None) -> Engine:
         if reason := _refusal(setup):
             warnings.warn(f"engine cohort: clients train one at a time, because the network cannot be batched over clients: {reason}", stacklevel=2)
         else:
-            _warm_up()
+            from floco.programs import warm_up
+
+            warm_up()
             together = _TOGETHER.get(setup.device.type, 16)
     alone = kind == "serial" or (kind == "cohort" and workers == 1)
     return Serial(setup, together) if alone else Processes(setup, workers, together)
@@ -106,9 +108,3 @@ def _refusal(setup: Setup) -> str | None:
     from floco.cohort import refusal  # here: what traces programs takes half a second to import
 
     return refusal(setup)
-
-
-def _warm_up() -> None:
-    from floco.programs import warm_up
-
-    warm_up()

@@ -11,7 +11,6 @@ import pickle
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, cast
@@ -105,19 +104,6 @@ def _work(setup: Setup, pipe: Connection) -> None:
         pipe.send_bytes(_dumps((number, perform_unit(unit))))
 
 
-@contextmanager
-def _frozen() -> Iterator[None]:
-    """Fork in here: what is there now is never collected in the workers, whose pages then stay shared."""
-    ours = gc.get_freeze_count() == 0
-    if ours:
-        gc.freeze()
-    try:
-        yield
-    finally:
-        if ours:
-            gc.unfreeze()
-
-
 class Processes:
     """Persistent worker processes of one thread each, forked: data, model and algorithm are shared, not copied."""
 
@@ -128,7 +114,8 @@ class Processes:
         self._pipes: list[Connection] = []
         self._workers: list[BaseProcess] = []
         gc.collect()
-        with _frozen():
+        gc.freeze()  # what is there now is never collected in the workers, whose pages then stay shared
+        try:
             for _ in range(workers):
                 here, there = context.Pipe()
                 worker = context.Process(target=_work, args=(setup, there), daemon=True)
@@ -136,6 +123,8 @@ class Processes:
                 there.close()
                 self._pipes.append(here)
                 self._workers.append(worker)
+        finally:
+            gc.unfreeze()
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
         """Return one result for each job, in the same order; idle workers take the next job."""
