@@ -30,7 +30,8 @@ from floco import loop
 from floco.algorithms import FedAvg, Floco
 from floco.contract import Algorithm
 from floco.engines import engine
-from floco.federation import Client, Federation, Normalization
+from floco.federation import Client, Federation
+from floco.form import Normalization
 from floco.jobs import Job, Result
 from floco.models import model
 from floco.network import network

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floco.errors import FlocoError
-from floco.federation import Federation, Normalization
+from floco.federation import Federation
 from floco.folds import FoldsPartitioner
+from floco.form import Normalization
 from floco.partition import SPLITS, Dirichlet, DirichletSizes, Folds, Iid, Natural, Pathological, heterogeneity, partition
 from floco.sources import load
 

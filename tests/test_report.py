@@ -15,8 +15,9 @@ from conftest import floco, make, rows, train, write_blobs
 from floco.algorithms import FedAvg, Floco
 from floco.errors import FlocoError
 from floco.inference import logits
-from floco.landscape import barrier, between, common_sample, landscape, losses, network_of
+from floco.landscape import barrier, between, common_sample, landscape, measured, network_of
 from floco.metrics import score
+from floco.mixtures import Mixtures
 from floco.report import write
 from floco.setup import Setup
 from floco.values import ServerState
@@ -51,12 +52,11 @@ def test_the_short_way_for_a_last_layer_is_the_long_way() -> None:
     x, y = common_sample(setup.federation)
     alphas = torch.rand(7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     alphas /= alphas.sum(1, keepdim=True)
-    at, linear = losses(setup, setup.algorithm.mixing, state.shared, x, y)
-    assert linear
-    got = at(alphas)
-    for alpha, (loss, accuracy) in zip(alphas, got.tolist(), strict=True):
+    mixtures = Mixtures(setup, setup.algorithm.mixing, state.shared, x)
+    assert mixtures.linear
+    for alpha, point in zip(alphas, measured(mixtures, alphas, y), strict=True):
         expected = score(logits(setup, setup.algorithm.mixing(state.shared, alpha.float()), x), y)
-        assert (loss, accuracy) == (pytest.approx(expected.loss, rel=1e-4), pytest.approx(expected.accuracy))
+        assert (point.loss, point.accuracy) == (pytest.approx(expected.loss, rel=1e-4), pytest.approx(expected.accuracy))
 
 
 def test_a_first_layer_is_not_taken_for_linear() -> None:
@@ -64,9 +64,9 @@ def test_a_first_layer_is_not_taken_for_linear() -> None:
     x, y = common_sample(setup.federation)
     alpha = torch.tensor([[0.5, 0.2, 0.3]])
     expected = score(logits(setup, setup.algorithm.mixing(state.shared, alpha[0]), x), y).loss
-    at, linear = losses(setup, setup.algorithm.mixing, state.shared, x, y)
-    assert not linear
-    assert at(alpha)[0, 0] == pytest.approx(expected, rel=1e-5)
+    mixtures = Mixtures(setup, setup.algorithm.mixing, state.shared, x)
+    assert not mixtures.linear
+    assert measured(mixtures, alpha, y)[0].loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_mixed_last_layer_has_no_barrier() -> None:

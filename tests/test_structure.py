@@ -20,15 +20,16 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "floco"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
-    ("errors", "streams", "settings"),
+    ("errors", "streams", "settings", "form"),
     ("values",),
     ("network", "simplex", "metrics"),
     ("models", "federation", "contract"),
     ("setup",),
     ("training", "programs", "cohort", "inference", "client"),
     ("algorithms",),
-    ("partition", "folds", "samples", "sources", "evaluation", "memories", "jobs", "processes", "engines", "loop", "files", "store", "landscape", "columns", "tables", "trackers"),
-    ("config", "session", "run", "tuning", "comparison", "figures", "page", "surface", "report", "views", "cli"),
+    ("partition", "folds", "samples", "sources", "evaluation", "memories", "jobs", "processes", "engines", "loop", "files", "store", "columns", "tables", "trackers"),
+    ("mixtures", "personal", "newcomers", "drift", "landscape"),
+    ("card", "portable", "export", "config", "session", "run", "tuning", "comparison", "figures", "page", "surface", "report", "views", "cli"),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PURE = {name for names in LAYERS[:6] for name in names} | {"evaluation", "loop"}
@@ -101,16 +102,19 @@ def test_budgets(path: Path) -> None:
 # What trains, keeps and continues a federation has a budget of its own; twelve compared methods, comparisons and the report came later, and what only makes it fast.
 AROUND = {"comparison", "tuning", "tables", "columns", "report", "page", "figures", "surface", "landscape", "trackers", "views"}
 FAST = {"cohort", "programs", "processes", "memories"}
+AWAY = {"form", "mixtures", "optimum", "personal", "newcomers", "drift", "card", "portable", "export", "deliver"}  # what an organisation takes home: file names
 
 
 def test_budgets_of_the_package() -> None:
     sizes = [len([i for i in range(f.lineno, (f.end_lineno or 0) + 1) if i in code_lines(p.read_text())]) for p in FILES for f in functions(ast.parse(p.read_text()))]
     assert statistics.median(sizes) <= 8
     lines = {p: len(code_lines(p.read_text())) for p in FILES}
-    core = sum(n for p, n in lines.items() if part(module(p)) not in AROUND | FAST and not (p.parent.name == "algorithms" and not p.stem.startswith("floco")))
-    assert core <= 3000
+    core = {p: n for p, n in lines.items() if part(module(p)) not in AROUND | FAST and p.stem not in AWAY}
+    assert sum(n for p, n in core.items() if p.parent.name != "algorithms" or p.stem.startswith("floco")) <= 3000
     assert sum(n for p, n in lines.items() if part(module(p)) in FAST) <= 520
-    assert sum(lines.values()) <= 5000
+    away = sum(n for p, n in lines.items() if p.stem in AWAY)
+    assert away <= 650
+    assert sum(lines.values()) - away <= 5000
 
 
 def test_public_names_are_few_explicit_and_documented() -> None:

@@ -66,10 +66,14 @@ def concluded(setup: Setup, work: Work, tensors: Tensors) -> tuple[Update, Tenso
     return update, memory if task == "train" else {}
 
 
+def adapted(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Tensors:
+    """Return a client's working tensors as they are evaluated: after its adaptation, if the method has one."""
+    return run(setup, prepared(setup, client, message, memory))
+
+
 def models(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Models:
-    """Return the network tensors of a client's global and personal model, after its adaptation if the method has one."""
-    work = prepared(setup, client, message, memory)
-    return setup.algorithm.models(run(setup, work), work.facts)
+    """Return the network tensors of a client's global and personal model."""
+    return setup.algorithm.models(adapted(setup, client, message, memory), setup.facts(client))
 
 
 def scored(setup: Setup, work: Work, tensors: Tensors) -> Scores:

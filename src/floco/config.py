@@ -15,7 +15,7 @@ from floco.algorithms import ALGORITHMS, Floco
 from floco.contract import Algorithm
 from floco.errors import FlocoError, nearest
 from floco.partition import SPLITS, Split
-from floco.settings import Settings, build, range_text, setting
+from floco.settings import Settings, build, plain, range_text, setting
 from floco.values import Training
 
 T = TypeVar("T")
@@ -166,8 +166,7 @@ def _section(cls: type[T], name: str, values: Mapping[str, Any], prefix: str) ->
 
 def as_dict(config: Config) -> dict[str, Any]:
     """Return the configuration as nested plain values, the algorithm's name among them."""
-    tables = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    flat = {k: {f.name: getattr(v, f.name) for f in dataclasses.fields(v)} if dataclasses.is_dataclass(v) else v for k, v in tables.items()}
+    flat = {k: plain(v) if dataclasses.is_dataclass(v) else v for k, v in plain(config).items()}
     flat["algorithm"] = {"name": config.algorithm.name, **flat["algorithm"]}
     return flat
 

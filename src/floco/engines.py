@@ -5,11 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import nn
 
 from floco.errors import FlocoError
@@ -26,17 +24,6 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back what the engine holds."""
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Run a block with torch on one thread: another number gives other bits in convolutions."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class Serial:

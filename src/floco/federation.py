@@ -11,22 +11,8 @@ import numpy as np
 import torch
 
 from floco.errors import FlocoError
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """x -> (x - mean) / std per channel (images, sequences) or feature; uint8 is divided by 255 before."""
-
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
-        """Return inputs (N, C, ...) float32 for raw samples (N, C, ...); no statistics: only the division."""
-        x = raw.float().div_(255) if raw.dtype == torch.uint8 else raw.float()
-        if not self.mean:
-            return x
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        return (x - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
+from floco.form import Form, Normalization
+from floco.streams import one_thread
 
 
 @dataclass(frozen=True)
@@ -57,12 +43,24 @@ class Federation:
     held_out: tuple[Client, ...] = ()
     """Clients kept out of training and evaluation, for later use as newcomers."""
     normalization: Normalization = field(default_factory=Normalization)
+    channels: str = "first"
+    """Where the source of the samples has their channels: first, last, or none (see `Form`)."""
+    values: tuple[str, ...] = ()
+    """Labels as their source has them, as text, by class number; empty: the names."""
 
     def __post_init__(self) -> None:
         """Check that no two clients have one id."""
         ids = [c.id for c in (*self.clients, *self.held_out)]
         if len(set(ids)) < len(ids):
             raise FlocoError(f"each client needs an id of its own, got {_some(sorted({i for i in ids if ids.count(i) > 1}))} more than once")
+
+    @property
+    def common_test(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw samples and labels of the global test part; without one, of the clients' test parts together."""
+        if self.x_test is not None and self.y_test is not None:
+            return self.x_test, self.y_test
+        union = torch.cat([c.test for c in self.clients])
+        return self.x[union], self.y[union]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -93,6 +91,15 @@ class Federation:
         """Return how many of the samples `indices` have each label, (C,)."""
         return tuple(torch.bincount(self.y[indices], minlength=self.classes).tolist())
 
+    @cached_property
+    def form(self) -> Form:
+        """What samples and labels look like where they come from."""
+        c, *rest = self.shape
+        shape = {"none": tuple(rest), "last": (*rest, c)}.get(self.channels, self.shape)
+        others = (0, *range(2, self.x.ndim))
+        ranges = tuple(zip(self.x.amin(others).float().tolist(), self.x.amax(others).float().tolist(), strict=True))
+        return Form(shape, "uint8" if self.x.dtype == torch.uint8 else "float32", self.channels, self.names, self.values or self.names, ranges, self.normalization)
+
     def inputs(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the normalised inputs of the samples `indices`, (n, C, ...) float32."""
         return self.normalization(self.x[indices])
@@ -118,15 +125,17 @@ def _some(ids: Sequence[str], most: int = 8) -> str:
 def statistics(x: torch.Tensor, indices: torch.Tensor) -> Normalization:
     """Return mean and standard deviation per channel of the samples `indices`; a constant channel is only centered.
 
-    Sums run in float64 over blocks, so that no second copy of the samples is made.
+    Sums run in float64 over blocks, so that no second copy of the samples is made, and on one thread, so that machines
+    with other numbers of cores get the same bits.
     """
     dims = [0, *range(2, x.ndim)]
     count, total, square = 0, torch.zeros(x.shape[1], dtype=torch.float64), torch.zeros(x.shape[1], dtype=torch.float64)
-    for block in indices.split(4096):
-        values = Normalization()(x[block]).double()
-        count += values.numel() // x.shape[1]
-        total += values.sum(dims)
-        square += values.square().sum(dims)
+    with one_thread():
+        for block in indices.split(4096):
+            values = Normalization()(x[block]).double()
+            count += values.numel() // x.shape[1]
+            total += values.sum(dims)
+            square += values.square().sum(dims)
     mean = total / count
     std = (square / count - mean.square()).clamp_min(0).sqrt()
     std = torch.where(std > 1e-6, std, torch.ones_like(std))

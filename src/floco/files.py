@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import safetensors.torch
 import torch
@@ -18,9 +20,16 @@ from floco.evaluation import Row
 from floco.values import Tensors
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors to a safetensors file."""
-    write_file(path, to_safetensors(tensors))
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Write tensors to a safetensors file and return its checksum."""
+    data = to_safetensors(tensors)
+    write_file(path, data)
+    return checksum(data)
+
+
+def checksum(data: bytes) -> str:
+    """Return the SHA-256 of a file's content."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def to_safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -29,13 +38,24 @@ def to_safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
     return data
 
 
-def read_tensors(path: Path) -> Tensors:
-    """Return the tensors of a safetensors file."""
+def read_tensors(path: Path, expected: str | None = None) -> Tensors:
+    """Return the tensors of a safetensors file, whose checksum must be the expected one if that is known."""
     try:
-        tensors: Tensors = safetensors.torch.load(path.read_bytes())
+        data = path.read_bytes()
+        tensors: Tensors = safetensors.torch.load(data)
     except Exception as error:
         raise FlocoError(f"{path} cannot be read as safetensors: {error}") from error
+    if expected is not None and checksum(data) != expected:
+        raise FlocoError(f"{path} was changed after it was written (its SHA-256 is not the one noted then): restore it from a copy")
     return tensors
+
+
+def file_name(client: str) -> str:
+    """Return a file name for a client's id: different ids have different ones, on every file system."""
+    name = quote(client, safe="")
+    if len(name) > 150:  # file systems allow 255
+        name = f"{name[:100]}-{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}"
+    return name
 
 
 def write_file(path: Path, data: bytes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,13 +12,12 @@ from floco.algorithms.floco import OnSimplex
 from floco.evaluation import Row
 from floco.federation import Federation
 from floco.inference import global_model, logits
+from floco.mixtures import Mixtures
 from floco.setup import Setup
-from floco.simplex import Mixing, sample_subregion
+from floco.simplex import sample_subregion
 from floco.streams import stream
 from floco.values import Message, ServerState, Tensors
 
-Losses = Callable[[torch.Tensor], torch.Tensor]
-"""Mixtures (A, M) -> per mixture the mean loss in nats and the accuracy, (A, 2)."""
 _SAMPLES = 1000  # test samples on which a surface is measured
 _ALONG = 11  # points on an edge
 
@@ -76,11 +75,7 @@ def barrier(losses: Sequence[float]) -> float:
 
 def common_sample(federation: Federation, most: int = _SAMPLES) -> tuple[torch.Tensor, torch.Tensor]:
     """Return raw samples and labels of the global test part, or of the clients' test parts; evenly spaced if there are more than `most`."""
-    if federation.x_test is not None and federation.y_test is not None:
-        x, y = federation.x_test, federation.y_test
-    else:
-        union = torch.cat([c.test for c in federation.clients])
-        x, y = federation.x[union], federation.y[union]
+    x, y = federation.common_test
     chosen = torch.linspace(0, len(y) - 1, min(most, len(y))).long()
     return x[chosen], y[chosen]
 
@@ -92,26 +87,11 @@ def _judge(found: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.stack([loss, (found.argmax(-1) == y).double().mean(-1)], dim=-1)
 
 
-def losses(setup: Setup, mixing: Mixing, shared: Tensors, x: torch.Tensor, y: torch.Tensor) -> tuple[Losses, bool]:
-    """Return the function from mixtures to loss and accuracy on raw samples x and labels y, and whether logits are linear in the mixture.
-
-    Where they are (a mixed last layer; tried out, not assumed), endpoints are evaluated once.
-    """
-    endpoints = next(iter(shared[n] for n in mixing.names)).shape[0]
-
-    def direct(alphas: torch.Tensor) -> torch.Tensor:
-        return torch.stack([logits(setup, mixing(shared, a), x) for a in alphas.float()])
-
-    corners = direct(torch.eye(endpoints))
-    trial = torch.linspace(1, 2, endpoints) / torch.linspace(1, 2, endpoints).sum()
-    linear = len(mixing.names) == 1 and torch.allclose(torch.einsum("m,mnc->nc", trial, corners), direct(trial[None])[0], atol=1e-3)
-    if not linear:
-        return lambda alphas: torch.cat([_judge(direct(a[None]), y) for a in alphas]), False
-    return lambda alphas: torch.cat([_judge(torch.einsum("am,mnc->anc", a.float(), corners), y) for a in alphas.split(64)]), True
-
-
-def _points(alphas: torch.Tensor, measured: torch.Tensor) -> tuple[Point, ...]:
-    return tuple(Point(tuple(a), loss, accuracy) for a, (loss, accuracy) in zip(alphas.tolist(), measured.tolist(), strict=True))
+def measured(mixtures: Mixtures, alphas: torch.Tensor, y: torch.Tensor) -> tuple[Point, ...]:
+    """Return loss and accuracy of the mixtures alphas (A, M) on their samples, with labels y (n,)."""
+    with torch.no_grad():
+        found = torch.cat([_judge(mixtures.logits(alpha)[None], y) for alpha in alphas])
+    return tuple(Point(tuple(a), loss, accuracy) for a, (loss, accuracy) in zip(alphas.tolist(), found.tolist(), strict=True))
 
 
 def _triangle(endpoints: int, corners: tuple[int, int, int], steps: int = 10) -> torch.Tensor:
@@ -129,23 +109,22 @@ def landscape(setup: Setup, algorithm: OnSimplex, state: ServerState, *, draws: 
 
     Edges are those of the ring 0, 1, ..., M - 1, 0; planes go through three neighbours each, three planes at most.
     """
-    mixing, m = algorithm.mixing, algorithm.endpoints
+    m = algorithm.endpoints
     x, y = common_sample(setup.federation)
-    at, linear = losses(setup, mixing, state.shared, x, y)
+    mixtures = Mixtures(setup, algorithm.mixing, state.shared, x)
     eye = torch.eye(m, dtype=torch.float64)
     t = torch.linspace(0, 1, _ALONG, dtype=torch.float64)[:, None]
     ring = list(pairwise([*range(m), 0])) if m > 2 else [(0, 1)] if m == 2 else []
     triples = sorted({(i, i + 1, i + 2) for i in range(0, max(0, m - 2), max(1, m // 3))})[:3]
     lines = {(i, j): (1 - t) * eye[i] + t * eye[j] for i, j in ring}
     planes = {c: _triangle(m, c) for c in triples}
-    middle = torch.full((1, m), 1 / m, dtype=torch.float64)
     return Landscape(
         len(y),
-        linear,
-        _points(middle, at(middle))[0],
-        _points(eye, at(eye)),
-        {key: _points(a, at(a)) for key, a in lines.items()},
-        {key: _points(a, at(a)) for key, a in planes.items()},
+        mixtures.linear,
+        measured(mixtures, mixtures.middle[None], y)[0],
+        measured(mixtures, eye, y),
+        {key: measured(mixtures, a, y) for key, a in lines.items()},
+        {key: measured(mixtures, a, y) for key, a in planes.items()},
         _subregions(setup, algorithm, state, draws),
     )
 
@@ -159,8 +138,8 @@ def _subregions(setup: Setup, algorithm: OnSimplex, state: ServerState, draws: i
         center = own["center"]
         drawn = sample_subregion(center, algorithm.radius, draws, generator=stream(setup.seed, "landscape", client.id))
         alphas = torch.cat([center[None], torch.full_like(center, 1 / algorithm.endpoints)[None], drawn])
-        at, _ = losses(setup, algorithm.mixing, state.shared, setup.federation.x[client.test], setup.federation.y[client.test])
-        found[client.id] = _points(alphas, at(alphas))
+        mixtures = Mixtures(setup, algorithm.mixing, state.shared, setup.federation.x[client.test])
+        found[client.id] = measured(mixtures, alphas, setup.federation.y[client.test])
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
-from floco.engines import Engine, one_thread
+from floco.engines import Engine
 from floco.errors import RunFailed
 from floco.evaluation import Counts, Evaluation, Row, client_row, evaluation, update_spread
 from floco.inference import global_parts
@@ -14,7 +14,7 @@ from floco.jobs import Job, Result
 from floco.memories import Memories
 from floco.metrics import Score, pooled
 from floco.setup import Setup
-from floco.streams import stream
+from floco.streams import one_thread, stream
 from floco.values import ServerState, Tensors, Update
 
 _AT_ONCE = 1000  # jobs of an evaluation

@@ -49,6 +49,12 @@ class Network:
         head = () if last is None else tuple(n for n in (last, f"{linears[-1]}.bias".removeprefix(".")) if n in parameters)
         return Layout(tuple(parameters), tuple(self.buffers), last, head)
 
+    def holding(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+        """Return a copy of the module with these values of its parameters and buffers, in eval mode; other names are left out."""
+        module = copy.deepcopy(self.module)
+        module.load_state_dict({n: tensors[n] for n in (*self.layout.parameters, *self.layout.buffers)}, strict=False)
+        return module.eval()
+
     def fingerprint(self) -> str:
         """Return a hash of the architecture and of all initial values, frozen ones too."""
         digest = hashlib.blake2b(repr(self.module).encode(), digest_size=16)

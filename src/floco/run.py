@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,21 +12,23 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from floco import loop, session
-from floco.client import models
 from floco.config import Config, Data, Model
 from floco.config import Run as RunSettings
 from floco.contract import Algorithm
-from floco.engines import engine, one_thread
-from floco.errors import FlocoError
+from floco.drift import Drift, drift
+from floco.engines import engine
 from floco.evaluation import Evaluation, Row
+from floco.export import export, export_placed
 from floco.federation import Federation
 from floco.inference import check_model
 from floco.loop import Plan, Progress
 from floco.memories import Memories
 from floco.network import Factory, network
+from floco.newcomers import Placement, newcomer_rows, place
+from floco.personal import network_tensors, probabilities
 from floco.settings import build
 from floco.setup import Setup
-from floco.tables import read_table
+from floco.tables import prediction_table, read_table
 from floco.values import Training
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Run:
     progress: Progress
     path: Path | None = None
     """The run directory; None: the run was kept in memory."""
+    source: str = session.PYTHON
+    """Where the data are from, for the cards of exported models."""
     rows: dict[str, list[Row]] = field(default_factory=dict, repr=False)
 
     def _table(self, name: str) -> pd.DataFrame:
@@ -74,19 +77,65 @@ class Run:
         """One row for each time a client was left out: round, client, reason."""
         return self._table("failures")
 
-    def personal(self, client: str) -> nn.Module:
-        """Return a client's own model: an ordinary module of the user's class, for normalised inputs, in eval mode."""
-        algorithm, progress = self.setup.algorithm, self.progress
-        self.setup.federation.client(client)  # an unknown one is an error that names those there are
-        message = algorithm.message(progress.state, client, "evaluate")
-        with one_thread():
-            tensors = models(self.setup, client, message, progress.memories.get(client)).personal
-        if tensors is None:
-            raise FlocoError(f"algorithm {algorithm.name} has no personal models")
-        module = copy.deepcopy(self.setup.network.module)
-        layout = self.setup.network.layout
-        module.load_state_dict({n: tensors[n] for n in (*layout.parameters, *layout.buffers)}, strict=False)
-        return module.eval()
+    @property
+    def newcomers(self) -> pd.DataFrame:
+        """How the held-out clients fare, by client, number of samples and model (docs/models.md)."""
+        import pandas as pd
+
+        if self.path is None:
+            return pd.DataFrame(newcomer_rows(self.setup, self.progress.state))
+        return read_table(self.path / "newcomers.csv")
+
+    def personal(self, client: str, *, at: str = "center") -> nn.Module:
+        """Return a client's own model: an ordinary module of the user's class, for normalised inputs, in eval mode.
+
+        It is the one that the evaluations are about. With Floco and Floco+, `at="best"` gives that of the best mixture for the
+        client's training part instead of its center (docs/models.md).
+        """
+        return self.setup.network.holding(network_tensors(self.setup, self.progress, client, at=at))
+
+    def global_model(self) -> nn.Module:
+        """Return the global model, as `personal` does a client's."""
+        return self.setup.network.holding(network_tensors(self.setup, self.progress, None))
+
+    def predict(self, x: Any, client: str | None = None, *, at: str = "center", mixtures: int = 0) -> pd.DataFrame:
+        """Return label, its probability, and the probabilities of all labels, one row per sample.
+
+        Args:
+            x: raw samples (N, ...), as in the data of the run: not normalised, images with their channels last.
+            client: whose model (None: the global one).
+            at: as in `personal`.
+            mixtures: average over this many models of the client's subregion (0: its one model).
+
+        Raises:
+            FlocoError: samples that the model cannot take, or a model that is not there.
+        """
+        raw = self.setup.federation.form.samples(x, "x")
+        return prediction_table(probabilities(self.setup, self.progress, client, raw, at=at, mixtures=mixtures), self.setup.federation.names)
+
+    def export(self, path: Path | str, clients: Sequence[str | None] | None = None, *, kind: str | None = None, at: str = "center") -> list[Path]:
+        """Write the models of clients (None: the global one) with their cards, and return their files.
+
+        Args:
+            path: a file that ends in `.safetensors`, `.pt2` or `.onnx`, or a folder for one file per client.
+            clients: whose models, e.g. `["north"]`; None: those of all, and the global one.
+            kind: `safetensors`, `pt2` or `onnx` (None: what `path` ends in, or safetensors).
+            at: as in `personal`.
+        """
+        return export(self.setup, self.progress, clients, Path(path), source=self.source, versions=session.environment(), kind=kind, at=at)
+
+    def place(self, x: Any, y: Any) -> Placement:
+        """Return a place on the simplex and a model for a newcomer with raw samples x (N, ...) and labels y (N,), as in the data of the run."""
+        return place(self.setup, self.progress.state, *self.setup.federation.form.labelled(x, y))
+
+    def export_placed(self, placed: Placement, y: Any, path: Path | str, *, source: str = "", kind: str | None = None) -> Path:
+        """Write a newcomer's model with its card, as `export` does, and return its file; `y` are the labels it was placed with."""
+        labels = self.setup.federation.form.classes(y, "y")
+        return export_placed(self.setup, self.progress.round, placed, labels, Path(path), source=source or session.PYTHON, versions=session.environment(), kind=kind)
+
+    def check(self, client: str, x: Any, y: Any) -> Drift:
+        """Return whether a client's subregion still fits, from new samples x (N, ...) and labels y (N,)."""
+        return drift(self.setup, self.progress, client, *self.setup.federation.form.labelled(x, y))
 
 
 def open_run(path: Path | str) -> Run:
@@ -95,7 +144,7 @@ def open_run(path: Path | str) -> Run:
     with closing(store):
         setup = session.prepare(config)
         session.check(store, setup)
-        return Run(setup, store.load(config.run.memory_budget), Path(path))
+        return Run(setup, store.load(config.run.memory_budget), Path(path), session.shown_source(config))
 
 
 def _configured(model: nn.Module | Factory, federation: Federation, algorithm: Algorithm, settings: dict[str, Any]) -> tuple[Config, Setup]:

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from floco.errors import FlocoError, nearest
-from floco.federation import Client, Federation, Normalization, statistics
+from floco.federation import Client, Federation, statistics
+from floco.form import Normalization, channels_first, finite, plain_labels, writeable
 from floco.partition import Natural, Split, cut, divide, divide_latest, partition
 
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ class Samples:
     y_test: np.ndarray | None = None
     columns: Mapping[str, np.ndarray] | None = None
     """Further columns of length N: `client` (ids), `position`, ..."""
+    channels: str = "first"
+    """Where the source has the channels: first, last, or none (see `Form`)."""
+    values: tuple[str, ...] = ()
+    """Labels as the source has them, as text, by class number; empty: the names."""
 
     def split(
         self,
@@ -70,7 +75,7 @@ class Samples:
             made.append(Client(name, torch.from_numpy(train), torch.from_numpy(test)))
         members, kept = tuple(made[: len(made) - held_out]), tuple(made[len(made) - held_out :])
         y_test = None if self.y_test is None else torch.from_numpy(self.y_test)
-        return Federation(self.x, torch.from_numpy(self.y), members, self.names, self.x_test, y_test, kept, self._normalization(normalize, members))
+        return Federation(self.x, torch.from_numpy(self.y), members, self.names, self.x_test, y_test, kept, self._normalization(normalize, members), self.channels, self.values)
 
     def _normalization(self, normalize: str | Normalization, members: tuple[Client, ...]) -> Normalization:
         if isinstance(normalize, Normalization):
@@ -108,8 +113,10 @@ def checked(arrays: Arrays, source: str, kind: str = "auto") -> Samples:
     for name in needed:
         if name not in arrays:
             raise FlocoError(f"{source} must hold x and y, or x_train, y_train, x_test, y_test; {name} is missing among {', '.join(arrays)}")
-    values = [_inputs(np.asarray(arrays[n]), f"{source}: {n}", kind) for n in needed[::2]]
-    labels = [_labels(np.asarray(arrays[n])) for n in needed[1::2]]
+    raw = [np.asarray(arrays[n]) for n in needed[::2]]
+    channels = _channels(raw[0], kind)
+    values = [_inputs(x, f"{source}: {n}", channels) for n, x in zip(needed[::2], raw, strict=True)]
+    labels = [plain_labels(np.asarray(arrays[n])) for n in needed[1::2]]
     for name, x, y in zip(needed[1::2], values, labels, strict=True):
         if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iubU":
             raise FlocoError(f"{source}: {name} must be {len(x)} whole numbers or strings, one for each sample, got shape {y.shape} of {y.dtype}")
@@ -130,14 +137,8 @@ def checked(arrays: Arrays, source: str, kind: str = "auto") -> Samples:
     for name, column in columns.items():
         if len(column) != len(values[0]):
             raise FlocoError(f"{source}: the column {name} must have one value for each of the {len(values[0])} samples of {needed[0]}, got {len(column)}")
-    return Samples(values[0], encoded.astype(np.int64), tuple(str(n) for n in names), values[1] if test is not None else None, test, columns)
-
-
-def _labels(y: np.ndarray) -> np.ndarray:
-    """Return labels as they are; bytes, and objects that are strings, as strings."""
-    if y.dtype.kind == "S":
-        return np.char.decode(y, "utf-8")
-    return y.astype(str) if y.dtype == object and all(isinstance(v, str) for v in y.flat) else y
+    texts = tuple(str(n) for n in names), tuple(str(v) for v in known)
+    return Samples(values[0], encoded.astype(np.int64), texts[0], values[1] if test is not None else None, test, columns, channels, texts[1])
 
 
 def _named(y: np.ndarray, names: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -147,19 +148,16 @@ def _named(y: np.ndarray, names: np.ndarray, source: str) -> tuple[np.ndarray, n
     return np.arange(len(names)), y, names
 
 
-def _inputs(x: np.ndarray, where: str, kind: str) -> torch.Tensor:
+def _channels(x: np.ndarray, kind: str) -> str:
+    """Return where samples of a kind have their channels."""
+    image = kind == "images" or (kind == "auto" and ((x.dtype == np.uint8 and x.ndim in (3, 4)) or (x.ndim == 4 and x.shape[-1] in (1, 3, 4))))
+    return "first" if not image else "none" if x.ndim == 3 else "last"
+
+
+def _inputs(x: np.ndarray, where: str, channels: str) -> torch.Tensor:
     """Return samples (N, C, ...), channels first: uint8 as they are, other numbers as float32."""
     if x.dtype.kind not in "iuf" or x.ndim < 2 or 0 in x.shape:
         raise FlocoError(f"{where} must be numbers (N, ...) with one dimension at least beside N, got shape {x.shape} of {x.dtype}")
-    image = kind == "images" or (kind == "auto" and ((x.dtype == np.uint8 and x.ndim in (3, 4)) or (x.ndim == 4 and x.shape[-1] in (1, 3, 4))))
-    if image and x.ndim not in (3, 4):
+    if (channels == "last" and x.ndim != 4) or (channels == "none" and x.ndim != 3):
         raise FlocoError(f"{where}: images must be (N, H, W) or (N, H, W, C), got {x.shape}")
-    if x.dtype != np.uint8:
-        with np.errstate(over="ignore"):
-            x = x.astype(np.float32, copy=False)
-        if not np.isfinite(x).all():
-            raise FlocoError(f"{where} must be finite in float32; sample {int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0])} is not")
-    tensor = torch.from_numpy(x if x.flags.writeable else x.copy())
-    if not image:
-        return tensor
-    return tensor[:, None] if x.ndim == 3 else tensor.permute(0, 3, 1, 2)
+    return channels_first(writeable(x if x.dtype == np.uint8 else finite(x, where)), channels)

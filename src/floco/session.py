@@ -23,12 +23,14 @@ from floco.config import Config, Run, as_dict, parse, read, to_toml
 from floco.engines import engine, resolve
 from floco.errors import FlocoError
 from floco.evaluation import Row
-from floco.federation import Federation, Normalization
-from floco.files import read_tensors
+from floco.federation import Federation
+from floco.files import csv_text, read_tensors, replace_file
+from floco.form import Normalization
 from floco.inference import check_model
 from floco.loop import Plan, Progress
 from floco.models import model as named_model
 from floco.network import network
+from floco.newcomers import newcomer_rows
 from floco.setup import Setup
 from floco.sources import load
 from floco.store import Store
@@ -83,6 +85,12 @@ def settled(config: Config) -> Config:
     data = replace(config.data, source=f"{scheme}:{Path(rest).resolve()}") if scheme in ("npz", "idx", "folder") else config.data
     model = replace(config.model, weights=config.model.weights and str(Path(config.model.weights).resolve()))
     return replace(config, data=data, model=model)
+
+
+def shown_source(config: Config) -> str:
+    """Return where the data are from, without the folders of this machine."""
+    scheme, _, rest = config.data.source.partition(":")
+    return f"{scheme}:{Path(rest).name}" if scheme in ("npz", "idx", "folder") else config.data.source
 
 
 def placed(config: Config, setup: Setup) -> Config:
@@ -172,7 +180,15 @@ def advance(setup: Setup, settings: Run, store: Store | None, start: Progress, w
             if progress.evaluation is not None:
                 for tracker in list(trackers):
                     _track(tracker, progress.evaluation.history, trackers)
+    if store is not None:
+        try_newcomers(setup, store.path, progress)
     return progress
+
+
+def try_newcomers(setup: Setup, path: Path, progress: Progress) -> None:
+    """Write how clients that were held out fare in a finished run, if there are any and it has not been written."""
+    if setup.federation.held_out and progress.round == setup.training.rounds and not (path / "newcomers.csv").exists():
+        replace_file(path / "newcomers.csv", csv_text(newcomer_rows(setup, progress.state), header=True).encode())
 
 
 def _track(tracker: Tracker, row: Row, trackers: list[Tracker]) -> None:
@@ -207,6 +223,7 @@ def carry(path: Path, setup: Setup | None, start: Callable[[Setup, Progress], Wa
         watch = start(setup, progress)
         if progress.round < setup.training.rounds:
             advance(setup, settings.run, store, progress, watch)
+        try_newcomers(setup, path, progress)
     return setup
 
 

@@ -90,6 +90,11 @@ class Settings:
             object.__setattr__(self, field.name, value)
 
 
+def plain(settings: Any) -> dict[str, Any]:
+    """Return the fields of a settings object by name."""
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+
+
 def names(cls: type[Any]) -> list[str]:
     """Return the names of a settings class's fields."""
     return [f.name for f in dataclasses.fields(cls)]

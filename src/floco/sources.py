@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto") -> Sampl
     if not isinstance(source, str):
         return checked(_arrays(source), "the source", kind)
     scheme, _, rest = source.partition(":")
-    readers = {"digits": _digits, "npz": _npz, "idx": _idx, "folder": _folder, "hub": _hub}
+    readers: dict[str, Callable[[str], Arrays]] = {"digits": _digits, "npz": read_npz, "idx": _idx, "folder": _folder, "hub": _hub}
     if scheme in readers and (rest or scheme == "digits"):
         return checked(readers[scheme](rest), source, kind)
     if not rest:
@@ -57,14 +57,15 @@ def _digits(_: str) -> Arrays:
     return {"x": digits.images.astype(np.uint8), "y": digits.target}
 
 
-def _npz(path: str) -> Arrays:
+def read_npz(path: str, what: str = "data.source") -> Arrays:
+    """Return the arrays of an npz file; `what` is what an error calls it."""
     if not Path(path).is_file():
-        raise FlocoError(f"data.source: there is no file {path}")
+        raise FlocoError(f"{what}: there is no file {path}")
     try:
         with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:
-        raise FlocoError(f"data.source: {path} cannot be read as npz: {error}; it must hold plain arrays") from error
+        raise FlocoError(f"{what}: {path} cannot be read as npz: {error}; it must hold plain arrays") from error
 
 
 def _idx(folder: str) -> Arrays:

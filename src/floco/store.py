@@ -9,7 +9,6 @@ checkpoint/latest                                     the pointer, replaced last
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -23,12 +22,12 @@ from filelock import FileLock, Timeout
 
 from floco.errors import FlocoError, RunFailed
 from floco.evaluation import Counts, Row
-from floco.files import csv_text, read_json, read_tensors, sync_folder, to_json, write_file, write_tensors
+from floco.files import csv_text, file_name, read_json, read_tensors, sync_folder, to_json, write_file, write_tensors
 from floco.loop import Progress
 from floco.memories import BUDGET, Memories, Memory
 from floco.values import ServerState, Tensors
 
-FORMAT = 2  # 2: further columns in the tables
+FORMAT = 3  # 3: checksums of tensors
 _TABLES = ("history", "clients", "failures", "timings")
 
 
@@ -49,6 +48,7 @@ class Store:
         except Timeout as error:
             raise FlocoError(f"{path} is in use by another process; wait for it, or stop it first") from error
         self._memories: dict[str, int] = {}
+        self._checksums: dict[str, str] = {}  # of the memories' files
         self._round: int | None = None
         self._pending: dict[str, list[Row]] = {t: [] for t in _TABLES}
         self._changed: set[str] = set()
@@ -112,13 +112,14 @@ class Store:
         for client in sorted(self._changed):
             memory = progress.memories.of(client)
             assert memory is not None
-            write_tensors(self._memory_file(client, number), memory.tensors)
+            self._checksums[client] = write_tensors(self._memory_file(client, number), memory.tensors)
             memory.stored(self._memory_file(client, number))
         folder = base / str(number)
         shutil.rmtree(folder, ignore_errors=True)  # what a kill left of the same round
         folder.mkdir()
-        write_tensors(folder / "state.safetensors", _flat(progress.state))
-        facts = {"participated": dict(progress.participated), "since": asdict(progress.since), "memories": versions, "sizes": sizes}
+        written = write_tensors(folder / "state.safetensors", _flat(progress.state))
+        checksums = {"state": written, "memories": self._checksums}
+        facts = {"participated": dict(progress.participated), "since": asdict(progress.since), "memories": versions, "sizes": sizes, "checksums": checksums}
         write_file(folder / "progress.json", to_json(facts))
         for synced in (folder, base / "memories", self.path):
             sync_folder(synced)
@@ -140,10 +141,7 @@ class Store:
         return size
 
     def _memory_file(self, client: str, number: int) -> Path:
-        name = quote(client, safe="")
-        if len(name) > 150:  # file systems allow 255
-            name = f"{name[:100]}-{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}"
-        return self.path / "checkpoint" / "memories" / f"{name}.{number}.safetensors"
+        return self.path / "checkpoint" / "memories" / f"{file_name(client)}.{number}.safetensors"
 
     def _forget(self, versions: Mapping[str, int]) -> None:
         """Delete what the checkpoint before needed and this one does not."""
@@ -165,11 +163,11 @@ class Store:
     def load(self, budget: int = BUDGET) -> Progress:
         """Return the progress of the last checkpoint; `budget`: MB of memories at hand. Nothing is written."""
         number, facts = self._latest()
-        self._memories, self._round = facts["memories"], number
-        state = _state(read_tensors(self.path / "checkpoint" / str(number) / "state.safetensors"), number)
+        self._memories, self._checksums, self._round = facts["memories"], facts["checksums"]["memories"], number
+        state = _state(read_tensors(self.path / "checkpoint" / str(number) / "state.safetensors", facts["checksums"]["state"]), number)
         files = {client: self._memory_file(client, n).resolve() for client, n in self._memories.items()}
-        for file in files.values():
-            read_tensors(file)  # a damaged one is found here, and not as a fault of the client
+        for client, file in files.items():
+            read_tensors(file, self._checksums[client])  # a damaged one is found here, and not as a fault of the client
         memories = Memories({client: Memory(None, file) for client, file in files.items()}, budget=budget, folder=self.path.resolve() / "checkpoint")
         return Progress(state, memories, facts["participated"], Counts(**facts["since"]))
 

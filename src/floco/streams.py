@@ -43,3 +43,14 @@ def global_stream(seed: int, *path: str | int, device: torch.device | None = Non
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(derive(seed, *path))
         yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run a block with torch on one thread: another number gives other bits in convolutions and long sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from floco.errors import FlocoError
 from floco.files import read_json, replace_file
@@ -52,6 +53,13 @@ def read_table(path: Path) -> pd.DataFrame:
         return pd.DataFrame()
     missing: Any = {column: ["", "nan"] for column in pd.read_csv(path, nrows=0) if column not in ("client", "method")}
     return pd.read_csv(path, dtype={"client": str, "method": str}, keep_default_na=False, na_values=missing)
+
+
+def prediction_table(probabilities: torch.Tensor, names: Sequence[str]) -> pd.DataFrame:
+    """Return the most probable label of each sample, its probability, and those of all labels, from probabilities (n, C)."""
+    most, which = probabilities.max(dim=1)
+    columns = {f"p({name})": column.tolist() for name, column in zip(names, probabilities.T, strict=True)}
+    return pd.DataFrame({"label": [names[i] for i in which.tolist()], "probability": most.tolist(), **columns})
 
 
 def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:

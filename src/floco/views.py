@@ -17,6 +17,8 @@ from floco.partition import heterogeneity
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from floco.drift import Drift
+    from floco.newcomers import Placement
     from floco.run import Run
 
 _ROWS = 40  # clients shown in a terminal
@@ -148,4 +150,41 @@ def closing_table(path: Path) -> Table:
     for text, key in rows:
         table.add_row(text, percent(key))
     table.add_row("clients that took part", f"{last['clients_trained']} of {last['clients_evaluated']}")
+    return table
+
+
+def newcomer_table(path: Path) -> Table:
+    """Return the mean accuracy of the clients that were held out of a run, by model and number of labelled samples."""
+    from floco.tables import read_table
+
+    made = read_table(path / "newcomers.csv")
+    means = made.pivot_table(index="model", columns="samples", values="accuracy", aggfunc="mean")
+    counts = made.groupby("samples")["client"].nunique()
+    table = Table(title=f"newcomers: {made['client'].nunique()} clients that were held out, mean accuracy by number of labelled samples")
+    for name in ("model", *(f"{n}" + ("" if counts[n] == counts.max() else f" ({counts[n]} clients)") for n in means.columns)):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for name in (m for m in ("placed", "global", "global+ft", "local") if m in means.index):
+        table.add_row(name, *(f"{100 * v:.1f} %" if v == v else "" for v in [float(v) for v in means.loc[name].to_numpy()]))
+    return table
+
+
+def placement_table(placement: Placement) -> Table:
+    """Return the candidates for a newcomer's place."""
+    table = Table(title="where the newcomer could be (loss and accuracy on samples left out in turn)")
+    for name in ("place", "loss", "accuracy", "", "mixture"):
+        table.add_column(name, justify="right" if name in ("loss", "accuracy") else "left")
+    meaning = {"global": "middle of the simplex", "signal": "by its signal", "data": "best for its data"}
+    for c in placement.candidates:
+        chosen = "chosen" if c is placement.chosen else ""
+        table.add_row(meaning[c.rule], f"{c.loss:.3f}", f"{100 * c.accuracy:.1f} %", chosen, " ".join(f"{a:.2f}" for a in c.alpha.tolist()))
+    return table
+
+
+def drift_table(found: Drift) -> Table:
+    """Return the evidence of a check."""
+    table = Table(title=f"loss of client {escape(found.client)} at points of the simplex")
+    for name in ("point", "own test part", "new data"):
+        table.add_column(name, justify="left" if name == "point" else "right")
+    for row in found.evidence:
+        table.add_row(escape(str(row["point"])), f"{row['loss_known']:.3f}", f"{row['loss_new']:.3f}")
     return table

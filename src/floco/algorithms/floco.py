@@ -79,9 +79,7 @@ class OnSimplex(Algorithm):
             made = assign(self._signals(state, late), self.endpoints, normalize=self.normalize)
             kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64)}
             return replace(after, kept=prefixed(kept, _MAP), by_client=_centers(late, made.centers))
-        if late and (kept := under(state.kept, _MAP)):
-            nobody = torch.empty(0, self.endpoints, dtype=torch.float64)
-            stored = Assignment(nobody, float(kept["z"]), 0.0, kept["mean"], kept["components"])
+        if late and (stored := self.assignment(state)):
             return replace(after, by_client={**state.by_client, **_centers(late, stored.place(self._signals(state, late)))})
         return after
 
@@ -122,9 +120,19 @@ class OnSimplex(Algorithm):
         """Return the model at 1/M: the steps of single endpoints are damped by alpha, so their variance would prove nothing."""
         return self.mixing(shared, self._middle.float())
 
+    def own_simplex(self, tensors: Tensors) -> Tensors:
+        """Return the simplex in which the client's own model lies: the shared one."""
+        return tensors
+
     def models(self, tensors: Tensors, facts: Facts) -> Models:
-        """Return the models at the middle of the simplex and at the client's center."""
-        return Models(self.mixing(tensors, self._middle.float()), self.mixing(tensors, tensors[AT].float()))
+        """Return the models at the middle of the shared simplex, and at the client's center of its own."""
+        return Models(self.mixing(tensors, self._middle.float()), self.mixing(self.own_simplex(tensors), tensors[AT].float()))
+
+    def assignment(self, state: ServerState) -> Assignment | None:
+        """Return the map of the assignment, with nobody's centers; None before it."""
+        kept = under(state.kept, _MAP)
+        nobody = torch.empty(0, self.endpoints, dtype=torch.float64)
+        return Assignment(nobody, float(kept["z"]), 0.0, kept["mean"], kept["components"]) if kept else None
 
 
 def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tensors]:

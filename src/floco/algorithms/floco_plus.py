@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from floco.algorithms.ditto import own, personal_phase, with_personal
-from floco.algorithms.floco import AT, OnSimplex
+from floco.algorithms.floco import OnSimplex
 from floco.settings import setting
-from floco.values import OWN, Facts, Message, Models, Phase, Tensors, Update, under
+from floco.values import OWN, Facts, Message, Phase, Tensors, Update, under
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,6 @@ class FlocoPlus(OnSimplex):
         """Return Floco's update, and keep v_k."""
         return OnSimplex.finish(self, tensors, message, client, facts)[0], own(tensors)
 
-    def models(self, tensors: Tensors, facts: Facts) -> Models:
-        """Return the global model at 1/M of w, and the personal one at beta_k of v_k."""
-        return Models(OnSimplex.models(self, tensors, facts).global_, self.mixing(under(tensors, OWN), tensors[AT].float()))
+    def own_simplex(self, tensors: Tensors) -> Tensors:
+        """Return the client's own simplex, v_k."""
+        return under(tensors, OWN)

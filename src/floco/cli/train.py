@@ -1,8 +1,7 @@
-"""The command line: `floco run`, `compare`, `resume`, `report`, `data`. Heavy imports happen inside commands, so that help is quick."""
+"""Training and looking: `floco run`, `compare`, `resume`, `report`, `data`."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,34 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from floco.errors import FlocoError, RunFailed
+from floco.cli.console import ConfigFile, Debug, Overrides, app, err_console, out_console, say, told
+from floco.errors import RunFailed
 
 if TYPE_CHECKING:
     from floco.comparison import Comparison
     from floco.loop import Progress
     from floco.setup import Setup
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Personalized federated learning on a solution simplex.")
-out_console = Console(soft_wrap=True)
-err_console = Console(stderr=True, soft_wrap=True)
-
-ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Settings; without a file: the embedded digits.")]
-Overrides = Annotated[list[str] | None, typer.Option("-s", metavar="KEY=VALUE", help="Change a setting, e.g. -s training.rounds=50.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-
-@contextmanager
-def _told(debug: bool) -> Iterator[None]:
-    """Turn errors into one message and an exit code: 2 for wrong use, 1 for a run that failed."""
-    try:
-        yield
-    except FlocoError as error:
-        if debug:
-            err_console.print_exception()
-        err_console.print(f"error: {error}", style="red", markup=False, highlight=False)
-        raise typer.Exit(1 if isinstance(error, RunFailed) else 2) from None
 
 
 @app.command()
@@ -49,7 +28,7 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Train one federation and leave each client with its own model."""
-    with _told(debug):
+    with told(debug):
         from floco import session
         from floco.config import read, to_toml
 
@@ -61,7 +40,7 @@ def run(
         path = out or Path("runs") / f"{name}-{settings.algorithm.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         setup = session.prepare(settings)
         session.create(session.placed(settings, setup), setup, path)
-        out_console.print(_describe(setup), markup=False, highlight=False)
+        say(_describe(setup))
         _continue(path, setup, debug)
 
 
@@ -79,7 +58,7 @@ def compare(
 
     -s KEY=VALUE is for all methods, -s METHOD.KEY=VALUE (e.g. ditto.pull=0.5) for one.
     """
-    with _told(debug):
+    with told(debug):
         from floco import comparison, session
         from floco.algorithms import ALGORITHMS
         from floco.config import override, read
@@ -98,7 +77,7 @@ def compare(
 @app.command()
 def resume(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or that of a comparison.")], debug: Debug = False) -> None:
     """Continue a stopped or killed run or comparison, to the same bits as if it had never stopped."""
-    with _told(debug):
+    with told(debug):
         from floco import comparison
 
         if comparison.is_comparison(path):
@@ -114,11 +93,11 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Write one self-contained HTML page: curves, comparison, clients, the simplex and the loss over it."""
-    with _told(debug):
+    with told(debug):
         from floco import report
 
         path = report.write(runs, out or (runs[0] / "report.html" if len(runs) == 1 and runs[0].is_dir() else Path("report.html")))
-        out_console.print(f"the report is {path}", markup=False, highlight=False)
+        say(f"the report is {path}")
 
 
 @app.command()
@@ -129,16 +108,16 @@ def data(
     debug: Debug = False,
 ) -> None:
     """Show who has what: clients by labels, sizes, heterogeneity."""
-    with _told(debug):
+    with told(debug):
         from floco import session, views
         from floco.config import read
 
         federation = session.federation(read(config, s or []))
         out_console.print(views.label_table(federation))
-        out_console.print(views.summary(federation), markup=False, highlight=False)
+        say(views.summary(federation))
         if picture is not None:
             views.label_picture(federation, picture)
-            out_console.print(f"picture: {picture}", markup=False, highlight=False)
+            say(f"picture: {picture}")
 
 
 def _describe(setup: Setup) -> str:
@@ -158,26 +137,25 @@ def _continue(path: Path, setup: Setup | None, debug: bool) -> None:
     with _stoppable(path), ExitStack() as stack:
         session.carry(path, setup, lambda setup, start: _begun(stack, path, setup, start, debug))
     out_console.print(views.closing_table(path))
-    out_console.print(f"the run lies in {path}", markup=False, highlight=False)
+    if (path / "newcomers.csv").exists():
+        out_console.print(views.newcomer_table(path))
+    say(f"the run lies in {path}")
 
 
 def _compare(made: Comparison, debug: bool) -> None:
     """Do all runs of a comparison that are not finished, and print its table."""
     from floco import comparison, views
 
-    def line(text: str) -> None:
-        out_console.print(text, markup=False, highlight=False)
-
     with _stoppable(made.path), ExitStack() as stack:
 
         def start(title: str, path: Path, setup: Setup, progress: Progress) -> Callable[[Progress], None]:
             stack.close()  # the bar of the run before
-            line(title)
+            say(title)
             return _begun(stack, path, setup, progress, debug)
 
-        failures = comparison.carry(made, start, line)
+        failures = comparison.carry(made, start, say)
     out_console.print(views.comparison_table(made.path))
-    line(f"the comparison lies in {made.path}")
+    say(f"the comparison lies in {made.path}")
     if failures:
         shown = "\n".join(f"{f['method']}, seed {f['seed']}: {f['reason']}" for f in failures)
         raise RunFailed(f"{len(failures)} of {len(made.runs)} runs failed:\n{shown}\ntry them again with: floco resume {made.path}")
@@ -198,7 +176,7 @@ def _stoppable(path: Path) -> Iterator[None]:
 def _begun(stack: ExitStack, path: Path, setup: Setup, start: Progress, debug: bool) -> Callable[[Progress], None]:
     """Say that a run is finished, or show its rounds until the stack is closed."""
     if start.round == setup.training.rounds:
-        out_console.print(f"{path} is finished: all {start.round} rounds are done", markup=False, highlight=False)
+        say(f"{path} is finished: all {start.round} rounds are done")
     return stack.enter_context(_shown(start.round, setup.training.rounds, debug))
 
 
@@ -221,7 +199,7 @@ def _shown(done: int, total: int, debug: bool) -> Iterator[Callable[[Progress], 
                 row = progress.evaluation.history
                 text = f"global {_percent(row['accuracy_global'])} personal {_percent(row['accuracy_personal'])}"
                 if not out_console.is_terminal:
-                    out_console.print(f"round {progress.round}/{total}: {text}", markup=False, highlight=False)
+                    say(f"round {progress.round}/{total}: {text}")
             bar.update(task, completed=progress.round, description=text, refresh=True)
 
         yield watch
@@ -229,9 +207,3 @@ def _shown(done: int, total: int, debug: bool) -> Iterator[Callable[[Progress], 
 
 def _percent(value: Any) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
-
-
-def main() -> None:
-    """Run the command line."""
-    sys.path.insert(0, "")  # module:function is looked for where the user stands
-    app()

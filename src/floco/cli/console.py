@@ -1,0 +1,38 @@
+"""What all commands share: the application, the consoles, and how errors are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from floco.errors import FlocoError, RunFailed
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Personalized federated learning on a solution simplex.")
+out_console = Console(soft_wrap=True)
+err_console = Console(stderr=True, soft_wrap=True)
+
+ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.toml]", help="Settings; without a file: the embedded digits.")]
+Overrides = Annotated[list[str] | None, typer.Option("-s", metavar="KEY=VALUE", help="Change a setting, e.g. -s training.rounds=50.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def say(text: str) -> None:
+    """Print text as it is."""
+    out_console.print(text, markup=False, highlight=False)
+
+
+@contextmanager
+def told(debug: bool) -> Iterator[None]:
+    """Turn errors into one message and an exit code: 2 for wrong use, 1 for a run that failed."""
+    try:
+        yield
+    except FlocoError as error:
+        if debug:
+            err_console.print_exception()
+        err_console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(1 if isinstance(error, RunFailed) else 2) from None

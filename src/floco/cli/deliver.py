@@ -1,0 +1,138 @@
+"""Models that leave the building: `floco export`, `predict`, `place`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from floco.cli.console import Debug, app, out_console, say, told
+from floco.errors import FlocoError
+
+if TYPE_CHECKING:
+    from floco.run import Run
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Client = Annotated[str | None, typer.Option("--client", metavar="ID", help="Whose model.")]
+Global = Annotated[bool, typer.Option("--global", help="The global model.")]
+Format = Annotated[str | None, typer.Option("--format", metavar="safetensors|pt2|onnx", help="Default: what PATH ends in, else safetensors.")]
+At = Annotated[str, typer.Option("--at", metavar="center|best", help="Floco and Floco+: the model at the client's center, or the best mixture for its training part.")]
+
+
+@app.command()
+def export(
+    path: RunPath,
+    client: Client = None,
+    global_: Global = False,
+    everyone: Annotated[bool, typer.Option("--all", help="Every client's model, and the global one.")] = False,
+    out: Annotated[Path | None, typer.Option("-o", metavar="PATH", help="A file, or a folder. Default: RUN/models.")] = None,
+    kind: Format = None,
+    at: At = "center",
+    debug: Debug = False,
+) -> None:
+    """Write models for use without floco, each with a card: plain state dicts, or graphs with the preprocessing inside."""
+    with told(debug):
+        if [client is not None, global_, everyone].count(True) != 1:
+            raise FlocoError("name one of --client ID, --global and --all")
+        files = _opened(path).export(out or path / "models", None if everyone else [client], kind=kind, at=at)
+        size = sum(f.stat().st_size for f in files)
+        say(f"{len(files)} model{'s' if len(files) > 1 else ''} with cards ({size / 1e6:.1f} MB): {files[0] if len(files) == 1 else files[0].parent}")
+
+
+@app.command()
+def predict(
+    path: RunPath,
+    data: Annotated[Path, typer.Argument(metavar="INPUT.npz", help="Samples x (N, ...), as in the data of the run; labels y, if there are any, are compared.")],
+    client: Client = None,
+    global_: Global = False,
+    out: Annotated[Path | None, typer.Option("-o", metavar="OUT.csv", help="One line a sample: label and probabilities. Default: the first lines are shown.")] = None,
+    at: At = "center",
+    mixtures: Annotated[int, typer.Option(min=0, help="Average this many models of the client's subregion.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Predict labels and probabilities with a client's model."""
+    with told(debug):
+        if (client is None) != global_:
+            raise FlocoError("name one of --client ID and --global")
+        arrays = _arrays(data, "x")
+        run = _opened(path)
+        table = run.predict(arrays["x"], client, at=at, mixtures=mixtures)
+        form = run.setup.federation.form
+        if "y" in arrays:
+            classes = form.classes(arrays["y"], f"{data}: y")
+            if len(classes) != len(table):
+                raise FlocoError(f"{data} holds {len(table)} samples and {len(classes)} labels")
+        if out is None:
+            say(table.head(10).round(4).to_string() + (f"\n... {len(table)} in all; -o FILE.csv writes them" if len(table) > 10 else ""))
+        else:
+            _write(out, table.to_csv(index=False))
+            say(f"{len(table)} predictions: {out}")
+        if "y" in arrays:
+            right = sum(form.names[c] == label for c, label in zip(classes.tolist(), table["label"], strict=True))
+            say(f"{right} of {len(table)} are as y says: accuracy {100 * right / len(table):.1f} %")
+
+
+@app.command()
+def place(
+    path: RunPath,
+    data: Annotated[Path, typer.Argument(metavar="DATA.npz", help="The newcomer's samples x (N, ...) and labels y (N,), as in the data of the run.")],
+    out: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Its model. Default: RUN/models/DATA.safetensors.")] = None,
+    kind: Format = None,
+    check: Annotated[bool, typer.Option("--check", help="Only ask whether the subregion of a known client still fits these data.")] = False,
+    client: Client = None,
+    debug: Debug = False,
+) -> None:
+    """Give a client that was not there a place on the simplex, and a model; nobody else changes."""
+    with told(debug):
+        if check != (client is not None):
+            raise FlocoError("--check and --client ID belong together: they ask whether a known client's subregion still fits; without both, a newcomer is placed")
+        arrays = _arrays(data, "x", "y")
+        run = _opened(path)
+        if client is not None:
+            _check(run, client, arrays)
+        else:
+            _place(run, arrays, data, out or path / "models" / data.stem, kind)
+
+
+def _place(run: Run, arrays: dict[str, Any], data: Path, out: Path, kind: str | None) -> None:
+    from floco import views
+
+    placed = run.place(arrays["x"], arrays["y"])
+    file = run.export_placed(placed, arrays["y"], out, source=data.name, kind=kind)
+    out_console.print(views.placement_table(placed))
+    say(f"its model and card: {file}")
+
+
+def _check(run: Run, client: str, arrays: dict[str, Any]) -> None:
+    from floco import views
+
+    found = run.check(client, arrays["x"], arrays["y"])
+    out_console.print(views.drift_table(found))
+    say(f"{found.verdict}: {found.advice}")
+    say(f"(by accident another point would be so much better with p = {found.p_moved:.4f}, and the loss at its center so much larger with p = {found.p_worse:.4f})")
+
+
+def _opened(path: Path) -> Run:
+    from floco.run import open_run
+
+    return open_run(path)
+
+
+def _arrays(path: Path, *needed: str) -> dict[str, Any]:
+    from floco.sources import read_npz
+
+    arrays = dict(read_npz(str(path), "data"))
+    for name in needed:
+        if name not in arrays:
+            raise FlocoError(f"{path} must hold {' and '.join(needed)}, and {name} is missing among {', '.join(arrays) or 'nothing'}")
+    return arrays
+
+
+def _write(path: Path, text: str) -> None:
+    from floco.files import replace_file
+
+    try:
+        replace_file(path, text.encode())
+    except OSError as error:
+        raise FlocoError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,116 @@
+"""Whether a client's subregion still fits its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from floco.errors import FlocoError
+from floco.evaluation import Row
+from floco.loop import Progress
+from floco.mixtures import Mixtures
+from floco.personal import own_point
+from floco.setup import Setup
+from floco.simplex import Mixing
+from floco.streams import one_thread, stream
+from floco.values import Tensors
+
+LEVEL = 0.01
+"""Chance to see a change where there is none."""
+_LEAST = 10  # samples for a test that could come out at this level
+_RESAMPLES = 9_999
+_BETTER = 0.9  # share of the center's loss below which another point is worth a remark
+_SHOWN = 3  # other clients in the evidence
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What new data of a known client say about its subregion."""
+
+    client: str
+    verdict: str
+    """`moved`: another point of the simplex is better for the new data than its center, by more than for the known ones;
+    `strange`: the loss at its center is larger, and no other point is better by more than before; else `fits`."""
+    p_moved: float
+    """Chance that the advantage of another point would be so much larger by accident."""
+    p_worse: float
+    """Chance that the loss at the center would be so much larger by accident."""
+    evidence: tuple[Row, ...]
+    """Points of the simplex: their loss on the client's own test part, and on the new data, in nats."""
+
+    @property
+    def advice(self) -> str:
+        """The verdict in a sentence."""
+        center, best = (float(str(row["loss_new"])) for row in self.evidence[:2])
+        more = f"; another point was better before, and is so now (loss {best:.3f} against {center:.3f}): see --at best" if best < _BETTER * center else ""
+        return {
+            "fits": f'the subregion of client "{self.client}" fits the new data as it fits the known ones{more}',
+            "moved": f'the subregion of client "{self.client}" no longer fits: another point of the simplex is better for the new data; place them anew',
+            "strange": f'the loss of client "{self.client}" has grown, and no other point of the simplex makes up for it: check the data, or train again',
+        }[self.verdict]
+
+
+def drift(setup: Setup, progress: Progress, client: str, x: torch.Tensor, y: torch.Tensor) -> Drift:
+    """Return whether a client's subregion still fits, from new raw samples x (n, C, ...) and class numbers y (n,).
+
+    On each half of the new data the best mixture is found, and judged on the other half; the same on the client's own test
+    part. Two permutation tests compare new and known samples, each at half of the level: is the advantage of the best mixture
+    over the center larger, and is the loss at the center larger?
+
+    Raises:
+        FlocoError: the client has no center, or there are too few samples.
+    """
+    algorithm, simplex, center = own_point(setup, progress, client)
+    centers = {c: own["center"] for c, own in progress.state.by_client.items() if "center" in own}
+    if client not in centers:
+        raise FlocoError(f'client "{client}" has no center yet, so that there is nothing to check: the clients were not assigned, or it has sent no signal since')
+    test = setup.federation.client(client).test
+    known = setup.federation.x[test], setup.federation.y[test]
+    if min(len(y), len(test)) < _LEAST:
+        raise FlocoError(f"a check needs {_LEAST} new samples at least and as many in the client's own test part, got {len(y)} and {len(test)}")
+    with one_thread():
+        ours, theirs = (_Judged(setup, algorithm.mixing, simplex, *samples, center) for samples in (known, (x, y)))
+        p_moved = _p_larger(theirs.at_center - theirs.at_best, ours.at_center - ours.at_best, setup.seed)
+        p_worse = _p_larger(theirs.at_center, ours.at_center, setup.seed)
+        others = sorted((theirs.loss(at), c) for c, at in centers.items() if c != client)[:_SHOWN]
+        points = {"its center": center, **{f"center of {c}": centers[c] for _, c in others}, "middle": theirs.mixtures.middle}
+        evidence: list[Row] = [{"point": name, "loss_known": ours.loss(at), "loss_new": theirs.loss(at)} for name, at in points.items()]
+    best: Row = {"point": "best mixture, on the half it has not seen", "loss_known": float(ours.at_best.mean()), "loss_new": float(theirs.at_best.mean())}
+    verdict = "moved" if p_moved < LEVEL / 2 else "strange" if p_worse < LEVEL / 2 else "fits"
+    return Drift(client, verdict, p_moved, p_worse, (evidence[0], best, *evidence[1:]))
+
+
+class _Judged:
+    """Losses of single samples at a client's center, and at the best mixture found on the half that they are not in."""
+
+    def __init__(self, setup: Setup, mixing: Mixing, simplex: Tensors, x: torch.Tensor, y: torch.Tensor, center: torch.Tensor) -> None:
+        self.mixtures, self._y = Mixtures(setup, mixing, simplex, x), y
+        halves = torch.randperm(len(y), generator=stream(setup.seed, "halves")).tensor_split(2)
+        self.at_center = self._losses(center)
+        self.at_best = torch.empty_like(self.at_center)
+        for mine, other in (halves, halves[::-1]):
+            self.at_best[mine] = self._losses(self.mixtures.best(y, near=center, rows=other))[mine]
+
+    def _losses(self, alpha: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return cross_entropy(self.mixtures.logits(alpha), self._y, reduction="none")
+
+    def loss(self, alpha: torch.Tensor) -> float:
+        """Return the mean loss at a mixture."""
+        return float(self._losses(alpha).mean())
+
+
+def _p_larger(new: torch.Tensor, known: torch.Tensor, seed: int) -> float:
+    """Return the one-sided p value of a permutation test: is the mean of the new values larger?"""
+    from scipy.stats import permutation_test  # here: half a second to import
+
+    def difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+        found: np.ndarray = a.mean(axis=axis) - b.mean(axis=axis)
+        return found
+
+    rng = np.random.default_rng(stream(seed, "permutations").initial_seed())
+    found = permutation_test((new.numpy(), known.numpy()), difference, vectorized=True, n_resamples=_RESAMPLES, batch=500, alternative="greater", rng=rng)
+    return float(found.pvalue)

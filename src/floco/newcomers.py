@@ -1,0 +1,184 @@
+"""Clients that were not there: a place on the simplex and a model for them, without anybody's training again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from floco.algorithms import FedAvgFT
+from floco.algorithms.floco import OnSimplex
+from floco.client import adapted, prepared
+from floco.errors import FlocoError
+from floco.evaluation import Row
+from floco.federation import Client, Federation
+from floco.inference import global_model, logits
+from floco.metrics import METRICS, Score, score
+from floco.mixtures import Mixtures
+from floco.network import Network
+from floco.setup import Setup
+from floco.simplex import Assignment, Mixing
+from floco.streams import one_thread, stream
+from floco.training import run
+from floco.values import OWN, Message, ServerState, Tensors, under
+
+_ALL = 20  # samples up to which each is left out in turn
+_FOLDS = 5  # parts that are left out in turn if there are more
+SIZES = (5, 10, 20, 50)
+"""Numbers of samples with which newcomers are tried, beside all that they have."""
+_NAME = "newcomer"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A place that a newcomer could have."""
+
+    rule: str
+    """`global`: 1/M; `signal`: where the assignment's map puts its signal; `data`: the best mixture for its samples."""
+    alpha: torch.Tensor
+    """(M,) float64."""
+    loss: float
+    """Mean loss on samples that were left out, in nats."""
+    accuracy: float
+    """Accuracy on them, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a newcomer is on the simplex, and what else it could have been."""
+
+    candidates: tuple[Candidate, ...]
+    network: Network = field(repr=False)
+    simplex: Tensors = field(repr=False)
+    """The shared simplex, network tensors with endpoints (M, ...)."""
+    mixing: Mixing = field(repr=False)
+
+    @property
+    def chosen(self) -> Candidate:
+        """The candidate of least loss on left-out samples; of equal ones the first."""
+        return min(self.candidates, key=lambda c: c.loss)
+
+    @property
+    def center(self) -> torch.Tensor:
+        """Its place, (M,) float64."""
+        return self.chosen.alpha
+
+    @property
+    def tensors(self) -> Tensors:
+        """Network tensors of its model."""
+        return self.mixing(self.simplex, self.center.float())
+
+    @property
+    def module(self) -> nn.Module:
+        """Its model: an ordinary module of the user's class, for normalised inputs, in eval mode."""
+        return self.network.holding(self.tensors)
+
+
+def place(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) -> Placement:
+    """Return a place and a model for a newcomer with raw samples x (n, C, ...) and class numbers y (n,); n >= 2.
+
+    Three rules are tried: the middle; the stored map of the assignment, at the signal of one local training; and the best
+    mixture for the samples, argmin of the loss (`Mixtures.best`). Each sample in turn (of more than 20: a fifth of them) is
+    left out, the rules are carried out on the others, and the one with the least loss on those left out is taken, with
+    all samples. Nobody else changes.
+
+    Raises:
+        FlocoError: the run has no simplex or no assignment, or a newcomer has one sample only.
+    """
+    algorithm, stored = _assigned(setup, state)
+    if len(y) < 2:
+        raise FlocoError(f"a newcomer needs 2 labelled samples at least, one to place it and one to check, got {len(y)}")
+    parts = _left_out(len(y), setup.seed)
+    alone = _alone(setup, x, y, parts)
+    with one_thread():
+        mixtures = Mixtures(setup, algorithm.mixing, state.shared, x)
+        rules: dict[str, Callable[[str], torch.Tensor]] = {
+            "global": lambda who: mixtures.middle,
+            "signal": lambda who: _by_signal(alone, algorithm, stored, state, who),
+            "data": lambda who: mixtures.best(y, rows=alone.federation.client(who).train),
+        }
+        candidates = tuple(_candidate(rule, at, mixtures, alone) for rule, at in rules.items())
+    return Placement(candidates, setup.network, state.shared, algorithm.mixing)
+
+
+def _assigned(setup: Setup, state: ServerState) -> tuple[OnSimplex, Assignment]:
+    if not isinstance(setup.algorithm, OnSimplex):
+        raise FlocoError(f"a newcomer is placed on the solution simplex, and algorithm {setup.algorithm.name} has none: only floco and floco+ have one")
+    if setup.local_buffers:
+        raise FlocoError('a newcomer cannot be placed in a run with training.buffers = "local": it has no statistics of its own, and the server has none')
+    stored = setup.algorithm.assignment(state)
+    if stored is None:
+        at = setup.algorithm.assign_at
+        raise FlocoError(f"a newcomer is placed by the map of the assignment, and there was none in this run: algorithm.assign_at = {at}, after round {state.round}")
+    return setup.algorithm, stored
+
+
+def _left_out(n: int, seed: int) -> list[torch.Tensor]:
+    order = torch.randperm(n, generator=stream(seed, "left out"))
+    return list(order.tensor_split(n if n <= _ALL else _FOLDS))
+
+
+def _alone(setup: Setup, x: torch.Tensor, y: torch.Tensor, parts: list[torch.Tensor]) -> Setup:
+    """Return the setup of a federation of the newcomer alone: once with all samples, and once without each part."""
+    everything = torch.arange(len(y))
+    clients = [Client(_NAME, everything, everything)]
+    clients += [Client(f"{_NAME}-{i}", everything[~torch.isin(everything, part)], part) for i, part in enumerate(parts)]
+    federation = setup.federation
+    return replace(setup, federation=Federation(x, y, tuple(clients), federation.names, normalization=federation.normalization))
+
+
+def _by_signal(alone: Setup, algorithm: OnSimplex, stored: Assignment, state: ServerState, who: str) -> torch.Tensor:
+    """Return where the map of the assignment puts a newcomer, from one local training on the shared simplex."""
+    trained = run(alone, prepared(alone, who, Message(state.round + 1, "probe", state.shared), None))
+    return stored.place(algorithm.mixing.signal(state.shared, trained)[None])[0]
+
+
+def _candidate(rule: str, at: Callable[[str], torch.Tensor], mixtures: Mixtures, alone: Setup) -> Candidate:
+    everyone, *others = alone.federation.clients
+    found = [score(mixtures.logits(at(c.id), c.test), alone.federation.y[c.test]) for c in others]
+    judged = sum(found[1:], start=found[0])
+    return Candidate(rule, at(everyone.id), judged.loss, judged.accuracy)
+
+
+def newcomer_rows(setup: Setup, state: ServerState) -> list[Row]:
+    """Return how the held-out clients fare with 5, 10, 20, 50 and all of their training samples, on their own test parts.
+
+    One row for each client, number of samples and model: `placed` (Floco and Floco+, after the assignment), `global`, `global+ft`
+    (the global model after local epochs) and `local` (initial weights, as many epochs as a participant has in the mean).
+    """
+    rows: list[Row] = []
+    for client in setup.federation.held_out:
+        order = client.train[torch.randperm(len(client.train), generator=stream(setup.seed, "newcomer", client.id))]
+        test = setup.federation.x[client.test], setup.federation.y[client.test]
+        for n in [*(s for s in SIZES if s < len(order)), len(order)]:
+            few = setup.federation.x[order[:n]], setup.federation.y[order[:n]]
+            rows += [
+                {"client": client.id, "samples": n, "model": model, "rule": rule, **{m: getattr(judged, m) for m in METRICS}}
+                for model, rule, judged in _judged(setup, state, few, test)
+            ]
+    return rows
+
+
+def _judged(setup: Setup, state: ServerState, few: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]) -> list[tuple[str, str, Score]]:
+    """Return name, rule and metrics of each model that a newcomer could have."""
+    with one_thread():
+        epochs = max(1, round(setup.training.rounds * setup.training.fraction)) * setup.training.epochs
+        initial = {**setup.network.parameters, **setup.network.buffers}
+        models = [("local", "", _fine_tuned(setup, initial, few, epochs))]
+        shared = global_model(setup, Message(state.round, "evaluate", state.shared))
+        if shared is not None:
+            names = (*setup.network.layout.parameters, *setup.network.layout.buffers)
+            middle = {n: shared[n] for n in names}
+            models = [("global", "", middle), ("global+ft", "", _fine_tuned(setup, middle, few, None)), *models]
+        if isinstance(setup.algorithm, OnSimplex) and setup.algorithm.assignment(state) is not None and not setup.local_buffers and len(few[1]) > 1:
+            placed = place(setup, state, *few)
+            models = [("placed", placed.chosen.rule, placed.tensors), *models]
+        return [(name, rule, score(logits(setup, tensors, test[0]), test[1])) for name, rule, tensors in models]
+
+
+def _fine_tuned(setup: Setup, start: Tensors, few: tuple[torch.Tensor, torch.Tensor], epochs: int | None) -> Tensors:
+    """Return network tensors after local epochs (None: those of a round) on a newcomer's samples."""
+    alone = replace(_alone(setup, *few, []), algorithm=FedAvgFT(personal_epochs=epochs))
+    return under(adapted(alone, _NAME, Message(setup.training.rounds, "evaluate", start), None), OWN)

@@ -1,0 +1,235 @@
+"""Newcomers, the best mixtures, and drift."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import floco as package
+from conftest import floco, make, rows, same, train, write_blobs
+from floco.algorithms import FedAvg, Floco
+from floco.errors import FlocoError
+from floco.federation import Client
+from floco.mixtures import Mixtures
+from floco.newcomers import newcomer_rows, place
+from floco.simplex.optimum import lowest
+
+FOLDS = ["-s", "data.clients=20", "-s", "data.held_out=5", "-s", "training.rounds=40", "-s", "run.evaluate_every=40", "-s", "run.engine=serial"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits in five folds, one client of each held out."""
+    path = tmp_path_factory.mktemp("digits") / "run"
+    done = floco("run", *FOLDS, "--out", path)
+    assert done.exit_code == 0, done.output
+    return path
+
+
+def data_of(run: package.Run, client: str, part: str = "train") -> tuple[np.ndarray, np.ndarray]:
+    federation = run.setup.federation
+    chosen = getattr(federation.client(client), part)
+    return federation.x[chosen].squeeze(1).numpy(), federation.y[chosen].numpy()
+
+
+def test_the_lowest_point_is_no_higher_than_any_of_a_fine_grid() -> None:
+    g = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        corners, y = 3 * torch.randn(3, 12, 4, generator=g, dtype=torch.float64), torch.randint(4, (12,), generator=g)
+
+        def loss(alpha: torch.Tensor, corners: torch.Tensor = corners, y: torch.Tensor = y) -> torch.Tensor:
+            return cross_entropy(torch.einsum("m,mnc->nc", alpha, corners), y)
+
+        found = lowest(loss, torch.full((3,), 1 / 3))
+        assert float(found.sum()) == pytest.approx(1, abs=1e-12)
+        assert float(found.min()) >= 0
+        grid = torch.tensor([[i, j, 50 - i - j] for i in range(51) for j in range(51 - i)], dtype=torch.float64) / 50
+        mixed = torch.einsum("am,mnc->acn", grid, corners)
+        assert float(loss(found)) <= float(cross_entropy(mixed, y.expand(len(grid), -1), reduction="none").mean(1).min()) + 1e-6
+
+
+def test_what_cannot_be_minimised_is_an_error() -> None:
+    with pytest.raises(FlocoError, match="no lowest mixture was found"):
+        lowest(lambda a: (a * float("nan")).sum(), torch.full((3,), 1 / 3))
+
+
+@pytest.mark.parametrize("mix", ["last", ("0.weight",)])
+def test_the_best_mixture_has_no_lower_neighbour(mix: Any) -> None:
+    setup = make(Floco(endpoints=3, assign_at=2, mix=mix))
+    state = train(setup)[-1].state
+    x, y = setup.federation.x, setup.federation.y
+    mixtures = Mixtures(setup, setup.algorithm.mixing, state.shared, x)
+    assert mixtures.linear == (mix == "last")
+    best = mixtures.best(y)
+
+    def objective(alpha: torch.Tensor) -> float:
+        return float(cross_entropy(mixtures.logits(alpha), y) + (alpha - 1 / 3).square().sum() / len(y))
+
+    for other in torch.eye(3, dtype=torch.float64):
+        for step in (0.02, 0.2, 1.0):
+            assert objective(best) <= objective((1 - step) * best + step * other) + 1e-5
+
+
+def test_held_out_clients_are_reported_against_what_they_could_have_otherwise(digits: Path) -> None:
+    table = rows(digits / "newcomers.csv")
+    assert {r["client"] for r in table} == {f"client-{i}" for i in range(15, 20)}
+    assert {r["model"] for r in table} == {"placed", "global", "global+ft", "local"}
+    assert {int(r["samples"]) for r in table} >= {5, 10, 20, 50}
+
+    def mean(model: str, least: int, most: int) -> float:
+        return float(np.mean([float(r["loss"]) for r in table if r["model"] == model and least <= int(r["samples"]) <= most]))
+
+    for least, most in ((5, 5), (10, 10), (20, 20), (51, 1000)):
+        assert mean("placed", least, most) < min(mean("global", least, most), mean("local", least, most))
+
+
+def test_placing_a_newcomer_changes_nobody_else_and_gives_a_model(digits: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in digits.rglob("*") if p.is_file() and p.name != ".lock"}
+    run = package.open_run(digits)
+    x, y = data_of(run, "client-16")
+    np.savez(tmp_path / "new.npz", x=x, y=y)
+    done = floco("place", digits, tmp_path / "new.npz", "-o", tmp_path / "new.onnx")
+    assert done.exit_code == 0, done.output
+    assert {p.name for p in tmp_path.iterdir()} == {"new.npz", "new.onnx", "new.json", "new.md"}
+    assert {p: p.read_bytes() for p in digits.rglob("*") if p.is_file() and p.name != ".lock"} == before
+    placed = run.place(x, y)
+    assert [c.rule for c in placed.candidates] == ["global", "signal", "data"]
+    assert placed.chosen.loss == min(c.loss for c in placed.candidates)
+    assert float(placed.center.sum()) == pytest.approx(1)
+    with torch.no_grad():
+        found = placed.module(run.setup.federation.normalization(torch.from_numpy(x)[:, None])).softmax(1)
+    mixed = run.setup.algorithm.mixing(run.progress.state.shared, placed.center.float())
+    assert torch.equal(placed.module.get_parameter("3.weight"), mixed["3.weight"])
+    assert (found.argmax(1).numpy() == y).mean() > 0.9
+
+
+def test_a_place_by_the_stored_map_is_where_the_assignment_would_put_the_same_signal(digits: Path) -> None:
+    """The state before the assignment and a participant's own data give its own center again: nobody moved."""
+    run = package.open_run(digits)
+    algorithm, state = run.setup.algorithm, run.progress.state
+    assert isinstance(algorithm, Floco)
+    stored = algorithm.assignment(state)
+    assert stored is not None
+    again = stored.place(torch.zeros(1, len(stored.mean), dtype=torch.float64) + stored.mean)
+    assert float(again.sum()) == pytest.approx(1)
+
+
+def test_samples_that_are_left_out_do_not_place_anybody() -> None:
+    """With labels that are noise, the rule that fits best on what it has seen must not look better than the middle."""
+    setup = make(Floco(endpoints=4, assign_at=2), model=None)
+    state = train(setup)[-1].state
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 5, generator=g), torch.randint(3, (40,), generator=g)
+    placed = place(setup, state, x, y)
+    by_rule = {c.rule: c for c in placed.candidates}
+    mixtures = Mixtures(setup, setup.algorithm.mixing, state.shared, x)
+    seen = float(cross_entropy(mixtures.logits(by_rule["data"].alpha), y))
+    assert seen < by_rule["data"].loss
+
+
+def test_one_sample_and_a_run_without_assignment_are_told(tmp_path: Path) -> None:
+    setup = make(Floco(endpoints=3, assign_at=2))
+    state = train(setup)[-1].state
+    with pytest.raises(FlocoError, match="2 labelled samples at least.*got 1"):
+        place(setup, state, torch.randn(1, 5), torch.tensor([0]))
+    never = make(Floco(endpoints=3, assign_at="never"))
+    with pytest.raises(FlocoError, match="there was none in this run: algorithm.assign_at = never"):
+        place(never, train(never)[-1].state, torch.randn(4, 5), torch.tensor([0, 1, 2, 0]))
+    plain = make(FedAvg())
+    with pytest.raises(FlocoError, match="algorithm fedavg has none"):
+        place(plain, train(plain)[-1].state, torch.randn(4, 5), torch.tensor([0, 1, 2, 0]))
+
+
+def test_methods_without_a_simplex_report_newcomers_too() -> None:
+    setup = make(FedAvg())
+    federation = setup.federation
+    members, kept = federation.clients[:-1], federation.clients[-1:]
+    held = make(FedAvg(), federation=type(federation)(federation.x, federation.y, members, federation.names, held_out=kept))
+    table = newcomer_rows(held, train(held)[-1].state)
+    assert {r["model"] for r in table} == {"global", "global+ft", "local"}
+    assert {r["client"] for r in table} == {kept[0].id}
+
+
+def test_a_run_that_is_killed_before_its_newcomers_are_written_writes_them_when_resumed(tmp_path: Path) -> None:
+    source = write_blobs(tmp_path / "blobs.npz")
+    settings = [f"data.source=npz:{source}", "data.split=natural", "data.held_out=2", "training.rounds=2", "run.engine=serial"]
+    assert floco("run", *[w for s in settings for w in ("-s", s)], "--out", tmp_path / "run").exit_code == 0
+    written = (tmp_path / "run" / "newcomers.csv").read_bytes()
+    (tmp_path / "run" / "newcomers.csv").unlink()
+    assert floco("resume", tmp_path / "run").exit_code == 0
+    assert (tmp_path / "run" / "newcomers.csv").read_bytes() == written
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """A run of five clients with two main digits each, and for each client samples that came later."""
+    folder = tmp_path_factory.mktemp("groups")
+    samples = package.load("digits")
+    x, y = samples.x.squeeze(1).numpy(), samples.y
+    g = np.random.default_rng(0)
+    owner = np.where(g.random(len(y)) < 0.9, y // 2, g.integers(5, size=len(y)))
+    later = g.random(len(y)) < 0.3
+    np.savez(folder / "now.npz", x=x[~later], y=y[~later], client=np.array([f"c{i}" for i in owner[~later]]))
+    settings = [f"data.source=npz:{folder / 'now.npz'}", "data.split=natural", "data.test_share=0.4", "algorithm.endpoints=5", "training.rounds=30", "training.fraction=1.0"]
+    done = floco("run", *[w for s in settings for w in ("-s", s)], "-s", "run.evaluate_every=30", "-s", "run.engine=serial", "--out", folder / "run")
+    assert done.exit_code == 0, done.output
+    return folder / "run", {f"c{i}": (x[later & (owner == i)], y[later & (owner == i)]) for i in range(5)}
+
+
+def test_a_subregion_fits_later_data_of_its_client_and_no_other_groups(groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], tmp_path: Path) -> None:
+    path, later = groups
+    run = package.open_run(path)
+    verdicts: list[str] = []
+    for client in later:
+        assert run.check(client, *later[client]).verdict == "fits"
+        found = [run.check(client, *later[other]) for other in later if other != client]
+        assert all(f.evidence[0]["loss_new"] > f.evidence[0]["loss_known"] for f in found)
+        verdicts += [f.verdict for f in found]
+    assert len(verdicts) == 20
+    assert verdicts.count("moved") >= 16
+    assert verdicts.count("fits") <= 2
+    noise = np.random.default_rng(0).integers(0, 17, (60, 8, 8)).astype(np.uint8)
+    assert run.check("c0", noise, np.arange(60) % 2).verdict == "strange"
+    np.savez(tmp_path / "moved.npz", x=later["c3"][0], y=later["c3"][1])
+    done = floco("place", path, tmp_path / "moved.npz", "--check", "--client", "c0")
+    assert done.exit_code == 0, done.output
+    for words in ("its center", "best mixture", "center of c3", "moved: the subregion"):
+        assert words in done.output
+    assert [p.name for p in tmp_path.iterdir()] == ["moved.npz"]
+
+
+def test_a_check_needs_samples_and_a_center(digits: Path) -> None:
+    run = package.open_run(digits)
+    x, y = data_of(run, "client-0")
+    with pytest.raises(FlocoError, match="10 new samples at least.*got 4"):
+        run.check("client-0", x[:4], y[:4])
+    done = floco("place", digits, "in.npz", "--check")
+    assert done.exit_code == 2
+    assert "--check and --client ID belong together" in done.output
+
+
+def test_floco_plus_places_and_finds_the_best_point_on_the_clients_own_simplex() -> None:
+    setup = make(package.FlocoPlus(endpoints=3, assign_at=2), fraction=1.0)
+    progress = train(setup)[-1]
+    run = package.Run(setup, progress)
+    shared, own = (package.Run(make(a, fraction=1.0), progress) for a in (Floco(endpoints=3, assign_at=2), package.FlocoPlus(endpoints=3, assign_at=2)))
+    assert not same(dict(shared.personal("north").state_dict()), dict(own.personal("north").state_dict()))
+    best = run.personal("north", at="best")
+    client: Client = setup.federation.client("north")
+    inputs, labels = setup.federation.inputs(client.train), setup.federation.y[client.train]
+    with torch.no_grad():
+        assert float(cross_entropy(best(inputs), labels)) < float(cross_entropy(run.personal("north")(inputs), labels))
+
+
+def test_a_clients_model_is_at_its_center_or_at_the_best_mixture_for_its_training_part() -> None:
+    setup = make(Floco(endpoints=3, assign_at=2), fraction=1.0)
+    run = package.Run(setup, train(setup)[-1])
+    client, mixing, shared = setup.federation.client("north"), setup.algorithm.mixing, run.progress.state.shared
+    best = Mixtures(setup, mixing, shared, setup.federation.x[client.train]).best(setup.federation.y[client.train], near=run.progress.state.by_client["north"]["center"])
+    assert torch.equal(run.personal("north", at="best").get_parameter("2.weight"), mixing(shared, best.float())["2.weight"])
+    center = run.progress.state.by_client["north"]["center"]
+    assert torch.equal(run.personal("north").get_parameter("2.weight"), mixing(shared, center.float())["2.weight"])
+    assert not torch.equal(best, center)
