@@ -113,7 +113,7 @@ def test_budgets_of_the_package() -> None:
     assert sum(n for p, n in core.items() if p.parent.name != "algorithms" or p.stem.startswith("floco")) <= 3000
     assert sum(n for p, n in lines.items() if part(module(p)) in FAST) <= 520
     away = sum(n for p, n in lines.items() if p.stem in AWAY)
-    assert away <= 650
+    assert away <= 820
     assert sum(lines.values()) - away <= 5000
 
 
