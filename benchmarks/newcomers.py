@@ -25,10 +25,9 @@ if __name__ == "__main__":
         parts.append(new.assign(folder=folder.name))
     table = pd.concat(parts)
     table.to_csv(sys.argv[where + 1], index=False)
-    table["number"] = table["samples"].where(table["samples"] <= 50, "all")
-    print((100 * table.pivot_table(index="model", columns="number", values="accuracy")).round(1).to_string())
-    print(table[table.model == "placed"].pivot_table(index="rule", columns="number", values="client", aggfunc="count").to_string())
-    for number, rows in table[table.model == "placed"].groupby("number", sort=False):
+    print((100 * table.pivot_table(index="model", columns="size", values="accuracy")).round(1).to_string())
+    print(table[table.model == "placed"].pivot_table(index="rule", columns="size", values="client", aggfunc="count").to_string())
+    for number, rows in table[table.model == "placed"].groupby("size", sort=False):
         apart = 100 * (rows["accuracy"] - rows["with_accuracy_personal"])
         half = t.ppf(0.975, len(apart) - 1) * apart.std() / math.sqrt(len(apart))
         interval = f"95 % interval {apart.mean() - half:+.2f} to {apart.mean() + half:+.2f} ({len(apart)} pairs)"

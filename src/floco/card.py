@@ -39,7 +39,6 @@ def card(setup: Setup, title: str, score: Score | None, versions: Mapping[str, A
             "divided_by": 255 if form.dtype == "uint8" else 1,
             "mean": list(form.normalization.mean),
             "std": list(form.normalization.std),
-            "ranges": [list(r) for r in form.ranges],
         },
         "labels": {"names": list(form.names), "values": list(form.values)},
         "network": {"layers": str(setup.network.module), "parameters": sum(t.numel() for t in setup.network.parameters.values())},
@@ -77,20 +76,25 @@ def markdown(facts: Card) -> str:
     else:
         lines += ["- The preprocessing is part of the graph. It returns logits and probabilities, (N, C) each."]
     lines += [f"- Output: {len(labels['names'])} classes, in this order: {', '.join(labels['names'])}.", "", "## How good it is", ""]
-    lines += _metric_lines(judged, facts["tested_on"])
+    lines += _metric_lines(judged, facts)
     lines += ["", "## How it was made", ""]
     data = facts["data"]
     lines += [f"- Data: {data['source']}; {data['samples']} training samples ({', '.join(f'{n} {c}' for n, c in data['labels'].items() if c)})."]
-    lines += [f"- Method: {_settings(facts['algorithm'])}; round {facts['round']}, seed {facts['seed']}.", f"- Training: {_settings(facts['training'])}."]
+    lines += [
+        f"- Method: {_settings(facts['algorithm'])}; round {facts['round']} of {facts['training']['rounds']}, seed {facts['seed']}.",
+        f"- Training: {_settings(facts['training'])}.",
+    ]
+    lines += [f"- The client took part in {facts['participated']} rounds."] if "participated" in facts else []
     where = facts.get("at") or facts.get("placed_by")
     lines += [f"- Point on the simplex ({where}): {', '.join(f'{a:.4g}' for a in facts['mixture'])}."] if where else []
     lines += [f"- Versions: {', '.join(f'{k} {v}' for k, v in facts['versions'].items() if v)}.", "", f"{facts['network']['parameters']:,} parameters:", ""]
     return "\n".join([*lines, "```", facts["network"]["layers"], "```", ""])
 
 
-def _metric_lines(judged: dict[str, Any] | None, where: str) -> list[str]:
+def _metric_lines(judged: dict[str, Any] | None, facts: Card) -> list[str]:
     if judged is None:
-        return ["It was not tested: there are no samples for it."]
+        return [f"{r['rule']}: accuracy {100 * r['accuracy']:.1f} %, loss {r['loss']:.3f} on its own samples, left out in turn." for r in facts["left_out"] if r["chosen"]]
+    where = facts["tested_on"]
     worst = [f"{c['class']} {100 * c['recall']:.0f} % of {c['samples']}" for c in judged["classes"][:_WORST]]
     return [
         f"On {judged['samples']} samples ({where}): accuracy {100 * judged['accuracy']:.1f} %, balanced accuracy {100 * judged['balanced_accuracy']:.1f} %, "

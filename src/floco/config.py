@@ -36,6 +36,8 @@ class Data(Settings):
     share: float = setting(0.8, "folds: part of a client's samples that comes from its fold's classes", low=0, high=1)
     alpha: float = setting(0.5, "dirichlet, dirichlet-sizes: concentration; small is heterogeneous", above=0)
     classes: int = setting(2, "pathological: classes of each client", low=1)
+    id: str = setting("site", "single: the client's id")
+    labels: tuple[str, ...] = setting((), "labels as text, in the order of the classes (empty: those that occur, sorted); sites must agree on them")
     order: str | None = setting(None, "a column; the test part is then a client's latest samples (empty: at random)")
     normalize: str = setting("train", "statistics of the training parts, fixed ones, or none", choices=("train", "fixed", "none"))
     mean: tuple[float, ...] = setting((), "normalize fixed: mean of each channel")
@@ -81,6 +83,17 @@ class Run(Settings):
 
 
 @dataclass(frozen=True)
+class Flower(Settings):
+    """A run across organisations (docs/flower.md); of no effect elsewhere."""
+
+    sites: int = setting(2, "sites that must have joined before the first round", low=1)
+    shape: tuple[int, ...] = setting((), "shape of one sample, as the sites' sources have it", low=1)
+    wait: float = setting(600.0, "seconds to wait for sites to join, and for enough of them to be connected", above=0)
+    deadline: float = setting(3600.0, "seconds after which a round closes without those that have not answered", above=0)
+    quorum: float = setting(0.5, "share of the clients asked to train that must have answered when a round closes", above=0, high=1)
+
+
+@dataclass(frozen=True)
 class Config(Settings):
     """All settings of one run."""
 
@@ -90,9 +103,10 @@ class Config(Settings):
     algorithm: Algorithm = field(default_factory=Floco)
     training: Training = field(default_factory=Training)
     run: Run = field(default_factory=Run)
+    flower: Flower = field(default_factory=Flower)
 
 
-_SECTIONS: dict[str, type[Any]] = {"data": Data, "model": Model, "training": Training, "run": Run}
+_SECTIONS: dict[str, type[Any]] = {"data": Data, "model": Model, "training": Training, "run": Run, "flower": Flower}
 
 
 def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -191,7 +205,7 @@ def _comment(f: dataclasses.Field[Any]) -> str:
 def to_toml(config: Config) -> str:
     """Return the configuration as TOML, with a comment a line; reading it back gives the same configuration."""
     lines = _lines(config)
-    for name in ("data", "model", "algorithm", "training", "run"):
+    for name in ("data", "model", "algorithm", "training", "run", "flower"):
         value = getattr(config, name)
         lines += ["", f"[{name}]"]
         lines += [f"name = {_toml(value.name)}  # one of {', '.join(ALGORITHMS)}"] if name == "algorithm" else []
@@ -202,7 +216,7 @@ def to_toml(config: Config) -> str:
 def reference() -> str:
     """Return the table of all keys, their defaults and meaning, as Markdown."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
-    groups: list[tuple[str, type[Any]]] = [("", Config), ("data.", Data), ("model.", Model), ("training.", Training), ("run.", Run)]
+    groups: list[tuple[str, type[Any]]] = [("", Config), ("data.", Data), ("model.", Model), ("training.", Training), ("run.", Run), ("flower.", Flower)]
     groups += [(f"algorithm. ({name})", cls) for name, cls in ALGORITHMS.items()]
     for prefix, cls in groups:
         start, _, which = prefix.partition(" ")

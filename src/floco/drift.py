@@ -38,14 +38,18 @@ class Drift:
     """Chance that the advantage of another point would be so much larger by accident."""
     p_worse: float
     """Chance that the loss at the center would be so much larger by accident."""
+    loss_center: float
+    """Mean loss of the new data at its center, in nats."""
+    loss_best: float
+    """At the best mixture, found on the half of the new data that it is not judged on."""
     evidence: tuple[Row, ...]
     """Points of the simplex: their loss on the client's own test part, and on the new data, in nats."""
 
     @property
     def advice(self) -> str:
         """The verdict in a sentence."""
-        center, best = (float(str(row["loss_new"])) for row in self.evidence[:2])
-        more = f"; another point was better before, and is so now (loss {best:.3f} against {center:.3f}): see --at best" if best < _BETTER * center else ""
+        better = self.loss_best < _BETTER * self.loss_center
+        more = f"; another point was better before, and is so now (loss {self.loss_best:.3f} against {self.loss_center:.3f}): see --at best" if better else ""
         return {
             "fits": f'the subregion of client "{self.client}" fits the new data as it fits the known ones{more}',
             "moved": f'the subregion of client "{self.client}" no longer fits: another point of the simplex is better for the new data; place them anew',
@@ -58,7 +62,8 @@ def drift(setup: Setup, progress: Progress, client: str, x: torch.Tensor, y: tor
 
     On each half of the new data the best mixture is found, and judged on the other half; the same on the client's own test
     part. Two permutation tests compare new and known samples, each at half of the level: is the advantage of the best mixture
-    over the center larger, and is the loss at the center larger?
+    over the center larger, and is the loss at the center larger? The tests take as many samples of the one as of the other, at
+    random: a mixture that is found on more samples is a better one.
 
     Raises:
         FlocoError: the client has no center, or there are too few samples.
@@ -72,7 +77,8 @@ def drift(setup: Setup, progress: Progress, client: str, x: torch.Tensor, y: tor
     if min(len(y), len(test)) < _LEAST:
         raise FlocoError(f"a check needs {_LEAST} new samples at least and as many in the client's own test part, got {len(y)} and {len(test)}")
     with one_thread():
-        ours, theirs = (_Judged(setup, algorithm.mixing, simplex, *samples, center) for samples in (known, (x, y)))
+        n = min(len(y), len(test))
+        ours, theirs = (_Judged(setup, algorithm.mixing, simplex, *samples, center, n) for samples in (known, (x, y)))
         p_moved = _p_larger(theirs.at_center - theirs.at_best, ours.at_center - ours.at_best, setup.seed)
         p_worse = _p_larger(theirs.at_center, ours.at_center, setup.seed)
         others = sorted((theirs.loss(at), c) for c, at in centers.items() if c != client)[:_SHOWN]
@@ -80,19 +86,21 @@ def drift(setup: Setup, progress: Progress, client: str, x: torch.Tensor, y: tor
         evidence: list[Row] = [{"point": name, "loss_known": ours.loss(at), "loss_new": theirs.loss(at)} for name, at in points.items()]
     best: Row = {"point": "best mixture, on the half it has not seen", "loss_known": float(ours.at_best.mean()), "loss_new": float(theirs.at_best.mean())}
     verdict = "moved" if p_moved < LEVEL / 2 else "strange" if p_worse < LEVEL / 2 else "fits"
-    return Drift(client, verdict, p_moved, p_worse, (evidence[0], best, *evidence[1:]))
+    return Drift(client, verdict, p_moved, p_worse, theirs.loss(center), float(theirs.at_best.mean()), (evidence[0], best, *evidence[1:]))
 
 
 class _Judged:
     """Losses of single samples at a client's center, and at the best mixture found on the half that they are not in."""
 
-    def __init__(self, setup: Setup, mixing: Mixing, simplex: Tensors, x: torch.Tensor, y: torch.Tensor, center: torch.Tensor) -> None:
+    def __init__(self, setup: Setup, mixing: Mixing, simplex: Tensors, x: torch.Tensor, y: torch.Tensor, center: torch.Tensor, n: int) -> None:
+        """Judge n of the samples, at random."""
         self.mixtures, self._y = Mixtures(setup, mixing, simplex, x), y
-        halves = torch.randperm(len(y), generator=stream(setup.seed, "halves")).tensor_split(2)
-        self.at_center = self._losses(center)
-        self.at_best = torch.empty_like(self.at_center)
+        chosen = torch.randperm(len(y), generator=stream(setup.seed, "halves"))[:n]
+        halves, at_center = chosen.tensor_split(2), self._losses(center)
+        at_best = at_center.clone()
         for mine, other in (halves, halves[::-1]):
-            self.at_best[mine] = self._losses(self.mixtures.best(y, near=center, rows=other))[mine]
+            at_best[mine] = self._losses(self.mixtures.best(y, near=center, rows=other))[mine]
+        self.at_center, self.at_best = at_center[chosen], at_best[chosen]
 
     def _losses(self, alpha: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from floco.algorithms.floco import OnSimplex
 from floco.card import Card, card, data_facts, markdown
 from floco.errors import FlocoError
 from floco.files import checksum, file_name, replace_file, to_json
 from floco.inference import judge
 from floco.loop import Progress
 from floco.newcomers import Placement
-from floco.personal import everyone, network_tensors, own_point
+from floco.personal import delivered, everyone, exact
 from floco.portable import FORMATS, Writer, writer
 from floco.setup import Setup
 from floco.streams import one_thread
@@ -24,16 +23,36 @@ from floco.values import Tensors
 GLOBAL = "global"
 
 
-def kind_of(path: Path, given: str | None) -> str:
-    """Return the format of a file or folder to write: the one given, or else what the path ends in, or else safetensors."""
+def target(path: Path, name: str, kind: str | None) -> tuple[Path, str]:
+    """Return the file for a model called `name`, which is not there yet, and its format.
+
+    Args:
+        path: the file, if it ends in a format's name; else a folder, in which files are called after their models.
+        name: of the model.
+        kind: one of `FORMATS` (None: what `path` ends in, or safetensors).
+    """
     ending = path.suffix.removeprefix(".")
-    if given is not None and ending in FORMATS and ending != given:
-        raise FlocoError(f"-o {path} ends in .{ending}, and --format is {given}: leave one of them out")
-    return given or (ending if ending in FORMATS else FORMATS[0])
+    if kind not in (None, *FORMATS):
+        raise FlocoError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
+    if ending.lower() in FORMATS and ending not in (kind, None if kind else ending.lower()):
+        raise FlocoError(f"-o {path} ends in .{ending}, and --format is {kind or ending.lower()}: leave one of them out, and write the ending in small letters")
+    kind = kind or (ending if ending in FORMATS else FORMATS[0])
+    file = path if ending == kind else path / f"{file_name(name)}.{kind}"
+    if there := next((f for f in (file, *_cards(file)) if f.exists()), None):
+        raise FlocoError(f"{there} exists already: remove it, or choose another place with -o")
+    return file, kind
 
 
 def export(
-    setup: Setup, progress: Progress, clients: Sequence[str | None] | None, path: Path, *, source: str, versions: Mapping[str, Any], kind: str | None = None, at: str = "center"
+    setup: Setup,
+    progress: Progress,
+    clients: Sequence[str | None] | None,
+    path: Path,
+    *,
+    source: str,
+    versions: Mapping[str, Any],
+    kind: str | None = None,
+    at: str = "center",
 ) -> list[Path]:
     """Write the models of clients (None among them: the global model), each with a card as JSON and Markdown, and return their files.
 
@@ -41,56 +60,58 @@ def export(
         setup: what is fixed in the run.
         progress: how far it came.
         clients: whose models; None: all there are.
-        path: the file of a single model, if it ends in a format's name; else a folder, in which files are called after clients.
+        path: see `target`.
         source: where the data are from, for the cards.
         versions: for the cards.
         kind: one of `FORMATS` (None: what `path` ends in, or safetensors).
-        at: see `personal.network_tensors`.
+        at: see `personal.delivered`.
 
     Raises:
-        FlocoError: a client or a model that is not there, files that are, or a format that does not suit the network.
+        FlocoError: a client or a model that is not there, files that are, or a format that does not suit the network. Then no
+            file is written.
     """
-    kind = kind_of(path, kind)
-    clients = everyone(setup, progress) if clients is None else clients
-    files = _files(clients, path, kind)
-    write = writer(setup, kind)
-    for client, file in zip(clients, files, strict=True):
-        with one_thread():
-            tensors = network_tensors(setup, progress, client, at=at)
-            facts = _card(setup, progress, client, tensors, source, versions, at)
-        save(setup, tensors, facts, file, kind, write)
-    return files
+    clients = everyone(setup, progress) if clients is None else [clients] if isinstance(clients, str) else list(clients)
+    if not progress.round:
+        raise FlocoError("there is nothing to export yet: no round is done")
+    if not clients or len(set(clients)) < len(clients) or (None in clients and GLOBAL in clients):
+        raise FlocoError(f'name at least one model, and none twice (a client called "{GLOBAL}" in a run of its own), got {clients}')
+    targets = [target(path, GLOBAL if c is None else c, kind) for c in clients]
+    if len(clients) > 1 and len({file for file, _ in targets}) < len(clients):
+        raise FlocoError(f"-o {path} is one file, and there are {len(clients)} models: give a folder")
+    write = writer(setup, targets[0][1])
+    done: list[Path] = []
+    try:
+        for client, (file, made) in zip(clients, targets, strict=True):
+            with one_thread():
+                tensors, mixture = delivered(setup, progress, client, at=at)
+                facts = _card(setup, progress, client, tensors, source, versions)
+            if mixture is not None:
+                facts |= {"at": at, "mixture": mixture.tolist()}
+            done.append(file)
+            save(setup, tensors, facts, file, made, write)
+    except BaseException:
+        for file in [f for d in done for f in (d, *_cards(d))]:  # all of them, or none
+            file.unlink(missing_ok=True)
+        raise
+    return done
 
 
-def export_placed(setup: Setup, round_: int, placed: Placement, labels: torch.Tensor, path: Path, *, source: str, versions: Mapping[str, Any], kind: str | None = None) -> Path:
-    """Write the model of a newcomer, as `export` does, and return its file; `labels` are those it was placed with, (n,)."""
-    kind = kind_of(path, kind)
-    (file,) = _files([path.stem], path if path.suffix == f".{kind}" else path.with_name(f"{path.name}.{kind}"), kind)
+def export_placed(
+    setup: Setup, round_: int, placed: Placement, labels: torch.Tensor, path: Path, name: str, *, source: str, versions: Mapping[str, Any], kind: str | None = None
+) -> Path:
+    """Write the model of a newcomer called `name`, as `export` does, and return its file; `labels` are those it was placed with, (n,)."""
+    file, kind = target(path, name, kind)
     counts = torch.bincount(labels, minlength=setup.federation.classes).tolist()
-    facts: Card = card(setup, f'Model of the newcomer "{path.stem}"', None, versions, client=path.stem, round=round_, mixture=placed.center.tolist(), placed_by=placed.chosen.rule)
+    facts: Card = card(setup, f'Model of the newcomer "{name}"', None, versions, client=name, round=round_, mixture=placed.center.tolist(), placed_by=placed.chosen.rule)
     facts["data"] = {"source": source, "samples": len(labels), "labels": dict(zip(setup.federation.names, counts, strict=True))}
     facts["tested_on"] = "samples left out in turn"
-    facts["left_out"] = [{"rule": c.rule, "loss": c.loss, "accuracy": c.accuracy} for c in placed.candidates]
+    facts["left_out"] = [{"rule": c.rule, "loss": c.loss, "accuracy": c.accuracy, "chosen": c is placed.chosen} for c in placed.candidates]
     save(setup, placed.tensors, facts, file, kind, writer(setup, kind))
     return file
 
 
-def _files(clients: Sequence[str | None], path: Path, kind: str) -> list[Path]:
-    """Return one file for each client, none of which is there."""
-    single = path.suffix == f".{kind}"
-    if single and len(clients) > 1:
-        raise FlocoError(f"-o {path} is one file, and there are {len(clients)} models: give a folder")
-    files = [path] if single else [path / f"{GLOBAL if c is None else file_name(c)}.{kind}" for c in clients]
-    if None in clients and GLOBAL in clients:
-        raise FlocoError(f'a client is called "{GLOBAL}" as the file of the global model would be: export the two into different folders')
-    for file in files:
-        if there := next((f for f in (file, *_cards(file)) if f.exists()), None):
-            raise FlocoError(f"{there} exists already: remove it, or choose another place with -o")
-    return files
-
-
 def _cards(file: Path) -> tuple[Path, Path]:
-    return file.with_suffix(".json"), file.with_suffix(".md")
+    return file.with_name(f"{file.name}.json"), file.with_name(f"{file.name}.md")
 
 
 def save(setup: Setup, tensors: Tensors, facts: Card, file: Path, kind: str, write: Writer) -> None:
@@ -106,7 +127,7 @@ def save(setup: Setup, tensors: Tensors, facts: Card, file: Path, kind: str, wri
         raise FlocoError(f"cannot write {file}: {error.strerror or error}") from error
 
 
-def _card(setup: Setup, progress: Progress, client: str | None, tensors: Tensors, source: str, versions: Mapping[str, Any], at: str) -> Card:
+def _card(setup: Setup, progress: Progress, client: str | None, tensors: Tensors, source: str, versions: Mapping[str, Any]) -> Card:
     federation = setup.federation
     more: dict[str, Any] = {"client": client, "round": progress.round}
     if client is None:
@@ -117,7 +138,5 @@ def _card(setup: Setup, progress: Progress, client: str | None, tensors: Tensors
         title, train, where = f'Model of client "{client}"', own.train, "its own test part"
         x, y = federation.x[own.test], federation.y[own.test]
         more["participated"] = progress.participated.get(client, 0)
-        if isinstance(setup.algorithm, OnSimplex):
-            more |= {"at": at, "mixture": own_point(setup, progress, client, at)[2].tolist()}
-    facts = card(setup, title, judge(setup, [tensors], x, y)[0], versions, **more)
+    facts = card(setup, title, judge(exact(setup), [tensors], x, y)[0], versions, **more)
     return {**facts, "data": data_facts(federation, train, source), "tested_on": where}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -122,11 +123,14 @@ def _some(ids: Sequence[str], most: int = 8) -> str:
     return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
-def statistics(x: torch.Tensor, indices: torch.Tensor) -> Normalization:
-    """Return mean and standard deviation per channel of the samples `indices`; a constant channel is only centered.
+Sums = tuple[int, tuple[float, ...], tuple[float, ...]]
+"""Number of values of a channel, and for each channel their sum and the sum of their squares."""
 
-    Sums run in float64 over blocks, so that no second copy of the samples is made, and on one thread, so that machines
-    with other numbers of cores get the same bits.
+
+def sums(x: torch.Tensor, indices: torch.Tensor) -> Sums:
+    """Return the sums of the samples `indices`, in float64, over blocks, so that no second copy of the samples is made.
+
+    On one thread, so that machines with other numbers of cores get the same bits.
     """
     dims = [0, *range(2, x.ndim)]
     count, total, square = 0, torch.zeros(x.shape[1], dtype=torch.float64), torch.zeros(x.shape[1], dtype=torch.float64)
@@ -136,6 +140,13 @@ def statistics(x: torch.Tensor, indices: torch.Tensor) -> Normalization:
             count += values.numel() // x.shape[1]
             total += values.sum(dims)
             square += values.square().sum(dims)
+    return count, tuple(total.tolist()), tuple(square.tolist())
+
+
+def normalization(parts: Sequence[Sums]) -> Normalization:
+    """Return mean and standard deviation per channel, from the clients' sums; a constant channel is only centered."""
+    count = sum(part[0] for part in parts)
+    total, square = (torch.tensor([math.fsum(values) for values in zip(*(part[i] for part in parts), strict=True)], dtype=torch.float64) for i in (1, 2))
     mean = total / count
     std = (square / count - mean.square()).clamp_min(0).sqrt()
     std = torch.where(std > 1e-6, std, torch.ones_like(std))

@@ -51,8 +51,9 @@ def read_tensors(path: Path, expected: str | None = None) -> Tensors:
 
 
 def file_name(client: str) -> str:
-    """Return a file name for a client's id: different ids have different ones, on every file system."""
+    """Return a file name for a client's id: different ids have different ones (also where case does not count, unless they differ in case only)."""
     name = quote(client, safe="")
+    name = f"%2E{name[1:]}" if name.startswith(".") else name  # a hidden file, or a folder
     if len(name) > 150:  # file systems allow 255
         name = f"{name[:100]}-{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}"
     return name
@@ -68,8 +69,13 @@ def write_file(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file in one step: a kill leaves the old one or the new one."""
-    write_file(path.with_name(path.name + ".new"), data)
-    path.with_name(path.name + ".new").replace(path)
+    new = path.with_name(path.name + ".new")
+    try:
+        write_file(new, data)
+        new.replace(path)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(path: Path) -> None:

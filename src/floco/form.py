@@ -71,7 +71,7 @@ class Form:
         Raises:
             FlocoError: another shape or type, a value that is not finite, or one far outside of the values that the model knows.
         """
-        x = np.asarray(x)
+        x = array(x, where)
         if x.ndim == 0 or x.shape[1:] != self.shape or not len(x):
             raise FlocoError(f"{where} must have shape (N, {', '.join(map(str, self.shape))}), N >= 1, as the samples that the model was trained on; got {x.shape}")
         if x.dtype.kind not in "iuf":
@@ -107,16 +107,24 @@ class Form:
         Raises:
             FlocoError: no labels, or one that the model does not know.
         """
-        y = plain_labels(np.asarray(y))
+        y = plain_labels(array(y, where))
         if y.ndim != 1 or y.dtype.kind not in "iubU":
             raise FlocoError(f"{where} must be whole numbers or strings (N,), got shape {y.shape} of {y.dtype}")
         given = [str(v) for v in y]
-        for known in (self.values, self.names):
+        for known in (self.names, self.values) if y.dtype.kind == "U" else (self.values, self.names):
             if set(given) <= set(known):
                 number = {v: c for c, v in enumerate(known)}
                 return torch.tensor([number[v] for v in given])
         strange = sorted(set(given) - set(self.values))
         raise FlocoError(f"{where} holds labels that the model does not know: {', '.join(strange[:8])}; it knows {', '.join(self.values[:20])}")
+
+
+def array(values: Any, where: str) -> np.ndarray:
+    """Return values as an array."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise FlocoError(f"{where} is no array: {error}") from error
 
 
 def finite(x: np.ndarray, where: str) -> np.ndarray:
@@ -130,7 +138,7 @@ def finite(x: np.ndarray, where: str) -> np.ndarray:
 
 def writeable(x: np.ndarray) -> torch.Tensor:
     """Return an array as a tensor, copied if it is read-only: torch wants to be able to write."""
-    return torch.from_numpy(x if x.flags.writeable else x.copy())
+    return torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
 
 
 def plain_labels(y: np.ndarray) -> np.ndarray:

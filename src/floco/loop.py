@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import islice
 
 from floco.engines import Engine
 from floco.errors import RunFailed
@@ -49,6 +49,8 @@ class Progress:
     """What each client keeps to itself; clients that never trained are absent."""
     participated: Mapping[str, int] = field(default_factory=dict)
     """In how many rounds a client's update was averaged."""
+    last: Mapping[str, int] = field(default_factory=dict)
+    """The last round in which a client's update was averaged."""
     since: Counts = field(default_factory=Counts)
     """Counted since the last evaluation."""
     changed: tuple[str, ...] = ()
@@ -86,28 +88,51 @@ def rounds(setup: Setup, engine: Engine, plan: Plan, start: Progress) -> Iterato
     progress = start
     while progress.round < setup.training.rounds:
         with one_thread():  # not around the yield: what the caller does in between is its own
-            progress = _round(setup, engine, plan, progress)
-            if progress.round % plan.evaluate_every == 0 or progress.round == setup.training.rounds:
-                progress = _evaluated(setup, engine, plan, progress)
+            jobs = round_jobs(setup, progress)
+            progress = after_round(setup, plan, progress, jobs, engine.run(jobs))
+            if due(setup, plan, progress.round):
+                progress = after_evaluation(setup, plan, progress, _run(engine, evaluation_jobs(setup, progress)))
         yield progress
 
 
-def _round(setup: Setup, engine: Engine, plan: Plan, before: Progress) -> Progress:
-    algorithm, state, number = setup.algorithm, before.state, before.round + 1
-    selection = algorithm.select(state, setup.federation.ids, fraction=setup.training.fraction, generator=stream(setup.seed, "select", number))
+def _run(engine: Engine, jobs: Iterator[Job]) -> Iterator[Result]:
+    """Yield the results of jobs, some at a time: tens of thousands at once would fill the memory."""
+    while some := list(islice(jobs, _AT_ONCE)):
+        yield from engine.run(some)
+
+
+def due(setup: Setup, plan: Plan, round_: int) -> bool:
+    """Return whether the models after a round are evaluated."""
+    return round_ > 0 and (round_ % plan.evaluate_every == 0 or round_ == setup.training.rounds)
+
+
+def round_jobs(setup: Setup, before: Progress) -> list[Job]:
+    """Return what clients have to do in the round after `before`: some train, others only probe."""
+    algorithm, state = setup.algorithm, before.state
+    selection = algorithm.select(state, setup.federation.ids, fraction=setup.training.fraction, generator=stream(setup.seed, "select", before.round + 1))
     jobs = [Job(c, "train", algorithm.message(state, c, "train"), before.memories.of(c)) for c in selection.train]
-    jobs += [Job(c, "probe", algorithm.message(state, c, "probe"), before.memories.of(c)) for c in selection.probe]
-    results = engine.run(jobs)
+    return jobs + [Job(c, "probe", algorithm.message(state, c, "probe"), before.memories.of(c)) for c in selection.probe]
+
+
+def after_round(setup: Setup, plan: Plan, before: Progress, jobs: Sequence[Job], results: Sequence[Result]) -> Progress:
+    """Return the progress after a round, from the results of its jobs."""
+    algorithm, state, number = setup.algorithm, before.state, before.round + 1
     failures = _failures(number, results)
-    _check(failures, selection.train, plan, number)
+    _check(failures, [j.client for j in jobs if j.task == "train"], plan, number)
     updates = [r.update for r in results if r.update is not None]
     new = {r.client: r.memory for r in results if r.memory}
     trained = {u.client for u in updates if u.task == "train"}
     participated = {c: before.participated.get(c, 0) + (c in trained) for c in {*before.participated, *trained}}
-    down, up = _size(t for j in jobs for t in (j.message.shared, j.message.own)), _size(t for u in updates for t in (u.shared, u.extra))
+    down, up = size(t for j in jobs for t in (j.message.shared, j.message.own)), size(t for u in updates for t in (u.shared, u.extra))
     counts = Counts(len(failures), 1, sum(r.steps for r in results), down[0], up[0], down[1], up[1], _spread(setup, state, updates))
     return Progress(
-        algorithm.aggregate(state, updates, clients=len(setup.federation.clients)), before.memories.updated(new), participated, before.since + counts, tuple(new), failures
+        algorithm.aggregate(state, updates, clients=len(setup.federation.clients)),
+        before.memories.updated(new),
+        participated,
+        {**before.last, **dict.fromkeys(trained, number)},
+        before.since + counts,
+        tuple(new),
+        failures,
     )
 
 
@@ -123,7 +148,7 @@ def _check(failures: Sequence[Failure], train: Sequence[str], plan: Plan, number
         raise RunFailed(f"round {number}: {len(failed)} clients failed, at most run.max_failed = {plan.max_failed} may, and not all of them:\n  {shown}")
 
 
-def _size(groups: Iterable[Tensors]) -> tuple[int, int]:
+def size(groups: Iterable[Tensors]) -> tuple[int, int]:
     """Return the numbers of elements and of bytes."""
     sizes = [(t.numel(), t.nbytes) for tensors in groups for t in tensors.values()]
     return sum(n for n, _ in sizes), sum(b for _, b in sizes)
@@ -135,27 +160,32 @@ def _spread(setup: Setup, state: ServerState, updates: Sequence[Update]) -> dict
     return update_spread(effective(state.shared), [effective({**state.shared, **u.shared}) for u in trained], [u.weight for u in trained], setup.network.layout)
 
 
-def _evaluated(setup: Setup, engine: Engine, plan: Plan, progress: Progress) -> Progress:
-    """Return the progress with the evaluation of all clients, trained or not, and of the global model."""
+def evaluation_jobs(setup: Setup, progress: Progress) -> Iterator[Job]:
+    """Yield the jobs of an evaluation of all clients, trained or not, and of the global model."""
     algorithm, state = setup.algorithm, progress.state
-    jobs = chain(
-        (Job(c, "evaluate", algorithm.message(state, c, "evaluate"), progress.memories.of(c)) for c in setup.federation.ids),
-        (Job(_TEST, "test", algorithm.message(state, _TEST, "evaluate"), part=part) for part in global_parts(setup)),
-    )
+    for client in setup.federation.ids:
+        yield Job(client, "evaluate", algorithm.message(state, client, "evaluate"), progress.memories.of(client))
+    for part in global_parts(setup):
+        yield Job(_TEST, "test", algorithm.message(state, _TEST, "evaluate"), part=part)
+
+
+def after_evaluation(setup: Setup, plan: Plan, progress: Progress, results: Iterable[Result]) -> Progress:
+    """Return the progress with the evaluation of its state, from the results of the jobs."""
+    number = progress.round
     rows: list[Row] = []
     failures: list[Failure] = []
     judged: Score | None = None  # the global model on the test data seen so far
     whole, steps = setup.federation.y_test is not None, 0
-    while some := list(islice(jobs, _AT_ONCE)):  # tens of thousands of jobs, or of scores, would fill the memory
-        results = engine.run(some)
-        failures += _failures(state.round, results)
-        steps += sum(r.steps for r in results)
-        scores = {r.client: r.scores for r in results if r.scores is not None}
-        rows += [client_row(state.round, c, len(setup.federation.client(c).train), progress.participated.get(c, 0), s) for c, s in scores.items()]
-        found = [r.score for r in results] if whole else [s.global_ for s in scores.values()]
-        judged = pooled(s for s in (judged, *found) if s is not None)
-    _check(failures, setup.federation.ids, plan, state.round)
+    for result in results:
+        failures += _failures(number, [result])
+        steps += result.steps
+        if result.scores is not None:
+            n_train = len(setup.federation.client(result.client).train)
+            rows.append(client_row(number, result.client, n_train, progress.participated.get(result.client, 0), result.scores))
+        found = result.score if whole else result.scores and result.scores.global_
+        judged = pooled(s for s in (judged, found) if s is not None)
+    _check(failures, setup.federation.ids, plan, number)
     if any(f.client == _TEST for f in failures):
         judged = None
-    done = evaluation(state.round, rows, judged, progress.since + Counts(failed=len(failures)), steps)
+    done = evaluation(number, rows, judged, progress.since + Counts(failed=len(failures)), steps)
     return replace(progress, evaluation=done, since=Counts(), failures=(*progress.failures, *failures))

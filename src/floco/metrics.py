@@ -29,9 +29,14 @@ class Score:
     """Sum over samples of `sum_c (p_c - [c = y])^2`."""
     gaps: tuple[float, ...]
     """For each bin of confidence, the sum of confidence minus correctness, (BINS,)."""
+    balanced: float | None = None
+    """The balanced accuracy, where it was told by somebody who keeps the counts by label to itself: there is then one count."""
 
     def __add__(self, other: Score) -> Score:
-        """Return the score of both parts taken together."""
+        """Return the score of both parts taken together; of one that keeps its counts by label to itself, so does the sum."""
+        if len(self.counts) != len(other.counts) or len(self.counts) == 1:
+            totals = (self.n + other.n,), (sum(self.right) + sum(other.right),)
+            return Score(*totals, self.losses + other.losses, self.squares + other.squares, _sum(self.gaps, other.gaps))
         return Score(_sum(self.counts, other.counts), _sum(self.right, other.right), self.losses + other.losses, self.squares + other.squares, _sum(self.gaps, other.gaps))
 
     @property
@@ -45,8 +50,10 @@ class Score:
         return sum(self.right) / self.n
 
     @property
-    def balanced_accuracy(self) -> float:
-        """Mean recall over the classes that occur, in [0, 1]."""
+    def balanced_accuracy(self) -> float | None:
+        """Mean recall over the classes that occur, in [0, 1]; None if it is not known."""
+        if len(self.counts) == 1:
+            return self.balanced
         return mean([r / c for r, c in zip(self.right, self.counts, strict=True) if c])
 
     @property

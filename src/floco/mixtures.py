@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -25,7 +26,8 @@ class Mixtures:
 
     def __init__(self, setup: Setup, mixing: Mixing, simplex: Tensors, x: torch.Tensor) -> None:
         """Prepare the mixtures of `simplex`, network tensors with endpoints (M, ...) for the mixed ones, on raw samples x (n, C, ...)."""
-        self._setup, self._mixing, self._simplex, self._x = setup, mixing, simplex, x
+        self._setup = replace(setup, training=replace(setup.training, precision="float32"))  # rounding is not convex
+        self._mixing, self._simplex, self._x = mixing, simplex, x
         self.endpoints = len(simplex[mixing.names[0]])
 
     @property
@@ -71,7 +73,7 @@ class Mixtures:
         def objective(alpha: torch.Tensor) -> torch.Tensor:
             return cross_entropy(self.logits(alpha, rows), chosen) + (alpha - prior).square().sum() / len(chosen)
 
-        return lowest(objective, prior)
+        return lowest(objective, prior, convex=self.linear)
 
     @torch.no_grad()
     def mean_probabilities(self, alphas: torch.Tensor) -> torch.Tensor:

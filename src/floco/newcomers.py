@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,7 +14,7 @@ from floco.client import adapted, prepared
 from floco.errors import FlocoError
 from floco.evaluation import Row
 from floco.federation import Client, Federation
-from floco.inference import global_model, logits
+from floco.inference import global_model, judge
 from floco.metrics import METRICS, Score, score
 from floco.mixtures import Mixtures
 from floco.network import Network
@@ -50,6 +50,8 @@ class Placement:
     """Where a newcomer is on the simplex, and what else it could have been."""
 
     candidates: tuple[Candidate, ...]
+    problems: dict[str, str]
+    """Rules that could not be carried out, and why."""
     network: Network = field(repr=False)
     simplex: Tensors = field(repr=False)
     """The shared simplex, network tensors with endpoints (M, ...)."""
@@ -99,8 +101,15 @@ def place(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) ->
             "signal": lambda who: _by_signal(alone, algorithm, stored, state, who),
             "data": lambda who: mixtures.best(y, rows=alone.federation.client(who).train),
         }
-        candidates = tuple(_candidate(rule, at, mixtures, alone) for rule, at in rules.items())
-    return Placement(candidates, setup.network, state.shared, algorithm.mixing)
+        candidates, problems = [], {}
+        for rule, at in rules.items():
+            try:
+                candidates.append(_candidate(rule, at, mixtures, alone))
+            except Exception as error:  # noqa: BLE001  one rule that the newcomer's model or data cannot bear must not take the others from it; it is named
+                problems[rule] = f"{type(error).__name__}: {error}"
+    if not candidates:
+        raise FlocoError(f"none of the rules can be carried out: {problems}")
+    return Placement(tuple(candidates), problems, setup.network, state.shared, algorithm.mixing)
 
 
 def _assigned(setup: Setup, state: ServerState) -> tuple[OnSimplex, Assignment]:
@@ -146,36 +155,54 @@ def newcomer_rows(setup: Setup, state: ServerState) -> list[Row]:
     """Return how the held-out clients fare with 5, 10, 20, 50 and all of their training samples, on their own test parts.
 
     One row for each client, number of samples and model: `placed` (Floco and Floco+, after the assignment), `global`, `global+ft`
-    (the global model after local epochs) and `local` (initial weights, as many epochs as a participant has in the mean).
+    (the global model after local epochs) and `local` (initial weights, as many epochs as a participant has in the mean). A model
+    that cannot be made has a row without metrics, which says why.
     """
     rows: list[Row] = []
     for client in setup.federation.held_out:
         order = client.train[torch.randperm(len(client.train), generator=stream(setup.seed, "newcomer", client.id))]
         test = setup.federation.x[client.test], setup.federation.y[client.test]
-        for n in [*(s for s in SIZES if s < len(order)), len(order)]:
+        for n, size in [*((s, str(s)) for s in SIZES if s < len(order)), (len(order), "all")]:
             few = setup.federation.x[order[:n]], setup.federation.y[order[:n]]
             rows += [
-                {"client": client.id, "samples": n, "model": model, "rule": rule, **{m: getattr(judged, m) for m in METRICS}}
-                for model, rule, judged in _judged(setup, state, few, test)
+                {
+                    "client": client.id,
+                    "size": size,
+                    "samples": n,
+                    "model": model,
+                    "rule": rule,
+                    **{m: None if judged is None else getattr(judged, m) for m in METRICS},
+                    "problem": problem,
+                }
+                for model, rule, judged, problem in _judged(setup, state, few, test)
             ]
     return rows
 
 
-def _judged(setup: Setup, state: ServerState, few: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]) -> list[tuple[str, str, Score]]:
-    """Return name, rule and metrics of each model that a newcomer could have."""
+def _judged(setup: Setup, state: ServerState, few: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]) -> Iterator[tuple[str, str, Score | None, str]]:
+    """Yield name, rule, metrics and problem of each model that a newcomer could have."""
+    names = (*setup.network.layout.parameters, *setup.network.layout.buffers)
+    epochs = max(1, round(setup.training.rounds * setup.training.fraction)) * setup.training.epochs
+    initial = {**setup.network.parameters, **setup.network.buffers}
+    shared = global_model(setup, Message(state.round, "evaluate", state.shared))
+    middle = {n: shared[n] for n in names} if shared is not None else {}
+    makers: dict[str, Callable[[], tuple[str, Tensors]]] = {}
+    if isinstance(setup.algorithm, OnSimplex) and setup.algorithm.assignment(state) is not None and not setup.local_buffers:
+        makers["placed"] = lambda: _placed(place(setup, state, *few))
+    if middle:
+        makers |= {"global": lambda: ("", middle), "global+ft": lambda: ("", _fine_tuned(setup, middle, few, None))}
+    makers["local"] = lambda: ("", _fine_tuned(setup, initial, few, epochs))
     with one_thread():
-        epochs = max(1, round(setup.training.rounds * setup.training.fraction)) * setup.training.epochs
-        initial = {**setup.network.parameters, **setup.network.buffers}
-        models = [("local", "", _fine_tuned(setup, initial, few, epochs))]
-        shared = global_model(setup, Message(state.round, "evaluate", state.shared))
-        if shared is not None:
-            names = (*setup.network.layout.parameters, *setup.network.layout.buffers)
-            middle = {n: shared[n] for n in names}
-            models = [("global", "", middle), ("global+ft", "", _fine_tuned(setup, middle, few, None)), *models]
-        if isinstance(setup.algorithm, OnSimplex) and setup.algorithm.assignment(state) is not None and not setup.local_buffers and len(few[1]) > 1:
-            placed = place(setup, state, *few)
-            models = [("placed", placed.chosen.rule, placed.tensors), *models]
-        return [(name, rule, score(logits(setup, tensors, test[0]), test[1])) for name, rule, tensors in models]
+        for name, make in makers.items():
+            try:
+                rule, tensors = make()
+                yield name, rule, judge(setup, [tensors], *test)[0], ""
+            except Exception as error:  # noqa: BLE001  a model that a newcomer's data cannot bear must not end a finished run; the row says why
+                yield name, "", None, f"{type(error).__name__}: {error}"
+
+
+def _placed(found: Placement) -> tuple[str, Tensors]:
+    return found.chosen.rule, found.tensors
 
 
 def _fine_tuned(setup: Setup, start: Tensors, few: tuple[torch.Tensor, torch.Tensor], epochs: int | None) -> Tensors:

@@ -126,7 +126,19 @@ class Natural(Split):
         raise FlocoError('data.split = "natural" needs a source with client ids')
 
 
-SPLITS: dict[str, type[Split]] = {s.name: s for s in (Folds, Dirichlet, DirichletSizes, Iid, Pathological, Natural)}
+@dataclass(frozen=True)
+class Single(Split):
+    """All samples belong to one client: a site of a federation across organisations."""
+
+    name: ClassVar[str] = "single"
+    id: str = setting("site", "single: the client's id")
+
+    def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
+        """Raise: there is nothing to partition."""
+        raise FlocoError('data.split = "single" has one client, whose samples are all there are')
+
+
+SPLITS: dict[str, type[Split]] = {s.name: s for s in (Folds, Dirichlet, DirichletSizes, Iid, Pathological, Natural, Single)}
 
 
 def partition(split: Split | Partitioner, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> list[np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from floco.algorithms.floco import AT, OnSimplex
@@ -19,8 +21,13 @@ POINTS = ("center", "best")
 """Where on the simplex a client's own model may lie: its center, or the best mixture for its own training part."""
 
 
-def network_tensors(setup: Setup, progress: Progress, client: str | None, *, at: str = "center") -> Tensors:
-    """Return parameters and buffers of a client's own model, or of the global one (None).
+def exact(setup: Setup) -> Setup:
+    """Return the setup with arithmetic in float32, in which models are used, whatever they were trained in."""
+    return replace(setup, training=replace(setup.training, precision="float32"))
+
+
+def delivered(setup: Setup, progress: Progress, client: str | None, *, at: str = "center") -> tuple[Tensors, torch.Tensor | None]:
+    """Return parameters and buffers of a client's own model, or of the global one (None), and its point on the simplex, if it has one.
 
     Args:
         setup: what is fixed in the run.
@@ -32,9 +39,11 @@ def network_tensors(setup: Setup, progress: Progress, client: str | None, *, at:
     Raises:
         FlocoError: no such client or model.
     """
+    if at not in POINTS or (client is None and at != "center"):
+        raise FlocoError(f"a client's model lies at one of {', '.join(POINTS)}, the global one in the middle; got {at!r}")
     with one_thread():
-        tensors = _global(setup, progress) if client is None else _personal(setup, progress, client, at)
-    return {n: tensors[n] for n in (*setup.network.layout.parameters, *setup.network.layout.buffers)}
+        tensors, alpha = (_global(setup, progress), None) if client is None else _personal(setup, progress, client, at)
+    return {n: tensors[n] for n in (*setup.network.layout.parameters, *setup.network.layout.buffers)}, alpha
 
 
 def everyone(setup: Setup, progress: Progress) -> list[str | None]:
@@ -51,14 +60,14 @@ def _global(setup: Setup, progress: Progress) -> Tensors:
     return tensors
 
 
-def _personal(setup: Setup, progress: Progress, client: str, at: str) -> Tensors:
-    if at != "center":
+def _personal(setup: Setup, progress: Progress, client: str, at: str) -> tuple[Tensors, torch.Tensor | None]:
+    if at == "best" or isinstance(setup.algorithm, OnSimplex):
         algorithm, simplex, alpha = own_point(setup, progress, client, at)
-        return algorithm.mixing(simplex, alpha.float())
+        return algorithm.mixing(simplex, alpha.float()), alpha
     personal = setup.algorithm.models(_tensors(setup, progress, client), setup.facts(client)).personal
     if personal is None:
         raise FlocoError(f"algorithm {setup.algorithm.name} has no personal models")
-    return personal
+    return personal, None
 
 
 def _tensors(setup: Setup, progress: Progress, client: str) -> Tensors:
@@ -72,8 +81,6 @@ def _tensors(setup: Setup, progress: Progress, client: str) -> Tensors:
 def own_point(setup: Setup, progress: Progress, client: str, at: str = "center") -> tuple[OnSimplex, Tensors, torch.Tensor]:
     """Return the method, a client's own simplex, and the point (M,) on it: its center, or the best mixture for its training part."""
     algorithm = setup.algorithm
-    if at not in POINTS:
-        raise FlocoError(f"a client's model lies at one of {', '.join(POINTS)}, got {at!r}")
     if not isinstance(algorithm, OnSimplex):
         raise FlocoError(f"algorithm {algorithm.name} has no simplex: only floco and floco+ have one")
     tensors = _tensors(setup, progress, client)
@@ -92,11 +99,14 @@ def probabilities(setup: Setup, progress: Progress, client: str | None, x: torch
         progress: how far it came.
         client: whose model; None: the global one.
         x: raw samples, channels first.
-        at: see `network_tensors`.
+        at: see `delivered`.
         mixtures: average the probabilities of this many mixtures of the client's subregion (0: its one model).
     """
+    if mixtures < 0:
+        raise FlocoError(f"mixtures must be 0 or more, got {mixtures}")
+    tensors, _ = delivered(setup, progress, client, at=at)
     if not mixtures:
-        return logits(setup, network_tensors(setup, progress, client, at=at), x).double().softmax(dim=1)
+        return logits(exact(setup), tensors, x).double().softmax(dim=1)
     if client is None:
         raise FlocoError("mixtures are drawn from a client's subregion: name the client; the global model has none")
     with one_thread():

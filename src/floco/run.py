@@ -25,9 +25,10 @@ from floco.loop import Plan, Progress
 from floco.memories import Memories
 from floco.network import Factory, network
 from floco.newcomers import Placement, newcomer_rows, place
-from floco.personal import network_tensors, probabilities
+from floco.personal import delivered, probabilities
 from floco.settings import build
 from floco.setup import Setup
+from floco.store import run_directory
 from floco.tables import prediction_table, read_table
 from floco.values import Training
 
@@ -79,7 +80,7 @@ class Run:
 
     @property
     def newcomers(self) -> pd.DataFrame:
-        """How the held-out clients fare, by client, number of samples and model (docs/models.md)."""
+        """How the held-out clients fare, by client, number of samples and model (docs/models.md); of a run in memory it is worked out at each call."""
         import pandas as pd
 
         if self.path is None:
@@ -92,11 +93,11 @@ class Run:
         It is the one that the evaluations are about. With Floco and Floco+, `at="best"` gives that of the best mixture for the
         client's training part instead of its center (docs/models.md).
         """
-        return self.setup.network.holding(network_tensors(self.setup, self.progress, client, at=at))
+        return self.setup.network.holding(delivered(self.setup, self.progress, client, at=at)[0])
 
     def global_model(self) -> nn.Module:
         """Return the global model, as `personal` does a client's."""
-        return self.setup.network.holding(network_tensors(self.setup, self.progress, None))
+        return self.setup.network.holding(delivered(self.setup, self.progress, None)[0])
 
     def predict(self, x: Any, client: str | None = None, *, at: str = "center", mixtures: int = 0) -> pd.DataFrame:
         """Return label, its probability, and the probabilities of all labels, one row per sample.
@@ -128,10 +129,10 @@ class Run:
         """Return a place on the simplex and a model for a newcomer with raw samples x (N, ...) and labels y (N,), as in the data of the run."""
         return place(self.setup, self.progress.state, *self.setup.federation.form.labelled(x, y))
 
-    def export_placed(self, placed: Placement, y: Any, path: Path | str, *, source: str = "", kind: str | None = None) -> Path:
-        """Write a newcomer's model with its card, as `export` does, and return its file; `y` are the labels it was placed with."""
+    def export_placed(self, placed: Placement, y: Any, path: Path | str, name: str = "newcomer", *, source: str = session.PYTHON, kind: str | None = None) -> Path:
+        """Write the model of a newcomer called `name` with its card, as `export` does, and return its file; `y` are the labels it was placed with."""
         labels = self.setup.federation.form.classes(y, "y")
-        return export_placed(self.setup, self.progress.round, placed, labels, Path(path), source=source or session.PYTHON, versions=session.environment(), kind=kind)
+        return export_placed(self.setup, self.progress.round, placed, labels, Path(path), name, source=source, versions=session.environment(), kind=kind)
 
     def check(self, client: str, x: Any, y: Any) -> Drift:
         """Return whether a client's subregion still fits, from new samples x (N, ...) and labels y (N,)."""
@@ -139,12 +140,13 @@ class Run:
 
 
 def open_run(path: Path | str) -> Run:
-    """Return the run in a directory, as its last checkpoint has it."""
-    config, store = session.reopen(Path(path))
+    """Return the run in a directory, or in the state directory of a site, as its last checkpoint has it."""
+    directory = run_directory(Path(path))
+    config, store = session.reopen(directory)
     with closing(store):
         setup = session.prepare(config)
         session.check(store, setup)
-        return Run(setup, store.load(config.run.memory_budget), Path(path), session.shown_source(config))
+        return Run(setup, store.load(config.run.memory_budget), directory, session.shown_source(config))
 
 
 def _configured(model: nn.Module | Factory, federation: Federation, algorithm: Algorithm, settings: dict[str, Any]) -> tuple[Config, Setup]:

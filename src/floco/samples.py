@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from floco.errors import FlocoError, nearest
-from floco.federation import Client, Federation, statistics
-from floco.form import Normalization, channels_first, finite, plain_labels, writeable
-from floco.partition import Natural, Split, cut, divide, divide_latest, partition
+from floco.federation import Client, Federation, normalization, sums
+from floco.form import Form, Normalization, channels_first, finite, plain_labels, writeable
+from floco.partition import Natural, Single, Split, cut, divide, divide_latest, partition
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -37,6 +37,11 @@ class Samples:
     """Where the source has the channels: first, last, or none (see `Form`)."""
     values: tuple[str, ...] = ()
     """Labels as the source has them, as text, by class number; empty: the names."""
+
+    @property
+    def form(self) -> Form:
+        """What samples and labels look like where they come from."""
+        return Federation(self.x, torch.from_numpy(self.y), (), self.names, channels=self.channels, values=self.values).form
 
     def split(
         self,
@@ -66,7 +71,10 @@ class Samples:
             raise FlocoError(f"data.clients must be 1 at least and data.samples 2, got {clients} and {samples}")
         if not 0 < test_share < 1:
             raise FlocoError(f"data.test_share must be above 0 and below 1, got {test_share}")
-        parts = self._natural(clients, samples) if isinstance(split, Natural) else self._artificial(split, clients, samples, seed)
+        if isinstance(split, Single):
+            parts = {split.id: cut(np.arange(len(self.y)), samples, split.id)}
+        else:
+            parts = self._natural(clients, samples) if isinstance(split, Natural) else self._artificial(split, clients, samples, seed)
         if not 0 <= held_out < len(parts):
             raise FlocoError(f"data.held_out must leave one client at least of {len(parts)}, got {held_out}")
         made = []
@@ -82,7 +90,7 @@ class Samples:
             if normalize.mean and len(normalize.mean) != self.x.shape[1]:
                 raise FlocoError(f"data.mean and data.std must have one value for each of the {self.x.shape[1]} channels, got {len(normalize.mean)}")
             return normalize
-        return Normalization() if normalize == "none" else statistics(self.x, torch.cat([c.train for c in members]))
+        return Normalization() if normalize == "none" else normalization([sums(self.x, c.train) for c in members])
 
     def _column(self, name: str) -> np.ndarray:
         columns = self.columns or {}
@@ -106,8 +114,11 @@ class Samples:
         return {str(i): cut(rows, samples, str(i)) for i, rows in list(zip(ids, grouped, strict=True))[:clients]}
 
 
-def checked(arrays: Arrays, source: str, kind: str = "auto") -> Samples:
-    """Return checked samples from arrays `x, y` or `x_train, y_train, x_test, y_test` (and `client`, `position`, `names`)."""
+def checked(arrays: Arrays, source: str, kind: str = "auto", known_labels: Sequence[str] = ()) -> Samples:
+    """Return checked samples from arrays `x, y` or `x_train, y_train, x_test, y_test` (and `client`, `position`, `names`).
+
+    `known_labels` are all labels as text, in the order of the classes (none: those that occur, sorted).
+    """
     suffix = "_train" if "x_train" in arrays else ""
     needed = [f"x{suffix}", f"y{suffix}", *(["x_test", "y_test"] if "x_test" in arrays or "y_test" in arrays else [])]
     for name in needed:
@@ -120,10 +131,16 @@ def checked(arrays: Arrays, source: str, kind: str = "auto") -> Samples:
     for name, x, y in zip(needed[1::2], values, labels, strict=True):
         if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iubU":
             raise FlocoError(f"{source}: {name} must be {len(x)} whole numbers or strings, one for each sample, got shape {y.shape} of {y.dtype}")
-    known, encoded = np.unique(labels[0], return_inverse=True)
-    names = np.asarray(arrays["names"]) if "names" in arrays else known
-    if "names" in arrays:
-        known, encoded, names = _named(labels[0], names, source)
+    if known_labels:
+        labels = [y.astype(str) for y in labels]
+        known, encoded = np.asarray(known_labels), _numbers(labels[0], known_labels, source)
+    else:
+        known, encoded = np.unique(labels[0], return_inverse=True)
+    names = known
+    if "names" in arrays and not known_labels:
+        known, encoded, names = _named(labels[0], np.asarray(arrays["names"]), source)
+    if len(set(names.tolist())) < len(names):
+        raise FlocoError(f"{source}: each label needs a name of its own, got {', '.join(map(str, names))}")
     if len(known) < 2:
         raise FlocoError(f"{source}: labels must be of 2 classes at least, got {len(known)}")
     test = None
@@ -132,13 +149,21 @@ def checked(arrays: Arrays, source: str, kind: str = "auto") -> Samples:
             raise FlocoError(
                 f"{source}: the test part must have the training part's shape and labels; {tuple(values[1].shape[1:])} and {sorted(set(labels[1].tolist()))[:12]} do not fit"
             )
-        test = np.searchsorted(known, labels[1]).astype(np.int64)
+        test = _numbers(labels[1], known, source)
     columns = {n: np.asarray(v) for n, v in arrays.items() if n not in (*needed, "names") and np.ndim(v) == 1}
     for name, column in columns.items():
         if len(column) != len(values[0]):
             raise FlocoError(f"{source}: the column {name} must have one value for each of the {len(values[0])} samples of {needed[0]}, got {len(column)}")
     texts = tuple(str(n) for n in names), tuple(str(v) for v in known)
     return Samples(values[0], encoded.astype(np.int64), texts[0], values[1] if test is not None else None, test, columns, channels, texts[1])
+
+
+def _numbers(y: np.ndarray, known: Sequence[Any] | np.ndarray, source: str) -> np.ndarray:
+    """Return the class numbers (N,) int64 of labels among the known ones."""
+    number = {label: c for c, label in enumerate(known.tolist() if isinstance(known, np.ndarray) else known)}
+    if strange := sorted({str(v) for v in y.tolist() if v not in number}):
+        raise FlocoError(f"{source}: labels {', '.join(strange[:8])} are not among data.labels ({', '.join(map(str, number))})")
+    return np.asarray([number[v] for v in y.tolist()], dtype=np.int64)
 
 
 def _named(y: np.ndarray, names: np.ndarray, source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

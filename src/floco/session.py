@@ -38,6 +38,8 @@ from floco.trackers import Tracker, open_trackers
 
 Watch = Callable[[Progress], None]
 """Called after every round, e.g. to show progress."""
+SITES = "sites"
+"""Source of a run across organisations: the data lie at its sites."""
 PYTHON = "python"
 """Source and model of a run that was started by a Python call: no file describes them."""
 
@@ -45,9 +47,11 @@ PYTHON = "python"
 def federation(config: Config) -> Federation:
     """Return the federation of a configuration: data read and split."""
     data = config.data
+    if data.source == SITES:
+        raise FlocoError("the data lie at the sites of a federation on Flower, and data.source names none here")
     if data.source == PYTHON:
         raise FlocoError("this run was started from Python, which alone knows its data and model: continue it with floco.fit(..., out=..., resume=True)")
-    return load(data.source, kind=data.kind).split(
+    return load(data.source, kind=data.kind, labels=data.labels).split(
         data.splitter,
         clients=data.clients,
         samples=data.samples,
@@ -62,11 +66,16 @@ def federation(config: Config) -> Federation:
 def prepare(config: Config, made: Federation | None = None) -> Setup:
     """Return all that is fixed during the run of a configuration: the federation (unless it is given), and the network built for it."""
     made = made or federation(config)
-    weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
-    net = network(named_model(config.model.name, made), seed=config.seed, weights=weights)
-    setup = Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, device(config.run.device))
+    setup = assembled(config, made)
     check_model(setup)
     return setup
+
+
+def assembled(config: Config, made: Federation) -> Setup:
+    """Return the setup of a configuration and a federation, with the network built for it."""
+    weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
+    net = network(named_model(config.model.name, made), seed=config.seed, weights=weights)
+    return Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, device(config.run.device))
 
 
 def device(name: str) -> torch.device:
@@ -129,6 +138,8 @@ def reopen(path: Path) -> tuple[Config, Store]:
     """Return the configuration and the locked store of a run; a changed configuration is refused by name."""
     store = Store(path)
     try:
+        if store.facts["data"] == SITES:
+            raise FlocoError(f"{path}: the data of this run lie at its sites, and so do their models: use the state directory of a site")
         stored = parse(store.facts["config"])
         check_config(stored, read(path / "config.toml"), path)
         return stored, store

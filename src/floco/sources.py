@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from floco.samples import Arrays, Samples, checked
 _KINDS = ("auto", "images", "features")
 
 
-def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto") -> Samples:
+def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: Sequence[str] = ()) -> Samples:
     """Return the samples of a source: `digits`, `npz:PATH`, `idx:DIR`, `folder:DIR`, `hub:NAME`, or `module:function`.
 
     Args:
@@ -24,6 +24,7 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto") -> Sampl
             or a `datasets.Dataset`. A function returns one of these.
         kind: "images" (channels last), "features", or "auto": uint8 with 3 or 4 dimensions, and other numbers with 4 of
             which the last is 1, 3 or 4, are images.
+        labels: all labels as text, in the order of the classes (none: those that occur, sorted).
 
     Raises:
         FlocoError: no such source, or one that cannot be read.
@@ -34,11 +35,11 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto") -> Sampl
     if kind not in _KINDS:
         raise FlocoError(f"data.kind must be one of {', '.join(_KINDS)}, got {kind!r}")
     if not isinstance(source, str):
-        return checked(_arrays(source), "the source", kind)
+        return checked(_arrays(source), "the source", kind, labels)
     scheme, _, rest = source.partition(":")
     readers: dict[str, Callable[[str], Arrays]] = {"digits": _digits, "npz": read_npz, "idx": _idx, "folder": _folder, "hub": _hub}
     if scheme in readers and (rest or scheme == "digits"):
-        return checked(readers[scheme](rest), source, kind)
+        return checked(readers[scheme](rest), source, kind, labels)
     if not rest:
         raise FlocoError(f"data.source must be digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME or module:function, got {source!r}{nearest(scheme, readers)}")
     try:
@@ -47,7 +48,7 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto") -> Sampl
         raise
     except Exception as error:
         raise FlocoError(f"data.source: {source} raised {type(error).__name__}: {error}") from error
-    return checked(_arrays(given), source, kind)
+    return checked(_arrays(given), source, kind, labels)
 
 
 def _digits(_: str) -> Arrays:

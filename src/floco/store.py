@@ -34,8 +34,8 @@ _TABLES = ("history", "clients", "failures", "timings")
 class Store:
     """One run directory, locked while it is open."""
 
-    def __init__(self, path: Path) -> None:
-        """Open and lock an existing run."""
+    def __init__(self, path: Path, *, wait: float = 0) -> None:
+        """Open and lock an existing run, which is waited for up to `wait` seconds."""
         self.path = path
         if not (path / "run.json").is_file():
             raise FlocoError(f"{path} is no run directory: it has no run.json")
@@ -44,7 +44,7 @@ class Store:
             raise FlocoError(f"{path} has format {self.facts.get('format')}, this version of floco reads format {FORMAT}; use the version named in its environment.json")
         self._lock = FileLock(path / ".lock")
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=wait)
         except Timeout as error:
             raise FlocoError(f"{path} is in use by another process; wait for it, or stop it first") from error
         self._memories: dict[str, int] = {}
@@ -108,7 +108,7 @@ class Store:
     def _save(self, progress: Progress) -> None:
         base, number = self.path / "checkpoint", progress.round
         sizes = {table: self._append(table) for table in _TABLES}
-        versions = {**self._memories, **dict.fromkeys(self._changed, number)}
+        versions = {c: n for c, n in {**self._memories, **dict.fromkeys(self._changed, number)}.items() if c in progress.memories}
         for client in sorted(self._changed):
             memory = progress.memories.of(client)
             assert memory is not None
@@ -119,7 +119,14 @@ class Store:
         folder.mkdir()
         written = write_tensors(folder / "state.safetensors", _flat(progress.state))
         checksums = {"state": written, "memories": self._checksums}
-        facts = {"participated": dict(progress.participated), "since": asdict(progress.since), "memories": versions, "sizes": sizes, "checksums": checksums}
+        facts = {
+            "participated": dict(progress.participated),
+            "last": dict(progress.last),
+            "since": asdict(progress.since),
+            "memories": versions,
+            "sizes": sizes,
+            "checksums": checksums,
+        }
         write_file(folder / "progress.json", to_json(facts))
         for synced in (folder, base / "memories", self.path):
             sync_folder(synced)
@@ -146,7 +153,7 @@ class Store:
     def _forget(self, versions: Mapping[str, int]) -> None:
         """Delete what the checkpoint before needed and this one does not."""
         for client, number in self._memories.items():
-            if versions[client] != number:
+            if versions.get(client) != number:
                 self._memory_file(client, number).unlink(missing_ok=True)
         if self._round is not None:
             shutil.rmtree(self.path / "checkpoint" / str(self._round), ignore_errors=True)
@@ -169,7 +176,7 @@ class Store:
         for client, file in files.items():
             read_tensors(file, self._checksums[client])  # a damaged one is found here, and not as a fault of the client
         memories = Memories({client: Memory(None, file) for client, file in files.items()}, budget=budget, folder=self.path.resolve() / "checkpoint")
-        return Progress(state, memories, facts["participated"], Counts(**facts["since"]))
+        return Progress(state, memories, facts["participated"], facts["last"], Counts(**facts["since"]))
 
     def rewind(self) -> None:
         """Cut the tables back to the last checkpoint, and delete what a kill left of a later one."""
@@ -188,6 +195,12 @@ class Store:
         for path in [*(base / "memories").iterdir(), base / "latest.new"]:
             if path not in used:
                 path.unlink(missing_ok=True)
+
+
+def run_directory(path: Path) -> Path:
+    """Return a run directory: the path itself, or the last run in the state directory of a site on Flower."""
+    current = path / "current"
+    return path / current.read_text().strip() if current.is_file() and not (path / "run.json").exists() else path
 
 
 def _flat(state: ServerState) -> Tensors:

@@ -51,8 +51,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """Return a table of a run directory; client ids stay text, empty cells are missing values."""
     if not path.is_file() or not path.stat().st_size:
         return pd.DataFrame()
-    missing: Any = {column: ["", "nan"] for column in pd.read_csv(path, nrows=0) if column not in ("client", "method")}
-    return pd.read_csv(path, dtype={"client": str, "method": str}, keep_default_na=False, na_values=missing)
+    missing: Any = {column: ["", "nan"] for column in pd.read_csv(path, nrows=0) if column not in ("client", "method", "size")}
+    return pd.read_csv(path, dtype={"client": str, "method": str, "size": str}, keep_default_na=False, na_values=missing)
 
 
 def prediction_table(probabilities: torch.Tensor, names: Sequence[str]) -> pd.DataFrame:

@@ -158,8 +158,9 @@ def newcomer_table(path: Path) -> Table:
     from floco.tables import read_table
 
     made = read_table(path / "newcomers.csv")
-    means = made.pivot_table(index="model", columns="samples", values="accuracy", aggfunc="mean")
-    counts = made.groupby("samples")["client"].nunique()
+    means = made.pivot_table(index="model", columns="size", values="accuracy", aggfunc="mean")
+    means = means[[str(size) for size in made["size"].unique() if size in means]]
+    counts = made.groupby("size")["client"].nunique()
     table = Table(title=f"newcomers: {made['client'].nunique()} clients that were held out, mean accuracy by number of labelled samples")
     for name in ("model", *(f"{n}" + ("" if counts[n] == counts.max() else f" ({counts[n]} clients)") for n in means.columns)):
         table.add_column(name, justify="left" if name == "model" else "right")
@@ -174,6 +175,8 @@ def placement_table(placement: Placement) -> Table:
     for name in ("place", "loss", "accuracy", "", "mixture"):
         table.add_column(name, justify="right" if name in ("loss", "accuracy") else "left")
     meaning = {"global": "middle of the simplex", "signal": "by its signal", "data": "best for its data"}
+    for rule, problem in placement.problems.items():
+        table.add_row(meaning[rule], "", "", "", escape(problem))
     for c in placement.candidates:
         chosen = "chosen" if c is placement.chosen else ""
         table.add_row(meaning[c.rule], f"{c.loss:.3f}", f"{100 * c.accuracy:.1f} %", chosen, " ".join(f"{a:.2f}" for a in c.alpha.tolist()))

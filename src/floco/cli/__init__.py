@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from floco.cli import deliver, train  # noqa: F401  their commands are part of the application
+from floco.cli import deliver, federate, train  # noqa: F401  their commands are part of the application
 from floco.cli.console import app
 
 

@@ -55,6 +55,8 @@ def predict(
     with told(debug):
         if (client is None) != global_:
             raise FlocoError("name one of --client ID and --global")
+        if out is not None and out.exists():
+            raise FlocoError(f"{out} exists already: remove it, or choose another place with -o")
         arrays = _arrays(data, "x")
         run = _opened(path)
         table = run.predict(arrays["x"], client, at=at, mixtures=mixtures)
@@ -77,7 +79,7 @@ def predict(
 def place(
     path: RunPath,
     data: Annotated[Path, typer.Argument(metavar="DATA.npz", help="The newcomer's samples x (N, ...) and labels y (N,), as in the data of the run.")],
-    out: Annotated[Path | None, typer.Option("-o", metavar="FILE", help="Its model. Default: RUN/models/DATA.safetensors.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", metavar="PATH", help="A file, or a folder for DATA.safetensors. Default: RUN/models.")] = None,
     kind: Format = None,
     check: Annotated[bool, typer.Option("--check", help="Only ask whether the subregion of a known client still fits these data.")] = False,
     client: Client = None,
@@ -85,21 +87,23 @@ def place(
 ) -> None:
     """Give a client that was not there a place on the simplex, and a model; nobody else changes."""
     with told(debug):
-        if check != (client is not None):
-            raise FlocoError("--check and --client ID belong together: they ask whether a known client's subregion still fits; without both, a newcomer is placed")
+        if check != (client is not None) or (check and (out, kind) != (None, None)):
+            raise FlocoError("--check and --client ID belong together, without -o and --format: they ask whether a known client's subregion still fits; else a newcomer is placed")
         arrays = _arrays(data, "x", "y")
         run = _opened(path)
         if client is not None:
             _check(run, client, arrays)
         else:
-            _place(run, arrays, data, out or path / "models" / data.stem, kind)
+            _place(run, arrays, data, out or path / "models", kind)
 
 
 def _place(run: Run, arrays: dict[str, Any], data: Path, out: Path, kind: str | None) -> None:
     from floco import views
+    from floco.export import target
 
+    target(out, data.stem, kind)  # what cannot be written is said before the work
     placed = run.place(arrays["x"], arrays["y"])
-    file = run.export_placed(placed, arrays["y"], out, source=data.name, kind=kind)
+    file = run.export_placed(placed, arrays["y"], out, data.stem, source=data.name, kind=kind)
     out_console.print(views.placement_table(placed))
     say(f"its model and card: {file}")
 
@@ -133,6 +137,7 @@ def _write(path: Path, text: str) -> None:
     from floco.files import replace_file
 
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text.encode())
     except OSError as error:
         raise FlocoError(f"cannot write {path}: {error.strerror or error}") from error

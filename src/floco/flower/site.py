@@ -1,0 +1,202 @@
+"""A site's part: its data, what its one client keeps on its own disk, and the answers to the server's questions.
+
+STATE/current                       names the run that was asked last
+STATE/RUN/                          a run directory of this client alone, as of the last question: for floco export and predict
+STATE/RUN/answers/ROUND.safetensors .json    what was sent back and what the client kept, of the last two rounds that it trained in
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from floco import session
+from floco.config import Config, parse
+from floco.errors import FlocoError
+from floco.federation import Federation, Sums, sums
+from floco.files import checksum, read_json, read_tensors, replace_file, to_json, to_safetensors
+from floco.flower.wire import Answer, Ask
+from floco.jobs import Job, Result, perform
+from floco.loop import Progress
+from floco.memories import Memories, Memory
+from floco.setup import Setup
+from floco.store import Store
+from floco.streams import one_thread
+from floco.values import Message, ServerState, Tensors, Update, prefixed, under
+
+_PATIENCE = 120  # seconds to wait for somebody who is exporting a model
+
+
+@dataclass(frozen=True)
+class Place:
+    """Who a site is and where its things lie: `--node-config` of its SuperNode."""
+
+    client: str
+    data: str
+    """Where its samples are from."""
+    state: Path
+    share_labels: bool = False
+
+    @staticmethod
+    def of(node_config: Mapping[str, Any]) -> Place:
+        """Return what a node is configured as.
+
+        Raises:
+            FlocoError: a key is missing.
+        """
+        for key in ("client-id", "data", "state-dir"):
+            if not str(node_config.get(key, "")):
+                raise FlocoError(f'this node has no {key!r}: start its SuperNode with --node-config \'client-id="north" data="/data/north.npz" state-dir="/var/lib/floco"\'')
+        data = str(node_config["data"])
+        return Place(str(node_config["client-id"]), data if ":" in data else f"npz:{data}", Path(str(node_config["state-dir"])), bool(node_config.get("share-labels", False)))
+
+    def config(self, text: str) -> Config:
+        """Return the configuration of this site's part of a run: its own data, all of one client."""
+        config = parse(json.loads(text))
+        data = replace(config.data, source=self.data, split="single", id=self.client, clients=None, held_out=0)
+        return session.settled(replace(config, data=data, run=replace(config.run, engine="serial", workers=1, trackers=())))
+
+
+@dataclass(frozen=True)
+class VirtualPlace(Place):
+    """A virtual node of Flower's simulation runtime: one client of the data set that the configuration splits."""
+
+    def config(self, text: str) -> Config:
+        """Return the configuration of the whole run."""
+        config = parse(json.loads(text))
+        return session.settled(replace(config, run=replace(config.run, engine="serial", workers=1, trackers=())))
+
+    @staticmethod
+    def at(partition: int, text: str, state: Path) -> VirtualPlace:
+        """Return the place of a partition: its client is that of the same number."""
+        ids = _federation(VirtualPlace("", "", state).config(text)).ids
+        if partition >= len(ids):
+            raise FlocoError(f"there are {len(ids)} clients, and this is virtual node {partition}, counted from 0: use as many SuperNodes as clients")
+        return VirtualPlace(ids[partition], "", state)
+
+
+@cache
+def _federation(config: Config) -> Federation:
+    with one_thread():
+        return session.federation(config)
+
+
+@cache
+def _setup(config: Config) -> Setup:
+    return session.prepare(config)
+
+
+def joined(place: Place, text: str) -> dict[str, Any]:
+    """Return what a site tells the server when it joins: sizes, sums for a common normalisation, and nothing of single samples or labels.
+
+    Raises:
+        FlocoError: its data do not fit the run's shape and labels, said so that the site can mend it.
+    """
+    config = place.config(text)
+    if not config.data.labels or not config.flower.shape:
+        raise FlocoError("the run's configuration must name data.labels and flower.shape, which all sites share: floco flower new writes them")
+    federation = _federation(replace(config, data=replace(config.data, normalize="none", mean=(), std=())))
+    form, client = federation.form, federation.client(place.client)
+    if form.shape != config.flower.shape:
+        raise FlocoError(f"the run is about samples of shape {config.flower.shape}, and those of {config.data.source} have {form.shape}")
+    own: Sums = sums(federation.x, client.train) if config.data.normalize == "train" else (0, (), ())
+    return {"n_train": len(client.train), "n_test": len(client.test), "dtype": form.dtype, "channels": form.channels, "count": own[0], "sum": list(own[1]), "square": list(own[2])}
+
+
+def answer(place: Place, ask: Ask) -> Answer:
+    """Return the answer to a question of the server, from this site's own data and state.
+
+    Raises:
+        FlocoError: the site cannot take part in this run.
+    """
+    try:
+        place.state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlocoError(f"state-dir {place.state} cannot be used: {error.strerror or error}") from error
+    with FileLock(place.state / ".answering"), one_thread():  # a late question may still be under way
+        config = place.config(ask.config)
+        config = replace(config, data=replace(config.data, normalize="fixed" if ask.mean else "none", mean=ask.mean, std=ask.std))
+        setup = _setup(config)
+        if setup.network.fingerprint() != ask.model:
+            raise FlocoError("the network here is not the server's (layers, initial values, or the version of torch that draws them): install the same versions at all sites")
+        return _Site(place, config, setup, ask).answer()
+
+
+class _Site:
+    """One question at one site."""
+
+    def __init__(self, place: Place, config: Config, setup: Setup, ask: Ask) -> None:
+        self._client, self._config, self._setup, self._ask = place.client, config, setup, ask
+        self._state, self._run = place.state, place.state / ask.run
+        self._answers = self._run / "answers"
+
+    def answer(self) -> Answer:
+        ask, client = self._ask, self._client
+        notes, kept = self._committed()
+        self._store(kept)
+        trained = evaluated = None
+        if ask.evaluate:
+            evaluated = perform(self._setup, Job(client, "evaluate", ask.message("evaluate"), kept))
+        if ask.task != "evaluate":
+            trained = self._trained(ask.message(ask.task), kept)
+        return Answer(client, trained, evaluated, notes)
+
+    def _files(self, number: int) -> tuple[Path, Path]:
+        return self._answers / f"{number}.safetensors", self._answers / f"{number}.json"
+
+    def _committed(self) -> tuple[tuple[str, ...], Tensors | None]:
+        """Return the client's memory as of the last round that the server has of it, and forget older ones."""
+        number = self._ask.accepted
+        for file in self._answers.glob("*.json") if self._answers.is_dir() else ():
+            if int(file.stem) not in (number, self._ask.round + 1):
+                for path in self._files(int(file.stem)):
+                    path.unlink(missing_ok=True)
+        if not number:
+            return (), None
+        tensors, facts = self._files(number)
+        if not facts.exists():
+            return (f"what this client kept after round {number} is not in its state-dir any more: its own model begins anew",), None
+        return (), under(read_tensors(tensors, read_json(facts)["sha256"]), "memory/") or None
+
+    def _store(self, kept: Tensors | None) -> None:
+        """Make the question's model and the client's memory the state of this site's run directory."""
+        ask, client = self._ask, self._client
+        if not (self._run / "run.json").exists():
+            session.create(self._config, self._setup, self._run)
+        replace_file(self._state / "current", f"{ask.run}\n".encode())
+        with closing(Store(self._run, wait=_PATIENCE)) as store:
+            session.check(store, self._setup)
+            before = store.load(self._config.run.memory_budget)
+            if before.round == ask.round:
+                return
+            memories = Memories({client: Memory(kept)}) if kept else Memories()
+            state = ServerState(dict(ask.shared), {}, {client: ask.own} if ask.own else {}, ask.round)
+            store.note_changed([client] if kept else [])
+            store.save(Progress(state, memories, {client: 1} if ask.accepted else {}, {client: ask.accepted} if ask.accepted else {}))
+
+    def _trained(self, message: Message, kept: Tensors | None) -> Result:
+        """Return the result of this round's training, which is not done a second time if its answer was lost."""
+        key = checksum(to_safetensors({**prefixed(message.shared, "shared/"), **prefixed(message.own, "own/")}) + f"{message.round} {message.task} {self._ask.accepted}".encode())
+        tensors, facts = self._files(message.round)
+        if facts.exists() and (known := read_json(facts))["key"] == key:
+            return _result(self._client, read_tensors(tensors, known["sha256"]), known)
+        result = perform(self._setup, Job(self._client, "train" if message.task == "train" else "probe", message, kept))
+        if result.update is not None:
+            self._answers.mkdir(exist_ok=True)
+            update = result.update
+            data = to_safetensors({**prefixed(update.shared, "shared/"), **prefixed(update.extra, "extra/"), **prefixed(result.memory or {}, "memory/")})
+            replace_file(tensors, data)
+            replace_file(facts, to_json({"key": key, "sha256": checksum(data), "weight": update.weight, "task": update.task, "steps": result.steps}))
+        return result
+
+
+def _result(client: str, tensors: Tensors, facts: Mapping[str, Any]) -> Result:
+    update = Update(client, facts["task"], facts["weight"], under(tensors, "shared/"), under(tensors, "extra/"))
+    return Result(client, update, steps=facts["steps"])

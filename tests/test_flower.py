@@ -1,0 +1,401 @@
+"""The run across organisations: real SuperLinks, SuperNodes and runs as processes on loopback, and a site's state without them."""
+
+import csv
+import json
+import re
+import subprocess
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import floco as package
+from conftest import floco, rows, same
+from floco import session
+from floco.config import as_dict, read
+from floco.errors import FlocoError
+from floco.files import read_json, read_tensors
+from floco.flower import client_app
+from floco.flower import site as site_module
+from floco.flower.app import write
+from floco.flower.demo import SITES, deal
+from floco.flower.local import LocalFederation
+from floco.flower.site import Place, answer, joined
+from floco.flower.wire import Answer, Ask, problem
+from floco.loop import begin
+from floco.metrics import Score
+from floco.store import Store
+from floco.values import Tensors
+
+METHODS = ("floco", "floco+", "fedavg", "ditto")
+SETTINGS = ["training.rounds=4", "training.fraction=0.67", "run.evaluate_every=2", "run.engine=serial", "flower.sites=3", "flower.deadline=120"]
+
+
+def settings(folder: Path, name: str, *more: str) -> package.Algorithm | Any:
+    own = ["algorithm.assign_at=2", "algorithm.endpoints=3"] if name.startswith("floco") else []
+    return session.settled(read(None, [f"data.source=npz:{folder / 'data' / 'all.npz'}", "data.split=natural", f"algorithm.name={name}", *own, *SETTINGS, *more]))
+
+
+def node(folder: Path, site: str, **more: Any) -> dict[str, Any]:
+    return {"client-id": site, "data": folder / "data" / f"{site}.npz", "state-dir": folder / "sites" / site, **more}
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Four methods, each run on Flower over the same three sites."""
+    folder = tmp_path_factory.mktemp("federation")
+    deal(folder)
+    logs = {}
+    with LocalFederation(folder / "logs") as running:
+        for site in SITES:
+            running.node(site, node(folder, site, **{"share-labels": True}))
+        started = {}
+        for name in METHODS:
+            write(folder / name, settings(folder, name))
+            started[name] = running.run(folder / name, "--run-config", f'out="{folder / f"run-{name}"}"')
+        for name, process in started.items():
+            logs[name] = process.communicate(timeout=280)[0]
+    return folder, logs
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_on_flower_is_the_run_in_one_process_to_the_bit(name: str, federation: tuple[Path, dict[str, str]]) -> None:
+    folder, logs = federation
+    config = settings(folder, name)
+    setup = session.prepare(config)
+    local = folder / f"local-{name}"
+    session.create(session.placed(config, setup), setup, local)
+    session.carry(local, setup, lambda setup, start: lambda progress: None)
+    remote = folder / f"run-{name}"
+    for table in ("history.csv", "clients.csv"):
+        assert (remote / table).read_bytes() == (local / table).read_bytes(), logs[name][-2000:]
+    assert same(read_tensors(remote / "checkpoint/4/state.safetensors"), read_tensors(local / "checkpoint/4/state.safetensors"))
+    assert len(rows(remote / "history.csv")) == 2
+
+
+def test_bytes_are_printed_by_round_and_client_and_add_up_to_those_of_the_history(federation: tuple[Path, dict[str, str]]) -> None:
+    folder, logs = federation
+    for name in METHODS:
+        lines = re.findall(r"^round (\d+): (\w+ .*bytes down.*)$", logs[name], re.M)
+        assert [int(number) for number, _ in lines] == [1, 2, 3, 4]
+        for i, kind in ((0, "down"), (1, "up")):
+            printed = [int(found[i].replace(",", "")) for _, line in lines for found in re.findall(r"([\d,]+) bytes down, ([\d,]+) up", line)]
+            assert sum(printed) == sum(int(r[f"bytes_{kind}"]) for r in rows(folder / f"run-{name}" / "history.csv"))
+
+
+def test_a_site_takes_its_model_home_without_the_server(federation: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    folder, _ = federation
+    x = np.load(folder / "data" / "north.npz")["x"][:40]
+    np.savez(tmp_path / "new.npz", x=x)
+    for name in ("floco+", "ditto"):
+        remote, local = folder / "sites" / "north", package.open_run(folder / f"local-{name}")
+        ids = [read_json(folder / f"run-{m}" / "run.json")["id"] for m in METHODS]
+        own = remote / ids[METHODS.index(name)]
+        done = floco("export", own, "--client", "north", "-o", tmp_path / f"{name}.safetensors")
+        assert done.exit_code == 0, done.output
+        taken = read_tensors(tmp_path / f"{name}.safetensors")
+        assert same(taken, dict(local.personal("north").state_dict()))
+        assert floco("predict", own, "--client", "north", tmp_path / "new.npz", "-o", tmp_path / f"{name}.csv").exit_code == 0
+    assert floco("export", folder / "sites" / "north", "--global", "-o", tmp_path / "last.onnx").exit_code == 0
+    assert (folder / "sites" / "north" / "current").read_text().strip() in ids
+
+
+def test_the_servers_directory_holds_no_state_of_a_client_and_no_labels(federation: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    folder, _ = federation
+    run = folder / "run-ditto"
+    assert not list((run / "checkpoint" / "memories").iterdir())
+    assert not any("personal" in name for name in read_tensors(run / "checkpoint/4/state.safetensors"))
+    assert set(read_json(run / "sites.json")["sites"]["north"]) == {"n_train", "n_test", "dtype", "channels", "count", "sum", "square"}
+    done = floco("report", run, "-o", tmp_path / "report.html")
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "report.html").read_text()
+    assert "the data of this run lie at its sites" in page
+    assert "Who has what" not in page
+    done = floco("export", run, "--global", "-o", tmp_path / "global.safetensors")
+    assert done.exit_code == 2
+    assert "use the state directory of a site" in done.output
+
+
+CORRUPT = """
+from flwr.app import ArrayRecord
+from floco.flower import client_app
+import numpy as np
+
+def corrupt(message, context, call_next):
+    reply = call_next(message, context)
+    ask = message.content.config_records.get("ask")
+    if context.node_config["client-id"] == "south" and ask is not None and ask.get("round") == 3 and "arrays" in reply.content.array_records:
+        broken = {n: a.numpy() * np.nan for n, a in reply.content.array_records["arrays"].items()}
+        reply.content["arrays"] = ArrayRecord({n: __import__("torch").from_numpy(a) for n, a in broken.items()})
+    return reply
+
+app = client_app(mods=[corrupt])
+"""
+
+
+def follow(process: Any, seen: list[str], until: str) -> None:
+    """Read a run's log until a line matches."""
+    for line in process.stdout:
+        seen.append(line)
+        if re.search(until, line):
+            return
+    raise AssertionError(f"{until} was never said:\n{''.join(seen[-40:])}")
+
+
+@pytest.mark.timeout(900)
+def test_a_federation_that_misbehaves_ends_well(tmp_path: Path) -> None:
+    """A node is killed and comes back, another one sends NaN, a fourth joins late, two have one id, and the server's app is stopped and resumed."""
+    deal(tmp_path)
+    more = ["training.rounds=9", "training.fraction=1.0", "run.evaluate_every=3", "flower.deadline=30", "flower.quorum=0.3"]
+    write(tmp_path / "app", settings(tmp_path, "floco+", *more))
+    (tmp_path / "app" / "federation" / "client_app.py").write_text(CORRUPT)
+    data = dict(np.load(tmp_path / "data" / "south.npz"))
+    np.savez(tmp_path / "data" / "south.npz", x=data["x"][:200], y=data["y"][:200])
+    np.savez(tmp_path / "data" / "west.npz", x=data["x"][200:], y=data["y"][200:])
+    words, seen = ["--run-config", f'out="{tmp_path / "run"}"'], list[str]()
+    with LocalFederation(tmp_path / "logs") as running:
+        for site in SITES:
+            running.node(site, node(tmp_path, site))
+        first = running.run(tmp_path / "app", *words)
+        follow(first, seen, r"^round 3: east")
+        running.kill("north")  # after the assignment in round 2
+        follow(first, seen, r'client "north": it (did not answer|is not connected)')
+        running.node("north", node(tmp_path, "north"))
+        running.node("west", node(tmp_path, "west"))
+        follow(first, seen, r'client "west": joined')
+        number = next(m.group(1) for line in seen if (m := re.search(r"started run (\d+)", line)))
+        running.flwr("stop", number, "local")
+        first.wait(timeout=60)
+        second = running.run(tmp_path / "app", *words)
+        follow(second, seen, r"^the run lies in")
+        second.wait(timeout=60)
+        twin = tmp_path / "twin"
+        running.node("twin", {**node(tmp_path, "north"), "state-dir": twin})
+        third = running.run(tmp_path / "app", "--run-config", f'out="{tmp_path / "other"}"')
+        follow(third, seen, r'both have client-id "north": each site needs an id of its own')
+        third.wait(timeout=60)
+    said = "".join(seen)
+    failures = [(r["round"], r["client"], r["reason"]) for r in rows(tmp_path / "run" / "failures.csv")]
+    assert any(round_ == "4" and client == "south" and "not finite" in reason for round_, client, reason in failures), failures
+    assert any(client == "north" and "did not answer" in reason for _, client, reason in failures), failures
+    assert any(client == "west" and "joined" in reason for _, client, reason in failures), failures
+    assert "begins anew" not in said  # the node that was killed went on with what it had kept
+    last = {r["client"]: r for r in rows(tmp_path / "run" / "clients.csv") if r["round"] == "9"}
+    assert set(last) == {"east", "north", "south", "west"}
+    assert int(last["west"]["participated"]) >= 1
+    assert float(last["west"]["loss_personal"]) < float(last["west"]["loss_global_local"])
+    assert 3 <= int(last["north"]["participated"]) < 9
+    state = tmp_path / "sites" / "north"
+    assert package.open_run(state).progress.memories["north"].keys() >= {"personal/3.weight"}
+    history = rows(tmp_path / "run" / "history.csv")
+    assert [r["round"] for r in history] == ["3", "6", "9"]
+    assert not history[-1]["balanced_accuracy_global"]  # no site gave its counts by label away
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> tuple[Path, Place, str, Any]:
+    """A site without Flower: its place, the run's configuration, and a question that trains Floco+ in round 3."""
+    deal(tmp_path)
+    config = settings(tmp_path, "floco+", "data.labels=" + json.dumps([str(i) for i in range(10)]), "flower.shape=[8,8]", "data.normalize=none")
+    place = Place("north", f"npz:{tmp_path / 'data' / 'north.npz'}", tmp_path / "state")
+    text = json.dumps(as_dict(config))
+    setup = session.prepare(place.config(text))
+    state = begin(setup).state
+
+    def ask(**changes: Any) -> Ask:
+        return replace(Ask("run1", 2, "train", False, state.shared, {}, 0, text, setup.network.fingerprint()), **changes)
+
+    return tmp_path, place, text, ask
+
+
+def tensors(found: Answer) -> Tensors:
+    assert found.trained is not None
+    assert found.trained.update is not None, found.trained.failure
+    return found.trained.update.shared
+
+
+def test_a_question_that_is_asked_again_is_answered_without_training_again(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, place, _, ask = alone
+    first = tensors(answer(place, ask()))
+    monkeypatch.setattr(site_module, "perform", lambda *a: pytest.fail("it trained again"))
+    assert same(tensors(answer(place, ask())), first)
+
+
+def test_a_clients_memory_advances_only_when_the_server_has_its_update(alone: Any) -> None:
+    _, place, _, ask = alone
+    after_one = {k: v.clone() for k, v in tensors(answer(place, ask())).items()}
+    kept = read_tensors(place.state / "run1" / "answers" / "3.safetensors")
+    lost = answer(place, ask(round=3))  # the server never got the answer of round 3, and asks for round 4 as if there had been none
+    fresh = answer(replace(place, state=place.state.with_name("fresh")), ask(round=3))
+    assert same(tensors(lost), tensors(fresh))
+    own, new = (read_tensors(p / "run1" / "answers" / "4.safetensors") for p in (place.state, place.state.with_name("fresh")))
+    assert same(own, new)
+    assert not (place.state / "run1" / "answers" / "3.json").exists()
+    assert not same({n: t for n, t in kept.items() if n.startswith("memory/")}, {n: t for n, t in own.items() if n.startswith("memory/")}) or after_one
+
+
+def test_accepted_memory_is_the_one_that_training_starts_from(alone: Any) -> None:
+    _, place, _, ask = alone
+    answer(place, ask())
+    going_on = answer(place, ask(round=3, accepted=3))
+    assert not going_on.notes
+    a = read_tensors(place.state / "run1" / "answers" / "4.safetensors")
+    anew = replace(place, state=place.state.with_name("anew"))
+    answer(anew, ask(round=3))
+    b = read_tensors(anew.state / "run1" / "answers" / "4.safetensors")
+    assert same({n: t for n, t in a.items() if n.startswith("shared/")}, {n: t for n, t in b.items() if n.startswith("shared/")})
+    assert not same({n: t for n, t in a.items() if n.startswith("memory/")}, {n: t for n, t in b.items() if n.startswith("memory/")})
+    assert {p.name for p in (place.state / "run1" / "answers").iterdir()} == {f"{r}.{e}" for r in (3, 4) for e in ("json", "safetensors")}
+
+
+def test_a_lost_state_directory_is_told_and_the_client_begins_anew(alone: Any) -> None:
+    _, place, _, ask = alone
+    found = answer(place, ask(round=5, accepted=4))
+    assert found.notes == ("what this client kept after round 4 is not in its state-dir any more: its own model begins anew",)
+    assert tensors(found)
+
+
+def test_a_site_is_told_what_does_not_fit(alone: Any) -> None:
+    folder, place, text, ask = alone
+    told = joined(place, text)
+    assert (told["n_train"], told["n_test"], told["count"]) == (320, 80, 0)
+    data = np.load(folder / "data" / "north.npz")
+    np.savez(folder / "wide.npz", x=np.zeros((9, 8, 9), np.uint8), y=np.arange(9) % 3)
+    with pytest.raises(FlocoError, match=r"samples of shape \(8, 8\), and those of .*wide.npz have \(8, 9\)"):
+        joined(replace(place, data=f"npz:{folder / 'wide.npz'}"), text)
+    np.savez(folder / "other.npz", x=data["x"], y=data["y"] + 5)
+    with pytest.raises(FlocoError, match=r"labels 10, 11, 12, 13, 14 are not among data.labels"):
+        joined(replace(place, data=f"npz:{folder / 'other.npz'}"), text)
+    with pytest.raises(FlocoError, match="the network here is not the server's"):
+        answer(place, ask(model="0123"))
+    for key in ("client-id", "data", "state-dir"):
+        config = {"client-id": "a", "data": "b.npz", "state-dir": "c"}
+        del config[key]
+        with pytest.raises(FlocoError, match=f"this node has no '{key}'"):
+            Place.of(config)
+
+
+def test_what_a_site_sends_is_checked(alone: Any) -> None:
+    _, place, _, ask = alone
+    question = ask()
+    found = answer(place, question)
+    needed = frozenset(question.shared)
+    assert problem(found, question, needed) is None
+    assert found.trained is not None
+    update = found.trained.update
+    assert update is not None
+    name = next(iter(update.shared))
+
+    def changed(shared: Tensors, **more: Any) -> str | None:
+        made = replace(update, shared=shared, **more)
+        return problem(replace(found, trained=replace(found.trained, update=made)), question, needed)
+
+    assert "lacks" in str(changed({n: t for n, t in update.shared.items() if n != name}))
+    assert "nothing of that name" in str(changed({**update.shared, "more": torch.zeros(1)}))
+    assert "and had got" in str(changed({**update.shared, name: update.shared[name][:1]}))
+    assert "not finite" in str(changed({**update.shared, name: update.shared[name] * float("nan")}))
+    assert "weight 0" in str(changed(dict(update.shared), weight=0))
+
+
+def test_questions_and_answers_survive_the_way(alone: Any) -> None:
+    _, place, _, ask = alone
+    question = ask(own={"center": torch.tensor([0.5, 0.5], dtype=torch.float64)}, mean=(0.1,), std=(0.3,), evaluate=True, round=0)
+    back = Ask.of(question.records())
+    assert same(back.shared, question.shared)
+    assert same(back.own, question.own)
+    assert replace(back, shared={}, own={}) == replace(question, shared={}, own={})
+    found = answer(place, ask(evaluate=True))
+    for share in (True, False):
+        again = Answer.of(found.records(share_labels=share))
+        assert same(tensors(again), tensors(found))
+        assert again.evaluated is not None
+        assert found.evaluated is not None
+        one, other = again.evaluated.scores, found.evaluated.scores
+        assert one is not None
+        assert other is not None
+        assert isinstance(one.global_, Score)
+        assert isinstance(other.global_, Score)
+        assert (one.global_ == other.global_) == share
+        for metric in ("n", "accuracy", "balanced_accuracy", "loss", "ece", "brier"):
+            assert getattr(one.global_, metric) == getattr(other.global_, metric)
+    hidden = Answer.of(found.records(share_labels=False)).evaluated
+    assert hidden is not None
+    assert hidden.scores is not None
+    assert hidden.scores.global_ is not None
+    assert len(hidden.scores.global_.counts) == 1
+    assert (hidden.scores.global_ + hidden.scores.global_).balanced_accuracy is None
+
+
+def test_a_state_directory_is_read_by_one_at_a_time(alone: Any) -> None:
+    _, place, _, ask = alone
+    answer(place, ask())
+    with closing(Store(place.state / "run1")):
+        with pytest.raises(FlocoError, match="in use by another process"):
+            package.open_run(place.state)
+        with pytest.raises(FlocoError, match="in use by another process"):
+            Store(place.state / "run1", wait=0.1)
+    assert package.open_run(place.state).progress.round == 2
+
+
+def test_an_app_needs_what_all_sites_share(tmp_path: Path) -> None:
+    done = floco("flower", "new", tmp_path / "app", "-s", "data.source=sites")
+    assert done.exit_code == 2
+    assert "the sites must agree on labels and shape" in done.output
+    assert floco("flower", "new", tmp_path / "app").exit_code == 0
+    made = read(tmp_path / "app" / "federation" / "config.toml")
+    assert (made.data.labels, made.flower.shape) == (tuple("0123456789"), (8, 8))
+    assert floco("flower", "new", tmp_path / "app").exit_code == 2
+    built = subprocess.run([Path(package.__file__).parents[2] / ".venv/bin/flwr", "build", "--app", tmp_path / "app"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert built.returncode == 0 or "No such" in built.stderr, built.stdout + built.stderr
+
+
+def test_the_demonstration_refuses_other_data(tmp_path: Path) -> None:
+    done = floco("flower", "demo", "--out", tmp_path / "demo", "-s", "data.source=digits")
+    assert done.exit_code == 2
+    assert "has its own data and model" in done.output
+
+
+def test_csv_of_failures_is_whole(federation: tuple[Path, dict[str, str]]) -> None:
+    folder, _ = federation
+    with (folder / "run-floco" / "failures.csv").open(newline="") as file:
+        assert [r["reason"] for r in csv.DictReader(file)] == ["joined"] * 3
+
+
+@pytest.mark.parametrize("name", ["fedavg", "floco"])
+def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flwr.app import Context, Message, RecordDict
+    from flwr.clientapp.mod import LocalDpMod
+    from flwr.supercore.task_identity import TaskIdentity
+
+    for key in ("_task_id", "_run_id", "_node_id"):  # outside a process of Flower's, which knows who it is
+        monkeypatch.setattr(TaskIdentity, key, 1, raising=False)
+    deal(tmp_path)
+    config = settings(tmp_path, name, "data.labels=" + json.dumps([str(i) for i in range(10)]), "flower.shape=[8,8]", "data.normalize=none")
+    text = json.dumps(as_dict(config))
+    context = Context(1, 1, node(tmp_path, "north"), RecordDict(), {})
+    setup = session.prepare(Place.of(context.node_config).config(text))
+    question = Ask("run1", 0, "train", True, begin(setup).state.shared, {}, 0, text, setup.network.fingerprint())
+
+    def asked(mods: list[Any], state: str) -> Answer:
+        own = Context(1, 1, {**node(tmp_path, "north"), "state-dir": str(tmp_path / state)}, RecordDict(), {})
+        reply = client_app(mods=mods)(Message(question.records(), dst_node_id=1, message_type="train"), own)
+        assert not reply.has_error(), reply.error
+        return Answer.of(reply.content)
+
+    def moved(found: Answer) -> float:
+        return float(sum((t - question.shared[n]).square().sum() for n, t in tensors(found).items())) ** 0.5
+
+    plain = asked([], "plain")
+    clipped = asked([LocalDpMod(0.01, 0.0, 1.0, 1e-5)], "clipped")
+    noisy = asked([LocalDpMod(0.01, 0.01, 1.0, 1e-5)], "noisy")
+    assert moved(plain) > 0.1
+    assert moved(clipped) == pytest.approx(0.01, rel=1e-3)
+    assert moved(noisy) > 2 * moved(clipped)
+    assert problem(noisy, question, frozenset(question.shared)) is None
+    assert noisy.evaluated is not None
+    assert noisy.evaluated.scores == plain.evaluated.scores if plain.evaluated else False
