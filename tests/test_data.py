@@ -11,7 +11,7 @@ from floco.errors import FlocoError
 from floco.federation import Federation
 from floco.folds import FoldsPartitioner
 from floco.form import Normalization
-from floco.partition import SPLITS, Dirichlet, DirichletSizes, Folds, Iid, Natural, Pathological, heterogeneity, partition
+from floco.partition import SPLITS, Dirichlet, DirichletSizes, Folds, Iid, Natural, Pathological, Single, heterogeneity, partition
 from floco.sources import load
 
 DIGITS = load("digits")
@@ -35,7 +35,7 @@ def test_every_split_gives_each_row_to_one_client_at_most_and_follows_the_seed(s
 
 
 def test_the_registry_has_every_split() -> None:
-    assert set(SPLITS) == {"folds", "dirichlet", "dirichlet-sizes", "iid", "pathological", "natural"}
+    assert set(SPLITS) == {"folds", "dirichlet", "dirichlet-sizes", "iid", "pathological", "natural", "single"}
 
 
 def test_folds_have_their_share_of_primary_classes_and_use_every_sample_once() -> None:
@@ -330,3 +330,28 @@ def test_two_clients_of_one_id_are_refused() -> None:
     f = DIGITS.split(Iid(), clients=2)
     with pytest.raises(FlocoError, match="id of its own, got client-0"):
         Federation(f.x, f.y, (f.clients[0], f.clients[0]), f.names)
+
+
+def test_a_single_client_has_everything_and_labels_can_be_told_beforehand() -> None:
+    x, y = np.arange(24, dtype=np.float32).reshape(12, 2), np.array([3, 1] * 6)
+    federation = load((x, y), labels=("1", "2", "3")).split(Single("north"))
+    assert federation.ids == ("north",)
+    assert (federation.names, federation.form.values) == (("1", "2", "3"), ("1", "2", "3"))
+    assert federation.y.tolist() == [2, 0] * 6
+    client = federation.client("north")
+    assert sorted([*client.train.tolist(), *client.test.tolist()]) == list(range(12))
+    with pytest.raises(FlocoError, match=r"labels 3 are not among data.labels \(1, 2\)"):
+        load((x, y), labels=("1", "2"))
+
+
+def test_statistics_are_the_same_bits_whatever_the_number_of_threads() -> None:
+    x, y = np.random.default_rng(0).random((5000, 40), np.float32), np.arange(5000) % 2
+    found = []
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            found.append(load((x, y)).split(Dirichlet(1.0), clients=1).normalization)
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]

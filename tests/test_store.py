@@ -33,19 +33,19 @@ CONTEXT = multiprocessing.get_context("fork")
 
 def run(out: Path, log: Path | None = None, algorithm: Algorithm = ALGORITHM, **changes: object) -> Run:
     """Train, or continue, the run in `out`; the log gets a line for every round that begins."""
-    original = loop._round
+    original = loop.round_jobs
 
-    def logged(setup, engine, plan, before):  # type: ignore[no-untyped-def]
+    def logged(setup, before):  # type: ignore[no-untyped-def]
         if log is not None:
             with log.open("a") as file:
                 file.write(f"{before.round + 1}\n")
-        return original(setup, engine, plan, before)
+        return original(setup, before)
 
-    loop._round = logged
+    loop.round_jobs = logged
     try:
         return fit(small_net, blobs(), algorithm, out=out, resume=True, **{**SETTINGS, **changes})
     finally:
-        loop._round = original
+        loop.round_jobs = original
 
 
 def in_process(target: Callable[..., object], *args: object) -> multiprocessing.Process:
