@@ -198,8 +198,8 @@ def test_an_edited_config_file_is_refused_by_key(tmp_path: Path) -> None:
 def test_another_format_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "run")
     path = tmp_path / "run" / "run.json"
-    path.write_text(path.read_text().replace('"format": 3', '"format": 99'))
-    with pytest.raises(FlocoError, match="format 99, this version of floco reads format 3"):
+    path.write_text(path.read_text().replace('"format": 4', '"format": 99'))
+    with pytest.raises(FlocoError, match="format 99, this version of floco reads format 4"):
         Store(tmp_path / "run")
 
 

@@ -22,12 +22,12 @@ from filelock import FileLock, Timeout
 
 from floco.errors import FlocoError, RunFailed
 from floco.evaluation import Counts, Row
-from floco.files import csv_text, file_name, read_json, read_tensors, sync_folder, to_json, write_file, write_tensors
+from floco.files import csv_text, file_name, read_json, read_tensors, replace_file, sync_folder, to_json, write_file, write_tensors
 from floco.loop import Progress
 from floco.memories import BUDGET, Memories, Memory
 from floco.values import ServerState, Tensors
 
-FORMAT = 3  # 3: checksums of tensors
+FORMAT = 4  # 4: checksums of tensors, and the last round of each client
 _TABLES = ("history", "clients", "failures", "timings")
 
 
@@ -135,6 +135,12 @@ class Store:
         sync_folder(base)
         self._forget(versions)
         self._memories, self._round, self._changed = versions, number, set()
+
+    def amend(self, since: Counts, *tables: str) -> None:
+        """Write the pending rows of some tables, as part of the checkpoint in force, in one step."""
+        number, facts = self._latest()
+        sizes = {**facts["sizes"], **{table: self._append(table) for table in tables}}
+        replace_file(self.path / "checkpoint" / str(number) / "progress.json", to_json({**facts, "sizes": sizes, "since": asdict(since)}))
 
     def _append(self, table: str) -> int:
         """Write the pending rows of a table and return its size in bytes."""

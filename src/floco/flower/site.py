@@ -54,8 +54,10 @@ class Place:
         for key in ("client-id", "data", "state-dir"):
             if not str(node_config.get(key, "")):
                 raise FlocoError(f'this node has no {key!r}: start its SuperNode with --node-config \'client-id="north" data="/data/north.npz" state-dir="/var/lib/floco"\'')
-        data = str(node_config["data"])
-        return Place(str(node_config["client-id"]), data if ":" in data else f"npz:{data}", Path(str(node_config["state-dir"])), bool(node_config.get("share-labels", False)))
+        data, share = str(node_config["data"]), str(node_config.get("share-labels", False)).lower()
+        if share not in ("true", "false"):
+            raise FlocoError(f"share-labels must be true or false, got {share!r}")
+        return Place(str(node_config["client-id"]), data if ":" in data else f"npz:{data}", Path(str(node_config["state-dir"])), share == "true")
 
     def config(self, text: str) -> Config:
         """Return the configuration of this site's part of a run: its own data, all of one client."""
@@ -154,16 +156,26 @@ class _Site:
     def _committed(self) -> tuple[tuple[str, ...], Tensors | None]:
         """Return the client's memory as of the last round that the server has of it, and forget older ones."""
         number = self._ask.accepted
-        for file in self._answers.glob("*.json") if self._answers.is_dir() else ():
-            if int(file.stem) not in (number, self._ask.round + 1):
-                for path in self._files(int(file.stem)):
-                    path.unlink(missing_ok=True)
+        rounds = sorted(int(f.stem) for f in self._answers.glob("*.json") if f.stem.isdigit())
+        newer = [r for r in rounds if r > number]
+        for old in [*(r for r in rounds if r < number), *newer[:-2]]:
+            for path in self._files(old):
+                path.unlink(missing_ok=True)
         if not number:
             return (), None
+        found = self._read(number)
+        if found is None:
+            return (f"what this client kept after round {number} is not in its state-dir any more, or damaged: its own model begins anew",), None
+        return (), under(found[0], "memory/") or None
+
+    def _read(self, number: int) -> tuple[Tensors, dict[str, Any]] | None:
+        """Return what was sent and kept in a round, None if it is not there as it was written."""
         tensors, facts = self._files(number)
-        if not facts.exists():
-            return (f"what this client kept after round {number} is not in its state-dir any more: its own model begins anew",), None
-        return (), under(read_tensors(tensors, read_json(facts)["sha256"]), "memory/") or None
+        try:
+            known = read_json(facts)
+            return read_tensors(tensors, known["sha256"]), known
+        except (FlocoError, KeyError):
+            return None
 
     def _store(self, kept: Tensors | None) -> None:
         """Make the question's model and the client's memory the state of this site's run directory."""
@@ -185,8 +197,8 @@ class _Site:
         """Return the result of this round's training, which is not done a second time if its answer was lost."""
         key = checksum(to_safetensors({**prefixed(message.shared, "shared/"), **prefixed(message.own, "own/")}) + f"{message.round} {message.task} {self._ask.accepted}".encode())
         tensors, facts = self._files(message.round)
-        if facts.exists() and (known := read_json(facts))["key"] == key:
-            return _result(self._client, read_tensors(tensors, known["sha256"]), known)
+        if (found := self._read(message.round)) is not None and found[1].get("key") == key:
+            return _result(self._client, *found)
         result = perform(self._setup, Job(self._client, "train" if message.task == "train" else "probe", message, kept))
         if result.update is not None:
             self._answers.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ goes as bytes beside them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ from floco.client import Scores
 from floco.errors import FlocoError
 from floco.files import to_safetensors
 from floco.jobs import Result
-from floco.metrics import Score
+from floco.metrics import BINS, Score
 from floco.values import Message, Task, Tensors, Update
 
 FORMAT = 1
@@ -136,21 +137,41 @@ def _score(metrics: Mapping[str, Any]) -> Score:
     return Score(tuple(metrics["counts"]), tuple(metrics["right"]), metrics["losses"], metrics["squares"], tuple(metrics["gaps"]), balanced)
 
 
-def problem(answer: Answer, ask: Ask, needed: frozenset[str]) -> str | None:
-    """Return why an answer's update cannot be used: other tensors than were asked for, or numbers that are not finite."""
+def problem(answer: Answer, ask: Ask, needed: frozenset[str], sizes: tuple[int, int, int]) -> str | None:
+    """Return why an answer cannot be used, None if it can.
+
+    Args:
+        answer: what a site sent.
+        ask: what it was asked.
+        needed: the tensors that an update must hold.
+        sizes: what the site told when it joined, samples to train and to test, and the number of classes.
+    """
+    n_train, n_test, classes = sizes
     update = answer.trained.update if answer.trained is not None else None
-    if update is None:
-        return None
-    if update.task != ask.task or update.weight < 1:
-        return f"it answered {update.task} with weight {update.weight}, and was asked to {ask.task}"
-    if missing := sorted(needed - set(update.shared)):
-        return f"its update lacks {', '.join(missing)}"
-    for name, tensor in update.shared.items():
-        sent = ask.shared.get(name)
-        if sent is None or sent.shape != tensor.shape or sent.dtype != tensor.dtype:
-            was = "nothing of that name" if sent is None else f"{tuple(sent.shape)} {sent.dtype}"
-            return f"it sent {name!r} as {tuple(tensor.shape)} {tensor.dtype}, and had got {was}"
-    for name, tensor in {**update.shared, **update.extra}.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return f"it sent a {name!r} that is not finite"
+    if update is not None:
+        if update.task != ask.task or update.weight != n_train:
+            return f"it answered {update.task} with weight {update.weight}, and was asked to {ask.task} and has {n_train} samples"
+        if missing := sorted(needed - set(update.shared) - set(update.extra)):
+            return f"its update lacks {', '.join(missing)}"
+        if why := next((w for n, t in [*update.shared.items(), *update.extra.items()] if (w := _tensor_problem(n, t, ask.shared.get(n)))), None):
+            return why
+    scores = answer.evaluated.scores if answer.evaluated is not None else None
+    for score in scores or ():
+        if score is not None and not _plausible(score, n_test, classes):
+            return f"its evaluation is not one of {n_test} samples and {classes} classes, or not finite"
     return None
+
+
+def _tensor_problem(name: str, tensor: torch.Tensor, sent: torch.Tensor | None) -> str | None:
+    if sent is None or sent.shape != tensor.shape or sent.dtype != tensor.dtype:
+        was = "nothing of that name" if sent is None else f"{tuple(sent.shape)} {sent.dtype}"
+        return f"it sent {name!r} as {tuple(tensor.shape)} {tensor.dtype}, and had got {was}"
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        return f"it sent a {name!r} that is not finite"
+    return None
+
+
+def _plausible(score: Score, n_test: int, classes: int) -> bool:
+    numbers = [score.losses, score.squares, *score.gaps, *([] if score.balanced is None else [score.balanced])]
+    counted = len(score.counts) == len(score.right) and len(score.counts) in (1, classes) and all(0 <= r <= c for r, c in zip(score.right, score.counts, strict=True))
+    return counted and score.n == n_test and len(score.gaps) == BINS and all(map(math.isfinite, numbers))

@@ -1,0 +1,108 @@
+"""The sites as those who carry out jobs: questions out, checked answers in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from floco.algorithms.floco import OnSimplex
+from floco.config import Config, as_dict
+from floco.flower.nodes import Nodes, exchange
+from floco.flower.wire import Answer, Ask, problem
+from floco.form import Normalization
+from floco.jobs import Job, Result
+from floco.loop import Progress, size
+from floco.setup import Setup
+from floco.values import Task
+
+
+class Sites:
+    """All sites of a run."""
+
+    def __init__(self, grid: Grid, nodes: Nodes, config: Config, run: str, model: str, normalization: Normalization, tell: Callable[[str, str], None]) -> None:
+        """Hold what every question says.
+
+        Args:
+            grid: Flower's.
+            nodes: who is connected.
+            config: the run's configuration.
+            run: its id.
+            model: the fingerprint of its network.
+            normalization: of all samples.
+            tell: called with a client id and what happened to it.
+        """
+        self._grid, self._nodes, self._config, self._id, self._model, self._normalization, self._tell = grid, nodes, config, run, model, normalization, tell
+        self._text = json.dumps(as_dict(config))
+
+    def ask(self, setup: Setup, progress: Progress, jobs: Sequence[Job], *, evaluating: bool) -> tuple[list[Result], list[Result]]:
+        """Send every client one question, and return the results of the jobs, and those of the evaluation in the federation's order."""
+        todo = {j.client: j for j in jobs}
+        clients = [c for c in setup.federation.ids if c in todo or evaluating]
+        asks = {c: self._ask(setup, progress, c, todo.get(c), evaluating=evaluating) for c in clients}
+        kinds = {"train": "train", "probe": "train.probe", "evaluate": "evaluate"}
+        wait = self._config.flower.deadline
+        there = {c: self._nodes.by_client[c] for c in clients if c in self._nodes.by_client}
+        replies = exchange(self._grid, {n: Message(asks[c].records(), n, kinds[asks[c].task], ttl=wait) for c, n in there.items()}, wait)
+        answers = {c: self._answer(setup, c, asks[c], replies.get(there[c]) if c in there else None) for c in clients}
+        self._count(progress, asks, answers)
+        trained = [_certain(answers[j.client].trained, j.client) for j in jobs]
+        return trained, [_certain(answers[c].evaluated, c) for c in clients] if evaluating else []
+
+    def _ask(self, setup: Setup, progress: Progress, client: str, job: Job | None, *, evaluating: bool) -> Ask:
+        task: Task = "evaluate" if job is None else job.message.task
+        message, normal = setup.algorithm.message(progress.state, client, task), self._normalization
+        accepted = progress.last.get(client, 0)
+        return Ask(self._id, progress.round, task, evaluating, message.shared, message.own, accepted, self._text, self._model, normal.mean, normal.std)
+
+    def _answer(self, setup: Setup, client: str, ask: Ask, reply: Message | None) -> Answer:
+        """Return a client's answer; whatever is wrong with it is a failure of that client."""
+        why: str | None = "it is not connected"
+        if client in self._nodes.by_client:
+            why = f"it did not answer within {self._config.flower.deadline:g} s, or its node is gone"
+        if reply is not None and reply.has_error():
+            why = f"its node says: {reply.error.reason}"
+        elif reply is not None:
+            try:
+                answer = Answer.of(reply.content)
+                own = self._nodes.facts[client]
+                why = problem(answer, ask, needed_names(setup, ask), (own["n_train"], own["n_test"], setup.federation.classes))
+                if answer.client != client:
+                    why = f'it calls itself "{answer.client}" now'
+                    self._nodes.doubt(client)
+                if why is None:
+                    for note in answer.notes:
+                        self._tell(client, note)
+                    return answer
+            except Exception as error:  # noqa: BLE001  an answer may be anything, and must not end the run
+                why = f"its answer cannot be read: {type(error).__name__}: {error}"
+        failed = Result(client, failure=why)
+        return Answer(client, failed, failed)
+
+    def _count(self, progress: Progress, asks: Mapping[str, Ask], answers: Mapping[str, Answer]) -> None:
+        """Say what this round's training costs each client: the sizes that history.csv adds up."""
+        costs = []
+        for client, ask in asks.items():
+            if ask.task != "evaluate":
+                update = trained.update if (trained := answers[client].trained) is not None else None
+                down, up = size([ask.shared, ask.own])[1], size([update.shared, update.extra])[1] if update is not None else 0
+                costs.append(f"{client} {'probes, ' if ask.task == 'probe' else ''}{down:,} bytes down, {up:,} up")
+        if costs:
+            print(f"round {progress.round + 1}: {'; '.join(costs)}", flush=True)  # noqa: T201  the run's log
+
+
+def _certain(result: Result | None, client: str) -> Result:
+    """Return a result that says what came out, or why nothing did."""
+    if result is not None and (result.failure is not None or result.update is not None or result.scores is not None):
+        return result
+    return Result(client, failure="it did not do what it was asked")
+
+
+def needed_names(setup: Setup, ask: Ask) -> frozenset[str]:
+    """Return the tensors that an update must hold."""
+    if ask.task == "probe":
+        return frozenset(setup.algorithm.mixing.names if isinstance(setup.algorithm, OnSimplex) else ())
+    local = set(setup.network.layout.buffers) if setup.local_buffers else set()
+    return frozenset(set(ask.shared) - local)
