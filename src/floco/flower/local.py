@@ -33,6 +33,7 @@ class LocalFederation:
         self.folder = folder
         self._port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._runs: list[subprocess.Popen[str]] = []
         home = folder / "flwr"
         home.mkdir(parents=True)
         (home / "config.toml").write_text(f'[superlink]\ndefault = "local"\n[superlink.local]\naddress = "127.0.0.1:{self._port}"\ninsecure = true\n')
@@ -78,7 +79,9 @@ class LocalFederation:
     def run(self, app: Path, *words: str) -> subprocess.Popen[str]:
         """Start a run of an app and return the process that shows its log."""
         flwr = str(Path(sys.executable).with_name("flwr"))
-        return subprocess.Popen([flwr, "run", str(app), "local", "--stream", *words], env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        words = ("run", str(app), "local", "--stream", *words)
+        self._runs.append(subprocess.Popen([flwr, *words], env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return self._runs[-1]
 
     def flwr(self, *words: str) -> str:
         """Return what a `flwr` command says."""
@@ -90,6 +93,11 @@ class LocalFederation:
         for process in self._processes.values():
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
+        for run in self._runs:
+            run.kill()
+            run.wait()
+            if run.stdout is not None:
+                run.stdout.close()
         for process in self._processes.values():
             try:
                 process.wait(timeout=15)

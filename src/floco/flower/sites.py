@@ -63,7 +63,7 @@ class Sites:
         if client in self._nodes.by_client:
             why = f"it did not answer within {self._config.flower.deadline:g} s, or its node is gone"
         if reply is not None and reply.has_error():
-            why = f"its node says: {reply.error.reason}"
+            why = f"it did not answer: {reply.error.reason}"
         elif reply is not None:
             try:
                 answer = Answer.of(reply.content)
