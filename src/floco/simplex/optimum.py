@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -42,7 +43,7 @@ def lowest(objective: Callable[[torch.Tensor], torch.Tensor], start: torch.Tenso
     found = minimize(value_and_gradient, start.double().numpy(), jac=True, method="SLSQP", bounds=bounds, constraints=on_simplex, options={"maxiter": 500, "ftol": 1e-10})
     point = np.clip(found.x, 0, 1) / np.clip(found.x, 0, 1).sum()
     value, gradient = value_and_gradient(point)
-    gap = float(gradient @ point - gradient.min()) if convex else abs(value) * 0
+    gap = float(gradient @ point - gradient.min()) if convex else 0.0 if math.isfinite(value) else math.inf
     if not gap <= _GAP:
         raise FlocoError(f"no lowest mixture was found: {found.message} (still {gap:.2g} above the least, at most {_GAP:g} may be); are samples or logits extreme?")
     return torch.from_numpy(point)
