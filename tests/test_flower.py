@@ -2,18 +2,20 @@
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
+import time
+import tomllib
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from flwr.common.config import flatten_dict
 
 import floco as package
 from conftest import floco, rows, same
@@ -23,6 +25,7 @@ from floco.errors import FlocoError
 from floco.files import read_json, read_tensors
 from floco.flower import client_app
 from floco.flower import site as site_module
+from floco.flower.app import settings as run_settings
 from floco.flower.app import write
 from floco.flower.demo import SITES, deal
 from floco.flower.local import LocalFederation
@@ -151,54 +154,117 @@ def follow(process: Any, seen: list[str], until: str) -> None:
     raise AssertionError(f"{until} was never said:\n{''.join(seen[-40:])}")
 
 
-@pytest.mark.skipif(not os.environ.get("FLOCO_FAULTS"), reason="not steady yet: it waits for real nodes to be lost; FLOCO_FAULTS=1 runs it")
-@pytest.mark.timeout(900)
-def test_a_federation_that_misbehaves_ends_well(tmp_path: Path) -> None:
-    """A node is killed and comes back, another one sends NaN, a fourth joins late, two have one id, and the server's app is stopped and resumed."""
-    deal(tmp_path)
-    more = ["training.rounds=9", "training.fraction=1.0", "run.evaluate_every=3", "flower.deadline=30", "flower.quorum=0.3"]
-    write(tmp_path / "app", settings(tmp_path, "floco+", *more))
-    (tmp_path / "app" / "federation" / "client_app.py").write_text(CORRUPT)
-    data = dict(np.load(tmp_path / "data" / "south.npz"))
-    np.savez(tmp_path / "data" / "south.npz", x=data["x"][:200], y=data["y"][:200])
-    np.savez(tmp_path / "data" / "west.npz", x=data["x"][200:], y=data["y"][200:])
-    words, seen = ["--run-config", f'out="{tmp_path / "run"}"'], list[str]()
-    with LocalFederation(tmp_path / "logs") as running:
+def two_classes_move_west(data: Path) -> None:
+    """Give a fourth site all samples of the two most frequent classes of the third: another distribution than anybody else's."""
+    south = dict(np.load(data / "south.npz"))
+    west = np.isin(south["y"], np.argsort(np.bincount(south["y"]))[-2:])
+    for name, rows_ in (("west", west), ("south", ~west)):
+        np.savez(data / f"{name}.npz", x=south["x"][rows_], y=south["y"][rows_])
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """A federation that has been through much: its folder, what its runs said, and the lines of failures.csv."""
+
+    folder: Path
+    said: str
+    failures: list[tuple[int, str, str]]
+
+    def happened(self, client: str, words: str) -> list[int]:
+        return [number for number, name, reason in self.failures if name == client and words in reason]
+
+    @property
+    def last(self) -> dict[str, dict[str, str]]:
+        return {r["client"]: r for r in rows(self.folder / "run" / "clients.csv") if r["round"] == "9"}
+
+
+@pytest.fixture(scope="module")
+def survivor(tmp_path_factory: pytest.TempPathFactory) -> Survivor:
+    """One federation: a node is killed and comes back, another sends NaN and later leaves for ever, a fourth joins late, and the server's app is stopped twice.
+
+    At last a second node takes the id of the first, in another run.
+    """
+    folder = tmp_path_factory.mktemp("survivor")
+    deal(folder)
+    two_classes_move_west(folder / "data")
+    more = ["training.rounds=9", "training.fraction=1.0", "run.evaluate_every=3", "flower.deadline=30", "flower.wait=40", "flower.quorum=0.3"]
+    write(folder / "app", settings(folder, "floco+", *more))
+    (folder / "app" / "federation" / "client_app.py").write_text(CORRUPT)
+    out, seen = f'out="{folder / "run"}"', list[str]()
+    with LocalFederation(folder / "logs") as running:
+
+        def stop(process: Any) -> None:
+            running.flwr("stop", re.findall(r"started run (\d+)", "".join(seen))[-1], "local")
+            process.wait(timeout=120)
+
         for site in SITES:
-            running.node(site, node(tmp_path, site))
-        first = running.run(tmp_path / "app", *words)
+            running.node(site, node(folder, site))
+        first = running.run(folder / "app", "--run-config", out)
         follow(first, seen, r"^round 3: east")
         running.kill("north")  # after the assignment in round 2
         follow(first, seen, r'client "north": it (did not answer|is not connected)')
-        running.node("north", node(tmp_path, "north"))
-        running.node("west", node(tmp_path, "west"))
+        running.node("north", node(folder, "north"))
+        running.node("west", node(folder, "west"))
         follow(first, seen, r'client "west": joined')
-        number = next(m.group(1) for line in seen if (m := re.search(r"started run (\d+)", line)))
-        running.flwr("stop", number, "local")
-        first.wait(timeout=60)
-        second = running.run(tmp_path / "app", *words)
-        follow(second, seen, r"^the run lies in")
-        second.wait(timeout=60)
-        twin = tmp_path / "twin"
-        running.node("twin", {**node(tmp_path, "north"), "state-dir": twin})
-        third = running.run(tmp_path / "app", "--run-config", f'out="{tmp_path / "other"}"')
-        follow(third, seen, r'both have client-id "north": each site needs an id of its own')
-    said = "".join(seen)
-    failures = [(r["round"], r["client"], r["reason"]) for r in rows(tmp_path / "run" / "failures.csv")]
-    assert any(round_ == "4" and client == "south" and "not finite" in reason for round_, client, reason in failures), failures
-    assert any(client == "north" and "did not answer" in reason for _, client, reason in failures), failures
-    assert any(client == "west" and "joined" in reason for _, client, reason in failures), failures
-    assert "begins anew" not in said  # the node that was killed went on with what it had kept
-    last = {r["client"]: r for r in rows(tmp_path / "run" / "clients.csv") if r["round"] == "9"}
-    assert set(last) == {"east", "north", "south", "west"}
-    assert int(last["west"]["participated"]) >= 1
-    assert float(last["west"]["loss_personal"]) < float(last["west"]["loss_global_local"])
-    assert 3 <= int(last["north"]["participated"]) < 9
-    state = tmp_path / "sites" / "north"
-    assert package.open_run(state).progress.memories["north"].keys() >= {"personal/3.weight"}
-    history = rows(tmp_path / "run" / "history.csv")
-    assert [r["round"] for r in history] == ["3", "6", "9"]
-    assert not history[-1]["balanced_accuracy_global"]  # no site gave its counts by label away
+        stop(first)
+        second = running.run(folder / "app", "--run-config", out)
+        follow(second, seen, r"^round 7: .*west")
+        running.kill("south")  # and never comes back
+        follow(second, seen, r"^round 8: ")
+        stop(second)
+        third = running.run(folder / "app", "--run-config", f"{out} flower.quorum=1.0 flower.wait=15.0")
+        follow(third, seen, r"^round 9: .*bytes")
+        time.sleep(1)
+        stop(third)  # while the last state is being evaluated
+        fourth = running.run(folder / "app", "--run-config", f"{out} flower.quorum=1.0 flower.wait=15.0")
+        follow(fourth, seen, r"^the run lies in|is finished")
+        fourth.wait(timeout=120)
+        running.node("twin", {**node(folder, "north"), "state-dir": folder / "twin"})
+        fifth = running.run(folder / "app", "--run-config", f'out="{folder / "other"}"')
+        follow(fifth, seen, r"^error: ")
+    failures = [(int(r["round"]), r["client"], r["reason"]) for r in rows(folder / "run" / "failures.csv")]
+    return Survivor(folder, "".join(seen), failures)
+
+
+@pytest.mark.timeout(900)
+def test_a_run_that_was_stopped_twice_is_whole(survivor: Survivor) -> None:
+    history = rows(survivor.folder / "run" / "history.csv")
+    assert [r["round"] for r in history] == ["3", "6", "9"], survivor.said[-4000:]
+    assert len(survivor.last) == len([r for r in rows(survivor.folder / "run" / "clients.csv") if r["round"] == "9"])
+
+
+def test_a_node_that_sends_nan_is_left_out_and_named(survivor: Survivor) -> None:
+    assert set(survivor.happened("south", "not finite")) == {3, 4}  # that answer had its evaluation of round 3 and its update of round 4
+
+
+def test_a_node_that_was_killed_goes_on_with_its_own_model(survivor: Survivor) -> None:
+    missed = survivor.happened("north", "did not answer") + survivor.happened("north", "is not connected")
+    assert missed
+    assert "begins anew" not in survivor.said
+    assert 3 <= int(survivor.last["north"]["participated"]) < 9
+    with_own = package.open_run(survivor.folder / "sites" / "north").progress.memories["north"]
+    assert with_own.keys() >= {"personal/3.weight"}
+
+
+def test_a_node_that_joins_after_the_assignment_has_a_model_better_than_the_global_one(survivor: Survivor) -> None:
+    assert survivor.happened("west", "joined")[0] > 2
+    west = survivor.last["west"]
+    assert float(west["loss_personal"]) < float(west["loss_global_local"])
+    assert float(west["accuracy_personal"]) >= float(west["accuracy_global_local"])
+
+
+def test_a_node_that_leaves_for_ever_does_not_stop_the_run(survivor: Survivor) -> None:
+    assert survivor.happened("south", "is away for more than 15 s: the run goes on without it")
+    assert set(survivor.last) == {"east", "north", "west"}
+
+
+def test_two_nodes_with_one_id_are_refused(survivor: Survivor) -> None:
+    assert re.search(r'^error: nodes \d+ and \d+ both have client-id "north": each site needs an id of its own', survivor.said, re.M)
+    assert not (survivor.folder / "other").exists()
+
+
+def test_no_site_gave_its_counts_by_label_away(survivor: Survivor) -> None:
+    assert not rows(survivor.folder / "run" / "history.csv")[-1]["balanced_accuracy_global"]
 
 
 @pytest.fixture
@@ -353,12 +419,30 @@ def test_an_app_needs_what_all_sites_share(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "the sites must agree on labels and shape" in done.output
     assert floco("flower", "new", tmp_path / "app").exit_code == 0
-    made = read(tmp_path / "app" / "federation" / "config.toml")
+    made = run_settings(run_config(tmp_path / "app") | {"training.rounds": 70})
+    assert made.training.rounds == 70
     assert (made.data.labels, made.flower.shape) == (tuple("0123456789"), (8, 8))
     assert floco("flower", "new", tmp_path / "app").exit_code == 2
     built = subprocess.run([Path(sys.executable).with_name("flwr"), "build", "--app", tmp_path / "app"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert built.returncode == 0, built.stdout + built.stderr
     assert len(list(tmp_path.glob("*.fab"))) == 1
+
+
+def run_config(app: Path) -> dict[str, Any]:
+    """Return the settings that Flower hands to a ServerApp."""
+    values = flatten_dict(tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"])
+    assert values.pop("out") == "floco-run"
+    return values
+
+
+def test_settings_pass_through_flowers_run_configuration(tmp_path: Path) -> None:
+    config = read(None, ['data.labels=["it\'s", "8]  # \\u007f"]', "flower.shape=[8, 8]", 'algorithm.mix=["a", "b"]', "algorithm.radius=0.3"])
+    write(tmp_path / "app", config)
+    flat = run_config(tmp_path / "app")
+    assert all(isinstance(v, str | int | float | bool) for v in flat.values())
+    assert run_settings(flat) == config
+    with pytest.raises(FlocoError, match=r"flower: unknown key 'site'; did you mean 'sites'"):
+        run_settings({"flower.site": 3})
 
 
 def test_the_demonstration_refuses_other_data(tmp_path: Path) -> None:

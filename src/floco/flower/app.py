@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from floco import session
-from floco.config import Config, to_toml
+from floco.config import Config, override, parse, to_toml
 from floco.errors import FlocoError
 from floco.files import write_file
 from floco.sources import load
@@ -38,20 +41,17 @@ flwr-version-target = "{flwr}"
 serverapp = "{package}.server_app:app"
 clientapp = "{package}.client_app:app"
 
-# Where the server keeps the run, seen from where its SuperLink was started: an absent folder begins a run, one with a run continues it.
-# Any key of {package}/config.toml can stand here too, or be given for one run: flwr run . --run-config "training.rounds=50"
+# The settings of the run. Others for one run: flwr run . --run-config "training.rounds=50". Lists are texts, since Flower knows scalars only.
 [tool.flwr.app.config]
-out = "floco-run"
-"""
+out = "floco-run"  # the run directory, seen from where the SuperLink was started: an absent one is begun, another continued
+{settings}"""
 
 _SERVER = '''\
 """The server's side: what `flwr run` starts beside the SuperLink."""
 
-from pathlib import Path
-
 from floco.flower import server_app
 
-app = server_app(Path(__file__).with_name("config.toml"))
+app = server_app()
 '''
 
 _CLIENT = '''\
@@ -65,7 +65,7 @@ app = client_app()
 _README = """\
 # {name}: a federation on floco and Flower
 
-`{package}/config.toml` has the settings of the run: the method, the model, the training, and what all sites share: labels
+`pyproject.toml` has the settings of the run: the method, the model, the training, and what all sites share: labels
 ({labels}) and the shape of a sample ({shape}).
 
 At the server, once:
@@ -88,6 +88,26 @@ Afterwards, at the site, with no server: `floco export /var/lib/floco --client n
 """
 
 
+def settings(values: Mapping[str, Any]) -> Config:
+    """Return the settings in Flower's run configuration: flat dotted keys, lists as texts."""
+    raw: dict[str, Any] = {}
+    for key, value in values.items():
+        table, _, leaf = key.rpartition(".")
+        is_list = isinstance(value, str) and value.startswith("[")
+        (raw.setdefault(table, {}) if table else raw)[leaf] = override(f"{leaf}={value}")[1] if is_list else value
+    return parse(raw)
+
+
+def _scalar_line(line: str) -> str:
+    """Return a line of a configuration as one of Flower's run configuration: its table below that, its list as text."""
+    if line.startswith("["):
+        return f"[tool.flwr.app.config.{line[1:]}"
+    key, _, rest = line.partition(" = ")
+    value, _, comment = rest.rpartition("  # ")
+    quoted = json.dumps(value, ensure_ascii=False) if "'" in value else f"'{value}'"
+    return f"{key} = {quoted}  # {comment}" if value.startswith("[") else line
+
+
 def shared(config: Config) -> Config:
     """Return a configuration with the labels and the shape that all sites share, read from its own data if it does not name them."""
     if config.data.labels and config.flower.shape:
@@ -106,9 +126,10 @@ def write(folder: Path, config: Config) -> None:
     config = shared(config)
     name = "".join(c if c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-") or "federation"
     facts = {"name": name, "package": _PACKAGE, "floco": version("floco"), "flwr": version("flwr"), "labels": ", ".join(config.data.labels), "shape": str(config.flower.shape)}
+    facts["settings"] = "\n".join(map(_scalar_line, to_toml(config).splitlines())) + "\n"
     texts = {"pyproject.toml": _PYPROJECT, "README.md": _README, "LICENSE": "All rights reserved.\n"}
     files = {name: text.format(**facts) for name, text in texts.items()}
-    files |= {f"{_PACKAGE}/__init__.py": "", f"{_PACKAGE}/server_app.py": _SERVER, f"{_PACKAGE}/client_app.py": _CLIENT, f"{_PACKAGE}/config.toml": to_toml(config)}
+    files |= {f"{_PACKAGE}/__init__.py": "", f"{_PACKAGE}/server_app.py": _SERVER, f"{_PACKAGE}/client_app.py": _CLIENT}
     try:
         (folder / _PACKAGE).mkdir(parents=True, exist_ok=True)
         for path, text in files.items():

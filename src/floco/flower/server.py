@@ -20,10 +20,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from floco import loop, session
-from floco.config import Config, as_dict, parse, read, to_toml
+from floco.config import Config, as_dict, parse, to_toml
 from floco.errors import FlocoError, RunFailed
 from floco.federation import normalization
 from floco.files import read_json, replace_file, to_json
+from floco.flower.app import settings
 from floco.flower.nodes import Nodes, sizes_only
 from floco.flower.sites import Sites
 from floco.form import Normalization
@@ -33,10 +34,10 @@ from floco.setup import Setup
 from floco.store import Store
 
 
-def server_app(config: Path | str) -> ServerApp:
-    """Return the ServerApp of a federation's app, for the run's settings in the file `config` (TOML).
+def server_app() -> ServerApp:
+    """Return the ServerApp of a federation's app.
 
-    Keys of Flower's run configuration change settings; its key `out` is the run directory: an absent one is begun, another continued.
+    Flower's run configuration has the run's settings, and in its key `out` the run directory: an absent one is begun, another continued.
     """
     app = ServerApp()
 
@@ -45,17 +46,12 @@ def server_app(config: Path | str) -> ServerApp:
         given = dict(context.run_config)
         out = Path(str(given.pop("out", "floco-run")))
         try:
-            settings = read(Path(config), [f"{key}={_text(value)}" for key, value in given.items()])
-            _Server(grid, settings, out).run()
+            _Server(grid, settings(given), out).run()
         except FlocoError as error:
             print(f"error: {error}", flush=True)  # noqa: T201  the run's log, which flwr run --stream shows
             raise
 
     return app
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class _Server:
