@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import Message, RecordDict
 from flwr.common.config import flatten_dict
+from flwr.supercore.task_identity import TaskIdentity
 
 import floco as package
 from conftest import floco, rows, same
@@ -24,14 +26,15 @@ from floco.config import Flower, as_dict, read
 from floco.errors import FlocoError
 from floco.files import read_json, read_tensors
 from floco.flower import client_app
+from floco.flower import nodes as nodes_module
 from floco.flower import site as site_module
 from floco.flower.app import settings as run_settings
 from floco.flower.app import write
 from floco.flower.demo import SITES, deal
 from floco.flower.local import LocalFederation
-from floco.flower.nodes import told_problem
-from floco.flower.site import Place, answer, joined
-from floco.flower.sites import needed_names
+from floco.flower.nodes import Nodes, introduced
+from floco.flower.questions import form
+from floco.flower.site import SiteConfig, answer, joined
 from floco.flower.wire import Answer, Ask, problem
 from floco.loop import begin
 from floco.metrics import Score
@@ -65,7 +68,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
             write(folder / name, settings(folder, name))
             started[name] = running.run(folder / name, "--run-config", f'out="{folder / f"run-{name}"}"')
         for name, process in started.items():
-            logs[name] = process.communicate(timeout=550)[0]
+            logs[name] = "".join(running.lines(process))
     return folder, logs
 
 
@@ -147,7 +150,7 @@ app = client_app(mods=[corrupt])
 
 def follow(process: Any, seen: list[str], until: str) -> None:
     """Read a run's log until a line matches."""
-    for line in process.stdout:
+    for line in LocalFederation.lines(process):
         seen.append(line)
         if re.search(until, line):
             return
@@ -268,19 +271,74 @@ def test_no_site_gave_its_counts_by_label_away(survivor: Survivor) -> None:
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> tuple[Path, Place, str, Any]:
-    """A site without Flower: its place, the run's configuration, and a question that trains Floco+ in round 3."""
+def in_flower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages can be made, as in a process of Flower's, which knows who it is."""
+    for key in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, key, 1, raising=False)
+
+
+class OneBehind:
+    """A Grid whose node 1 holds every answer back until its next message, as a SuperNode of Flower 1.41 does after a message of a stopped run."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.held: Message | None = None
+        self.ready: list[Message] = []
+        self.woken: list[int] = []
+
+    def get_node_ids(self) -> list[int]:
+        return [1, 2]
+
+    def push_messages(self, messages: list[Message]) -> list[str]:
+        for message in messages:
+            self.number += 1
+            message.metadata.__dict__["_message_id"] = str(self.number)
+            reply = Message(RecordDict(), reply_to=message)
+            self.woken += [message.metadata.dst_node_id] * (message.metadata.message_type == "query.wake")
+            if message.metadata.dst_node_id == 2:
+                self.ready.append(reply)
+            else:
+                self.ready += [] if self.held is None else [self.held]
+                self.held = reply
+        return [m.metadata.message_id for m in messages]
+
+    def pull_messages(self, names: list[str]) -> list[Message]:
+        found = [m for m in self.ready if m.metadata.reply_to_message_id in names]
+        self.ready = [m for m in self.ready if m not in found]
+        return found
+
+
+@pytest.mark.usefixtures("in_flower")
+def test_a_node_that_is_one_message_behind_is_woken_and_a_busy_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes_module, "_LOOK", 0.05)
+    monkeypatch.setattr(nodes_module, "_POLL", 0.01)
+    grid = OneBehind()
+    nodes = Nodes(grid, read(None), {}, lambda client, what: None)  # type: ignore[arg-type]
+
+    def asked() -> dict[int, Message]:
+        return {n: Message(RecordDict(), n, "train") for n in (1, 2)}
+
+    assert set(nodes.exchange(asked(), 0.5)) == {2}  # nobody knows yet that it is behind; its training may take this long
+    assert not grid.woken
+    assert set(nodes.exchange(asked(), 10, joining=True)) == {1, 2}
+    assert set(nodes.exchange(asked(), 10)) == {1, 2}
+    assert set(grid.woken) == {1}
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> tuple[Path, SiteConfig, str, Any]:
+    """A site without Flower: what it is configured as, the run's configuration, and a question that trains Floco+ in round 3."""
     deal(tmp_path)
     config = settings(tmp_path, "floco+", "data.labels=" + json.dumps([str(i) for i in range(10)]), "flower.shape=[8,8]", "data.normalize=none")
-    place = Place("north", f"npz:{tmp_path / 'data' / 'north.npz'}", tmp_path / "state")
+    site = SiteConfig("north", f"npz:{tmp_path / 'data' / 'north.npz'}", tmp_path / "state")
     text = json.dumps(as_dict(config))
-    setup = session.prepare(place.config(text))
+    setup = session.prepare(site.config(text))
     state = begin(setup).state
 
     def ask(**changes: Any) -> Ask:
         return replace(Ask("run1", 2, "train", False, state.shared, {}, 0, text, setup.network.fingerprint()), **changes)
 
-    return tmp_path, place, text, ask
+    return tmp_path, site, text, ask
 
 
 def tensors(found: Answer) -> Tensors:
@@ -290,74 +348,72 @@ def tensors(found: Answer) -> Tensors:
 
 
 def test_a_question_that_is_asked_again_is_answered_without_training_again(alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, place, _, ask = alone
-    first = tensors(answer(place, ask()))
+    _, site, _, ask = alone
+    first = tensors(answer(site, ask()))
     monkeypatch.setattr(site_module, "perform", lambda *a: pytest.fail("it trained again"))
-    assert same(tensors(answer(place, ask())), first)
+    assert same(tensors(answer(site, ask())), first)
 
 
 def test_a_clients_memory_advances_only_when_the_server_has_its_update(alone: Any) -> None:
-    _, place, _, ask = alone
-    answer(place, ask())
-    lost = answer(place, ask(round=3))  # the server never got the answer of round 3, and asks for round 4 as if there had been none
-    fresh = answer(replace(place, state=place.state.with_name("fresh")), ask(round=3))
+    _, site, _, ask = alone
+    answer(site, ask())
+    lost = answer(site, ask(round=3))  # the server never got the answer of round 3, and asks for round 4 as if there had been none
+    fresh = answer(replace(site, state=site.state.with_name("fresh")), ask(round=3))
     assert same(tensors(lost), tensors(fresh))
-    own, new = (read_tensors(p / "run1" / "answers" / "4.safetensors") for p in (place.state, place.state.with_name("fresh")))
+    own, new = (read_tensors(p / "run1" / "answers" / "4.safetensors") for p in (site.state, site.state.with_name("fresh")))
     assert same(own, new)
 
 
 def test_accepted_memory_is_the_one_that_training_starts_from(alone: Any) -> None:
-    _, place, _, ask = alone
-    answer(place, ask())
-    going_on = answer(place, ask(round=3, accepted=3))
+    _, site, _, ask = alone
+    answer(site, ask())
+    going_on = answer(site, ask(round=3, accepted=3))
     assert not going_on.notes
-    a = read_tensors(place.state / "run1" / "answers" / "4.safetensors")
-    anew = replace(place, state=place.state.with_name("anew"))
+    a = read_tensors(site.state / "run1" / "answers" / "4.safetensors")
+    anew = replace(site, state=site.state.with_name("anew"))
     answer(anew, ask(round=3))
     b = read_tensors(anew.state / "run1" / "answers" / "4.safetensors")
     assert same({n: t for n, t in a.items() if n.startswith("shared/")}, {n: t for n, t in b.items() if n.startswith("shared/")})
     assert not same({n: t for n, t in a.items() if n.startswith("memory/")}, {n: t for n, t in b.items() if n.startswith("memory/")})
-    assert {p.name for p in (place.state / "run1" / "answers").iterdir()} == {f"{r}.{e}" for r in (3, 4) for e in ("json", "safetensors")}
+    assert {p.name for p in (site.state / "run1" / "answers").iterdir()} == {f"{r}.{e}" for r in (3, 4) for e in ("json", "safetensors")}
 
 
 def test_a_lost_state_directory_is_told_and_the_client_begins_anew(alone: Any) -> None:
-    _, place, _, ask = alone
-    found = answer(place, ask(round=5, accepted=4))
+    _, site, _, ask = alone
+    found = answer(site, ask(round=5, accepted=4))
     assert found.notes == ("what this client kept after round 4 is not in its state-dir any more, or damaged: its own model begins anew",)
     assert tensors(found)
 
 
 def test_a_site_is_told_what_does_not_fit(alone: Any) -> None:
-    folder, place, text, ask = alone
-    told = joined(place, text)
+    folder, site, text, ask = alone
+    told = joined(site, text)
     assert (told["n_train"], told["n_test"], told["count"]) == (320, 80, 0)
     data = np.load(folder / "data" / "north.npz")
     np.savez(folder / "wide.npz", x=np.zeros((9, 8, 9), np.uint8), y=np.arange(9) % 3)
     with pytest.raises(FlocoError, match=r"samples of shape \(8, 8\), and those of .*wide.npz have \(8, 9\)"):
-        joined(replace(place, data=f"npz:{folder / 'wide.npz'}"), text)
+        joined(replace(site, data=f"npz:{folder / 'wide.npz'}"), text)
     np.savez(folder / "other.npz", x=data["x"], y=data["y"] + 5)
     with pytest.raises(FlocoError, match=r"labels 10, 11, 12, 13, 14 are not among data.labels"):
-        joined(replace(place, data=f"npz:{folder / 'other.npz'}"), text)
+        joined(replace(site, data=f"npz:{folder / 'other.npz'}"), text)
     with pytest.raises(FlocoError, match="the network here is not the server's"):
-        answer(place, ask(model="0123"))
+        answer(site, ask(model="0123"))
     for key in ("client-id", "data", "state-dir"):
         config = {"client-id": "a", "data": "b.npz", "state-dir": "c"}
         del config[key]
         with pytest.raises(FlocoError, match=f"this node has no '{key}'"):
-            Place.of(config)
+            SiteConfig.of(config)
 
 
 def test_what_a_site_sends_is_checked(alone: Any) -> None:
-    _, place, _, ask = alone
+    _, site, text, ask = alone
     question = ask()
-    found = answer(place, question)
-    needed = frozenset(question.shared)
-    sizes = (320, 80, 10)
-    assert problem(found, question, needed, sizes) is None
-    assert "weight 320" in str(problem(found, question, needed, (319, 80, 10)))
-    judged = answer(place, ask(evaluate=True))
-    assert problem(judged, question, needed, sizes) is None
-    assert "not one of 79 samples" in str(problem(judged, question, needed, (320, 79, 10)))
+    found = answer(site, question)
+    honest = form(session.prepare(site.config(text)), "north", question)
+    assert problem(found, question, honest) is None
+    judged = answer(site, ask(evaluate=True))
+    assert problem(judged, question, honest) is None
+    assert "not one of 79 samples" in str(problem(judged, question, replace(honest, n_test=79)))
     assert found.trained is not None
     update = found.trained.update
     assert update is not None
@@ -365,23 +421,26 @@ def test_what_a_site_sends_is_checked(alone: Any) -> None:
 
     def changed(shared: Tensors, **more: Any) -> str | None:
         made = replace(update, shared=shared, **more)
-        return problem(replace(found, trained=replace(found.trained, update=made)), question, needed, sizes)
+        return problem(replace(found, trained=replace(found.trained, update=made)), question, honest)
 
     assert "lacks" in str(changed({n: t for n, t in update.shared.items() if n != name}))
     assert "nothing of that name" in str(changed({**update.shared, "more": torch.zeros(1)}))
-    assert "and had got" in str(changed({**update.shared, name: update.shared[name][:1]}))
+    assert "and should have sent" in str(changed({**update.shared, name: update.shared[name][:1]}))
     assert "not finite" in str(changed({**update.shared, name: update.shared[name] * float("nan")}))
+    assert "of up to 1e+30, and had got tensors of up to" in str(changed({**update.shared, name: update.shared[name] * 0 + 1e30}))
+    assert "lacks" in str(changed({n: t for n, t in update.shared.items() if n != name}, extra={name: update.shared[name]}))
+    assert "nothing of that name" in str(changed(dict(update.shared), extra={name: update.shared[name]}))
     assert "weight 0" in str(changed(dict(update.shared), weight=0))
 
 
 def test_questions_and_answers_survive_the_way(alone: Any) -> None:
-    _, place, _, ask = alone
+    _, site, _, ask = alone
     question = ask(own={"center": torch.tensor([0.5, 0.5], dtype=torch.float64)}, mean=(0.1,), std=(0.3,), evaluate=True, round=0)
     back = Ask.of(question.records())
     assert same(back.shared, question.shared)
     assert same(back.own, question.own)
     assert replace(back, shared={}, own={}) == replace(question, shared={}, own={})
-    found = answer(place, ask(evaluate=True))
+    found = answer(site, ask(evaluate=True))
     for share in (True, False):
         again = Answer.of(found.records(share_labels=share))
         assert same(tensors(again), tensors(found))
@@ -404,14 +463,14 @@ def test_questions_and_answers_survive_the_way(alone: Any) -> None:
 
 
 def test_a_state_directory_is_read_by_one_at_a_time(alone: Any) -> None:
-    _, place, _, ask = alone
-    answer(place, ask())
-    with closing(Store(place.state / "run1")):
+    _, site, _, ask = alone
+    answer(site, ask())
+    with closing(Store(site.state / "run1")):
         with pytest.raises(FlocoError, match="in use by another process"):
-            package.open_run(place.state)
+            package.open_run(site.state)
         with pytest.raises(FlocoError, match="in use by another process"):
-            Store(place.state / "run1", wait=0.1)
-    assert package.open_run(place.state).progress.round == 2
+            Store(site.state / "run1", wait=0.1)
+    assert package.open_run(site.state).progress.round == 2
 
 
 def test_an_app_needs_what_all_sites_share(tmp_path: Path) -> None:
@@ -457,19 +516,17 @@ def test_csv_of_failures_is_whole(federation: tuple[Path, dict[str, str]]) -> No
         assert [r["reason"] for r in csv.DictReader(file)] == ["joined"] * 3
 
 
+@pytest.mark.usefixtures("in_flower")
 @pytest.mark.parametrize("name", ["fedavg", "floco"])
-def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flwr.app import Context, Message, RecordDict
+def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: Path) -> None:
+    from flwr.app import Context
     from flwr.clientapp.mod import LocalDpMod
-    from flwr.supercore.task_identity import TaskIdentity
 
-    for key in ("_task_id", "_run_id", "_node_id"):  # outside a process of Flower's, which knows who it is
-        monkeypatch.setattr(TaskIdentity, key, 1, raising=False)
     deal(tmp_path)
     config = settings(tmp_path, name, "data.labels=" + json.dumps([str(i) for i in range(10)]), "flower.shape=[8,8]", "data.normalize=none")
     text = json.dumps(as_dict(config))
     context = Context(1, 1, node(tmp_path, "north"), RecordDict(), {})
-    setup = session.prepare(Place.of(context.node_config).config(text))
+    setup = session.prepare(SiteConfig.of(context.node_config).config(text))
     question = Ask("run1", 0, "train", True, begin(setup).state.shared, {}, 0, text, setup.network.fingerprint())
 
     def asked(mods: list[Any], state: str) -> Answer:
@@ -487,7 +544,7 @@ def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: 
     assert moved(plain) > 0.1
     assert moved(clipped) == pytest.approx(0.01, rel=1e-3)
     assert moved(noisy) > 2 * moved(clipped)
-    assert problem(noisy, question, frozenset(question.shared), (320, 80, 10)) is None
+    assert problem(noisy, question, form(setup, "north", question)) is None
     assert noisy.evaluated is not None
     assert noisy.evaluated.scores == plain.evaluated.scores if plain.evaluated else False
 
@@ -496,56 +553,63 @@ def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: 
 def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: Path) -> None:
     deal(tmp_path)
     config = settings(tmp_path, name, "data.labels=" + json.dumps([str(i) for i in range(10)]), "flower.shape=[8,8]", "data.normalize=none", "training.rounds=2")
-    text, place = json.dumps(as_dict(config)), Place("north", f"npz:{tmp_path / 'data' / 'north.npz'}", tmp_path / "state")
-    setup = session.prepare(place.config(text))
+    text, site = json.dumps(as_dict(config)), SiteConfig("north", f"npz:{tmp_path / 'data' / 'north.npz'}", tmp_path / "state")
+    setup = session.prepare(site.config(text))
     state = begin(setup).state
     message = setup.algorithm.message(state, "north", "train")
     question = Ask("run1", 0, "train", True, message.shared, message.own, 0, text, setup.network.fingerprint())
-    found = Answer.of(answer(place, Ask.of(question.records())).records(share_labels=False))
-    assert problem(found, question, needed_names(setup, question), (320, 80, 10)) is None
+    found = Answer.of(answer(site, Ask.of(question.records())).records(share_labels=False))
+    assert problem(found, question, form(setup, "north", question)) is None
     assert found.trained is not None
     assert found.trained.update is not None
     setup.algorithm.aggregate(state, [found.trained.update], clients=1)
 
 
-FACTS = {"format": 1, "n_train": 3, "n_test": 1, "dtype": "uint8", "channels": "none", "count": 9, "sum": [1.0], "square": [1.0]}
+FACTS = {"format": 1, "client": "west", "problem": "", "n_train": 3, "n_test": 1, "dtype": "uint8", "channels": "none", "count": 192, "sum": [1.0], "square": [1.0]}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({}, ""),
         ({"n_train": -1}, "-1 samples to train"),
-        ({"n_test": "x"}, "x to test"),
+        ({"n_test": "x"}, "'x' to test"),
+        ({"n_train": 4}, "n_train was 3, and is 4"),
         ({"dtype": "object"}, "another version"),
         ({"format": 9}, "another version"),
-        ({"sum": []}, "no finite numbers"),
-        ({"square": [float("nan")]}, "no finite numbers"),
-        ({"count": 0}, "no finite numbers"),
-        ({"dtype": "float32"}, "those of the other sites uint8"),
+        ({"problem": "no data"}, "no data"),
+        ({"client": ""}, "1 to 100 printable characters"),
+        ({"client": "a\nb"}, "1 to 100 printable characters"),
+        ({"client": "(global test part)"}, "not begin with a bracket"),
+        ({"sum": []}, "not those of its samples"),
+        ({"square": [float("nan")]}, "not those of its samples"),
+        ({"square": [0.0]}, "not those of its samples"),
+        ({"sum": [1.7e308]}, "not those of its samples"),
+        ({"count": 2**61}, "not those of its samples"),
+        ({"client": "south", "dtype": "float32"}, "those of the other sites uint8"),
     ],
 )
 def test_what_a_site_tells_when_it_joins_is_checked(change: dict[str, Any], words: str) -> None:
     config = replace(read(None), flower=Flower(shape=(8, 8)))
-    found = told_problem({**FACTS, **change}, config, {"other": FACTS})
-    assert (words in found) if words else not found
+    assert introduced(FACTS, config, {"west": FACTS}) == ("west", {k: v for k, v in FACTS.items() if k not in ("format", "client", "problem")})
+    with pytest.raises(FlocoError, match=words):
+        introduced({**FACTS, **change}, config, {"west": FACTS})
 
 
 def test_share_labels_is_yes_or_no() -> None:
     config = {"client-id": "a", "data": "b.npz", "state-dir": "c"}
-    assert [Place.of({**config, "share-labels": v}).share_labels for v in (True, False, "true", "false")] == [True, False, True, False]
+    assert [SiteConfig.of({**config, "share-labels": v}).share_labels for v in (True, False, "true", "false")] == [True, False, True, False]
     with pytest.raises(FlocoError, match="true or false, got 'yes'"):
-        Place.of({**config, "share-labels": "yes"})
+        SiteConfig.of({**config, "share-labels": "yes"})
 
 
 def test_a_damaged_answer_is_trained_again_and_a_damaged_memory_is_told(alone: Any) -> None:
-    _, place, _, ask = alone
-    first = {n: t.clone() for n, t in tensors(answer(place, ask())).items()}
-    file = place.state / "run1" / "answers" / "3.safetensors"
+    _, site, _, ask = alone
+    first = {n: t.clone() for n, t in tensors(answer(site, ask())).items()}
+    file = site.state / "run1" / "answers" / "3.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    assert same(tensors(answer(place, ask())), first)
+    assert same(tensors(answer(site, ask())), first)
     file.write_bytes(file.read_bytes()[:100])
-    assert "begins anew" in answer(place, ask(round=3, accepted=3)).notes[0]
+    assert "begins anew" in answer(site, ask(round=3, accepted=3)).notes[0]
 
 
 def test_what_is_added_to_a_checkpoint_stays_when_the_run_is_continued(tmp_path: Path) -> None:

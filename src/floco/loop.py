@@ -145,7 +145,8 @@ def _check(failures: Sequence[Failure], train: Sequence[str], plan: Plan, number
     failed = {f.client for f in failures}
     if len(failed) > plan.max_failed or failed.issuperset(train):
         shown = "\n  ".join(str(f) for f in failures[:5])
-        raise RunFailed(f"round {number}: {len(failed)} clients failed, at most run.max_failed = {plan.max_failed} may, and not all of them:\n  {shown}")
+        limit = f"at most run.max_failed = {plan.max_failed} may" if len(failed) > plan.max_failed else "nobody is left"
+        raise RunFailed(f"round {number}: {len(failed)} clients failed, {limit}:\n  {shown}")
 
 
 def size(groups: Iterable[Tensors]) -> tuple[int, int]:

@@ -124,7 +124,7 @@ def write(folder: Path, config: Config) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FlocoError(f"{folder} is not empty: choose another place")
     config = shared(config)
-    name = "".join(c if c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-") or "federation"
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-") or "federation"
     facts = {"name": name, "package": _PACKAGE, "floco": version("floco"), "flwr": version("flwr"), "labels": ", ".join(config.data.labels), "shape": str(config.flower.shape)}
     facts["settings"] = "\n".join(map(_scalar_line, to_toml(config).splitlines())) + "\n"
     texts = {"pyproject.toml": _PYPROJECT, "README.md": _README, "LICENSE": "All rights reserved.\n"}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,27 +12,33 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from floco.errors import FlocoError
-from floco.flower.site import Place, VirtualPlace, answer, joined
-from floco.flower.wire import FORMAT, Answer, Ask
+from floco.flower.site import SiteConfig, VirtualSite, answer, joined
+from floco.flower.wire import FORMAT, LOG, Answer, Ask
 from floco.jobs import Result
 
 
 def client_app(mods: Sequence[Mod] = ()) -> ClientApp:
     """Return the ClientApp of a federation's app; `mods` are Flower's, e.g. `LocalDpMod` (docs/flower.md)."""
-    app = ClientApp(mods=[*mods])
+    app = ClientApp()
     app.query()(_join)
-    app.train()(_answer)
-    app.train("probe")(_answer)
-    app.evaluate()(_answer)
+    app.query("wake")(_nothing)
+    app.train(mods=[*mods])(_answer)
+    app.train("probe", mods=[*mods])(_answer)
+    app.evaluate()(_answer)  # nothing of the site's parameters leaves, and Flower's mods refuse a message without
     return app
 
 
-def _place(context: Context, config: str) -> Place:
+def _nothing(message: Message, context: Context) -> Message:
+    """Answer a message that only wakes the SuperNode (`Nodes.exchange`)."""
+    return Message(RecordDict(), reply_to=message)
+
+
+def _site(context: Context, config: str) -> SiteConfig:
     """Return who this node is; one of Flower's simulation runtime has a number in place of an id."""
     if "partition-id" in context.node_config and "client-id" not in context.node_config:
         number = int(context.node_config["partition-id"])
-        return VirtualPlace.at(number, config, Path(tempfile.gettempdir()) / f"floco-simulation-{context.run_id}" / str(number))
-    return Place.of(context.node_config)
+        return VirtualSite.at(number, config, Path.home() / ".cache" / "floco" / "simulation" / str(number))
+    return SiteConfig.of(context.node_config)
 
 
 def _join(message: Message, context: Context) -> Message:
@@ -42,13 +46,13 @@ def _join(message: Message, context: Context) -> Message:
     told: dict[str, Any] = {"format": FORMAT, "client": str(context.node_config.get("client-id", "")), "problem": ""}
     try:
         config = str(message.content.config_records["ask"]["config"])
-        place = _place(context, config)
-        told |= {"client": place.client, **joined(place, config)}
+        site = _site(context, config)
+        told |= {"client": site.client, **joined(site, config)}
     except FlocoError as error:
         told["problem"] = str(error)
-        print(f"this site cannot join: {error}", flush=True)  # noqa: T201  the SuperNode's log is where its engineer looks
+        LOG.error("this site cannot join: %s", error)
     except Exception as error:  # noqa: BLE001  whatever it is, the server must hear of it
-        traceback.print_exc()
+        LOG.exception("this site cannot join")
         told["problem"] = f"{type(error).__name__}: {error}"
     return Message(RecordDict({"answer": ConfigRecord({k: v for k, v in told.items() if v != []})}), reply_to=message)
 
@@ -59,11 +63,18 @@ def _answer(message: Message, context: Context) -> Message:
     share, client = False, str(context.node_config.get("client-id", ""))
     try:
         ask = Ask.of(message.content)
-        place = _place(context, ask.config)
-        share, client = place.share_labels, place.client
-        given = answer(place, ask)
+        site = _site(context, ask.config)
+        share, client = site.share_labels, site.client
+        given = answer(site, ask)
+    except FlocoError as error:
+        LOG.error("this site cannot answer: %s", error)
+        given = _failed(client, str(error))
     except Exception as error:  # noqa: BLE001  it is named at the server, with client and round
-        traceback.print_exc()
-        failed = Result(client, failure=str(error) if isinstance(error, FlocoError) else f"{type(error).__name__}: {error}")
-        given = Answer(client, failed, failed)
+        LOG.exception("this site cannot answer")
+        given = _failed(client, f"{type(error).__name__}: {error}")
     return Message(given.records(share_labels=share), reply_to=message)
+
+
+def _failed(client: str, why: str) -> Answer:
+    failed = Result(client, failure=why)
+    return Answer(client, failed, failed)

@@ -27,24 +27,26 @@ def demonstrate(out: Path | None, overrides: Sequence[str], say: Callable[[str],
         FlocoError: a folder that is not empty.
         RunFailed: the run did not end well.
     """
-    folder = _folder(out)
-    source = deal(folder)
-    config = read(None, [f"data.source=npz:{source}", "data.split=natural", *_SETTINGS, *overrides])
     for key, _ in map(override, overrides):
         if key.startswith(("data.", "model.")):
             raise FlocoError(f"the demonstration has its own data and model; change algorithm, training, run or flower, got {key}")
+    read(None, [*_SETTINGS, *overrides])  # before a folder is made
+    folder = _folder(out)
+    source = deal(folder)
+    config = read(None, [f"data.source=npz:{source}", "data.split=natural", *_SETTINGS, *overrides])
     write(folder / "app", config)
     say(f"three sites with handwritten digits, a SuperLink and three SuperNodes on this machine; their logs are in {folder / 'logs'}")
     with LocalFederation(folder / "logs") as federation:
         for site in SITES:
             federation.node(site, {"client-id": site, "data": folder / "data" / f"{site}.npz", "state-dir": folder / "sites" / site})
         run = federation.run(folder / "app", "--run-config", f'out="{folder / "run"}"')
-        assert run.stdout is not None
-        for line in run.stdout:
+        ended = False
+        for line in federation.lines(run):
+            ended |= line.startswith("the run lies in")
             if line.startswith(("round ", "error")):
                 say(line.rstrip())
         run.wait()
-    if not (folder / "run" / "history.csv").is_file() or not (folder / "run" / "history.csv").stat().st_size:
+    if not ended:
         raise RunFailed(f"the run did not end well: see {folder / 'logs'}")
     return folder
 

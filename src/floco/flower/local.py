@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -40,7 +41,11 @@ class LocalFederation:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
         self._environment = {**os.environ, "PATH": path, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "PYTHONUNBUFFERED": "1"}
         self._start("superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self._port), "--disable-runtime-dependency-installation")
-        self._await_port()
+        try:
+            self._await_port()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +87,13 @@ class LocalFederation:
         words = ("run", str(app), "local", "--stream", *words)
         self._runs.append(subprocess.Popen([flwr, *words], env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         return self._runs[-1]
+
+    @staticmethod
+    def lines(run: subprocess.Popen[str]) -> Iterator[str]:
+        """Yield the lines of a run's log as they come, without what Flower's logger puts before each."""
+        assert run.stdout is not None
+        for line in run.stdout:
+            yield re.sub(r"^(\x1b\[\d+m)?[A-Z]+ (\x1b\[0m)?: +", "", line)
 
     def flwr(self, *words: str) -> str:
         """Return what a `flwr` command says."""

@@ -5,44 +5,41 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from floco.config import Config, as_dict
-from floco.errors import RunFailed
+from floco.errors import FlocoError, RunFailed
 from floco.federation import Client, Federation
-from floco.flower.wire import FORMAT
+from floco.flower.wire import FORMAT, short
 from floco.form import Normalization, channels_first
 
 _POLL = 0.5  # seconds between looks for answers
-_LOOK = 10  # seconds between looks whether nodes are still there
+_LOOK = 10.0  # seconds between looks whether nodes are still there
+_WAKES = 3  # messages that wake a node in one exchange, at most: a SuperNode that only trains for long gets them afterwards
 _JOIN = 120.0  # seconds that a node has to say who it is
-_MENDED = 60.0  # seconds after which a node that could not join is asked again
+_MENDED = 60.0  # seconds after which a node that could not join is asked again; each time it fails, twice as many
 _SAME = 90.0  # seconds that an older node with the same id has to show that it lives: one that was killed is listed for a minute
 Facts = dict[str, Any]
 
 
-def exchange(grid: Grid, messages: Mapping[int, Message], deadline: float) -> dict[int, Message]:
-    """Return the replies by node: as soon as all are there, or their nodes are gone, or after `deadline` seconds."""
-    pushed = list(grid.push_messages(list(messages.values())))
-    waiting = {name: node for name, node in zip(pushed, messages, strict=False) if name}
-    replies: dict[int, Message] = {}
-    end, look = time.monotonic() + deadline, time.monotonic() + _LOOK
-    while waiting and time.monotonic() < end:
-        for reply in grid.pull_messages(list(waiting)):
-            node = waiting.pop(reply.metadata.reply_to_message_id, None)
-            if node is not None:
-                replies[node] = reply
-        if waiting and time.monotonic() > look:
-            there, look = set(grid.get_node_ids()), time.monotonic() + _LOOK
-            waiting = {name: node for name, node in waiting.items() if node in there}
-        if waiting:
-            time.sleep(_POLL)
-    return replies
+@dataclass
+class _Node:
+    """What is known of a node besides its client."""
+
+    ask_at: float = 0.0
+    """When it may be asked who it is."""
+    patience: float = _MENDED
+    problem: str = ""
+    behind: bool = False
+    """It holds an answer back until its next message."""
 
 
 class Nodes:
@@ -59,51 +56,99 @@ class Nodes:
         """
         self._grid, self._settings, self._tell = grid, settings, tell
         self._config = json.dumps(as_dict(settings))
+        self._nodes: defaultdict[int, _Node] = defaultdict(_Node)
         self.facts: dict[str, Facts] = dict(known)
         self.by_client: dict[str, int] = {}
-        self._ask_again: dict[int, float] = {}  # node -> when it may be asked again who it is
-        self._problems: dict[int, str] = {}
+        self.running = False
+        """Whether rounds are under way: a second node with a client's id is then refused, and does not end the run."""
+
+    def exchange(self, messages: Mapping[int, Message], deadline: float, *, joining: bool = False) -> dict[int, Message | Exception]:
+        """Return the replies by node, or why they cannot be read: as soon as all are there, or their nodes are gone, or after `deadline` seconds.
+
+        A SuperNode of Flower 1.41 that was receiving a message when its run was stopped holds every answer back until it gets another
+        message, for as long as it lives. So who does not say at once who it is gets empty ones, and if that helps, in later exchanges too.
+        """
+        pushed = list(self._grid.push_messages(list(messages.values())))
+        waiting = {name: node for name, node in zip(pushed, messages, strict=False) if name}
+        replies, woken, wakes = dict[int, Message | Exception](), set[int](), _WAKES
+        end, look = time.monotonic() + deadline, time.monotonic() + _LOOK
+        while waiting and time.monotonic() < end:
+            looked = time.monotonic() > look
+            gone = set(waiting.values()) - set(self._grid.get_node_ids()) if looked else set()
+            for name, node in list(waiting.items()):
+                if (reply := self._pull(name)) is not None:
+                    replies[node] = reply
+                if reply is not None or node in gone:
+                    del waiting[name]
+            if looked:
+                look = time.monotonic() + _LOOK
+                wake = {n for n in waiting.values() if joining or self._nodes[n].behind} if wakes else set()
+                self._grid.push_messages([Message(RecordDict(), node, "query.wake", ttl=_LOOK) for node in wake])
+                woken, wakes = woken | wake, wakes - 1
+            if waiting:
+                time.sleep(_POLL)
+        for node in replies:
+            self._nodes[node].behind = node in woken
+        return replies
+
+    def _pull(self, name: str) -> Message | Exception | None:
+        """Return the reply to one message: Flower forgets replies before it reads them, so that a bad one would take others with it."""
+        try:
+            return next(iter(self._grid.pull_messages([name])), None)
+        except (httpx.HTTPError, OSError):  # the SuperLink's, not the reply's
+            raise
+        except Exception as error:  # noqa: BLE001  a reply may be anything
+            return error
 
     def refresh(self) -> None:
         """Ask nodes that are new who they are, and forget those that are gone.
 
         Raises:
-            RunFailed: two nodes have the same client id.
+            RunFailed: two nodes have the same client id, and no round is under way.
         """
         there, now = set(self._grid.get_node_ids()), time.monotonic()
-        self._ask_again = {n: t for n, t in self._ask_again.items() if n in there}
-        for node, told in self._join(sorted(n for n in there if now >= self._ask_again.get(n, 0))).items():
-            client = str(told.get("client", ""))
-            if why := str(told.get("problem", "")) or ("" if client else "it has no client-id") or told_problem(told, self._settings, self.facts):
-                self._refuse(node, client or f"node {node}", why)
+        self._nodes = defaultdict(_Node, {n: self._nodes[n] for n in there})
+        for node, told in self._join(sorted(n for n in there if now >= self._nodes[n].ask_at)).items():
+            try:
+                client, facts = introduced(told, self._settings, self.facts)
+                self._check_identity(client, node, there)
+            except RunFailed:
+                raise
+            except FlocoError as error:
+                self._refuse(node, told, str(error))
                 continue
-            self._ask_again[node] = float("inf")
-            self._check_identity(client, node, there)
+            except Exception as error:  # noqa: BLE001  a node may say anything
+                self._refuse(node, told, f"what it says of itself cannot be read: {type(error).__name__}: {error}")
+                continue
+            self._nodes[node] = _Node(math.inf, behind=self._nodes[node].behind)
             self.by_client[client] = node
             if client not in self.facts:
-                self.facts[client] = told
+                self.facts[client] = facts
                 self._tell(client, "joined")
         self.by_client = {c: n for c, n in self.by_client.items() if n in there}
 
-    def _refuse(self, node: int, name: str, problem: str) -> None:
-        self._ask_again[node] = time.monotonic() + _MENDED
-        if self._problems.get(node) != problem:
-            self._problems[node] = problem
-            self._tell(name, f"cannot join: {problem}")
+    def _refuse(self, node: int, told: Facts, problem: str) -> None:
+        known = self._nodes[node]
+        known.ask_at, known.patience = time.monotonic() + known.patience, 2 * known.patience
+        if known.problem != problem:
+            known.problem = problem
+            self._tell(short(str(told.get("client", ""))) or f"node {node}", f"cannot join: {short(problem)}")
 
     def doubt(self, client: str) -> None:
         """Ask a client's node again who it is: it may have been configured anew."""
-        self._ask_again.pop(self.by_client.pop(client, -1), None)
+        self._nodes[self.by_client.pop(client)].ask_at = 0.0
 
     def _question(self, node: int) -> Message:
         return Message(RecordDict({"ask": ConfigRecord({"format": FORMAT, "config": self._config})}), node, "query")
 
     def _join(self, nodes: Sequence[int]) -> dict[int, Facts]:
-        replies = exchange(self._grid, {n: self._question(n) for n in nodes}, _JOIN)
+        replies = self.exchange({n: self._question(n) for n in nodes}, _JOIN, joining=True)
         told: dict[int, Facts] = {n: {"problem": f"it did not say who it is within {_JOIN:g} s"} for n in nodes}
         for node, reply in replies.items():
-            if reply.has_error():
-                told[node] = {"problem": reply.error.reason}
+            if isinstance(reply, Exception):
+                told[node] = {"problem": f"what it sends cannot be read: {type(reply).__name__}: {reply}"}
+            elif reply.has_error():
+                told[node] = {"problem": reply.error.reason or "an error without a reason"}
             elif "answer" not in reply.content.config_records:
                 told[node] = {"problem": "it speaks another language: is it a node of this federation's app?"}
             else:
@@ -115,45 +160,66 @@ class Nodes:
         before = self.by_client.get(client)
         if before is None or before == node or before not in there:
             return
-        replies = exchange(self._grid, {before: self._question(before)}, _SAME)
-        if any(not r.has_error() for r in replies.values()):
-            raise RunFailed(f'nodes {before} and {node} both have client-id "{client}": each site needs an id of its own; stop one of them, and start the run again: it continues')
+        replies = self.exchange({before: self._question(before)}, _SAME, joining=True)
+        if any(isinstance(r, Exception) or not r.has_error() for r in replies.values()):
+            both = f'nodes {before} and {node} both have client-id "{client}": each site needs an id of its own'
+            if self.running:
+                raise FlocoError(f"{both}; it may be that node {before} is the wrong one")
+            raise RunFailed(f"{both}; stop one of them, and start the run again: it continues")
         self._tell(client, "came back with another node")
 
-    def wait_for(self, number: int, among: Callable[[], Sequence[str]], seconds: float) -> None:
-        """Wait until `number` of the clients `among` are connected.
-
-        Raises:
-            RunFailed: they are not, after so many seconds.
-        """
+    def wait_for(self, number: int, among: Callable[[], Sequence[str]], seconds: float) -> bool:
+        """Wait until `number` of the clients `among` are connected, and return whether they are after so many seconds."""
         end = time.monotonic() + seconds
         while True:
             self.refresh()
-            wanted = among()
-            connected = [c for c in wanted if c in self.by_client]
-            if len(connected) >= number:
-                return
+            if sum(c in self.by_client for c in among()) >= number:
+                return True
             if time.monotonic() > end:
-                raise RunFailed(f"{len(connected)} of the {number} sites that are needed are connected after {seconds:g} s ({', '.join(connected) or 'none'}): flower.wait")
+                return False
             time.sleep(2 * _POLL)
 
 
-def told_problem(told: Facts, config: Config, others: Mapping[str, Facts]) -> str:
-    """Return what is wrong with what a site told when it joined, `""` if nothing is."""
-    kind = (told.get("dtype"), told.get("channels"))
-    numbers = [told.get("n_train"), told.get("n_test")]
-    if told.get("format") != FORMAT or kind[0] not in ("uint8", "float32") or kind[1] not in ("first", "last", "none"):
-        return "it has another version of floco"
-    if not all(type(n) is int and 1 <= n < 2**40 for n in numbers):
-        return f"it says that it has {numbers[0]} samples to train and {numbers[1]} to test"
-    if (other := next(iter(others.values()), None)) and kind != (other["dtype"], other["channels"]):
-        return f"its samples are {kind[0]} with channels {kind[1]}, and those of the other sites {other['dtype']} with channels {other['channels']}"
-    if config.data.normalize == "train":
-        wanted = channels_first(torch.zeros(1, *config.flower.shape), str(kind[1])).shape[1]
-        lists = [list(told.get(name, ())) for name in ("sum", "square")]
-        if type(told.get("count")) is not int or told["count"] < 1 or any(len(v) != wanted or not all(map(math.isfinite, v)) for v in lists):
-            return "its sums for the normalisation are no finite numbers, one a channel"
-    return ""
+def introduced(told: Facts, config: Config, known: Mapping[str, Facts]) -> tuple[str, Facts]:
+    """Return a site's client id and the facts that it told when it joined, of which nothing is taken on trust.
+
+    Args:
+        told: what it said.
+        config: the run's configuration.
+        known: the facts of the clients that have joined before.
+
+    Raises:
+        FlocoError: it cannot take part.
+    """
+    if why := str(told.get("problem", "")):
+        raise FlocoError(why)
+    client, sizes = str(told.get("client", "")), [told.get("n_train"), told.get("n_test")]
+    if not client.isprintable() or not 1 <= len(client) <= 100 or client.startswith("("):
+        raise FlocoError("its client-id must have 1 to 100 printable characters, and not begin with a bracket")
+    if told.get("format") != FORMAT or told.get("dtype") not in ("uint8", "float32") or told.get("channels") not in ("first", "last", "none"):
+        raise FlocoError("it has another version of floco")
+    if not all(type(n) is int and 1 <= n < 2**40 for n in sizes):
+        raise FlocoError(f"it says that it has {sizes[0]!r} samples to train and {sizes[1]!r} to test")
+    facts: Facts = {"n_train": sizes[0], "n_test": sizes[1], "dtype": told["dtype"], "channels": told["channels"]}
+    before = known.get(client, facts)
+    if changed := next((k for k in ("n_train", "n_test") if before[k] != facts[k]), None):
+        raise FlocoError(f'the data of client "{client}" have changed since it joined this run: {changed} was {before[changed]}, and is {facts[changed]}')
+    for other in known.values():
+        if any(facts[k] != other[k] for k in ("dtype", "channels")):
+            raise FlocoError(f"its samples are {facts['dtype']} with channels {facts['channels']}, and those of the other sites {other['dtype']} with channels {other['channels']}")
+    return client, {**facts, **_sums(told, config)}
+
+
+def _sums(told: Facts, config: Config) -> Facts:
+    """Return the sums for a common normalisation, which must be those of as many numbers as the samples have."""
+    if config.data.normalize != "train":
+        return {"count": 0, "sum": [], "square": []}
+    shape = channels_first(torch.zeros(1, *config.flower.shape), told["channels"]).shape
+    count, *both = told.get("count"), *([float(v) for v in told.get(name, ())] for name in ("sum", "square"))
+    plausible = count == told["n_train"] * math.prod(shape[2:]) and all(len(v) == shape[1] for v in both)
+    if not plausible or not all(abs(a) < 1e30 and a * a / count * (1 - 1e-6) <= b < 1e60 for a, b in zip(*both, strict=True)):
+        raise FlocoError("its sums for the normalisation are not those of its samples: finite numbers, one a channel")
+    return {"count": count, "sum": both[0], "square": both[1]}
 
 
 def sizes_only(config: Config, facts: Mapping[str, Facts], normal: Normalization) -> Federation:

@@ -26,7 +26,8 @@ from floco.federation import normalization
 from floco.files import read_json, replace_file, to_json
 from floco.flower.app import settings
 from floco.flower.nodes import Nodes, sizes_only
-from floco.flower.sites import Sites
+from floco.flower.questions import Questions
+from floco.flower.wire import LOG
 from floco.form import Normalization
 from floco.jobs import Job, Result
 from floco.loop import Failure, Plan, Progress
@@ -48,7 +49,7 @@ def server_app() -> ServerApp:
         try:
             _Server(grid, settings(given), out).run()
         except FlocoError as error:
-            print(f"error: {error}", flush=True)  # noqa: T201  the run's log, which flwr run --stream shows
+            LOG.error("error: %s", error)
             raise
 
     return app
@@ -63,6 +64,7 @@ class _Server:
         self._plan = Plan(settings.run.evaluate_every, max_failed=2**31)  # a quorum decides, not a number
         self._events: list[Failure] = []
         self._away: set[str] = set()  # clients that the run goes on without, until they are back
+        self._aside: set[str] = set()  # clients that the round goes on without, after it was drawn again
         self._round = 0
 
     def run(self) -> None:
@@ -72,7 +74,10 @@ class _Server:
         known = {} if new else {c: dict(f) for c, f in read_json(self._out / "sites.json")["sites"].items()}
         self._nodes = Nodes(self._grid, self._config, known, self._tell)
         if new:
-            self._nodes.wait_for(self._config.flower.sites, lambda: sorted(self._nodes.by_client), self._config.flower.wait)
+            wanted, wait = self._config.flower.sites, self._config.flower.wait
+            if not self._nodes.wait_for(wanted, lambda: sorted(self._nodes.by_client), wait):
+                joined = ", ".join(sorted(self._nodes.by_client)) or "none"
+                raise RunFailed(f"{len(self._nodes.by_client)} of {wanted} sites have joined after {wait:g} s ({joined}): flower.sites, flower.wait")
             self._normalization = self._common_normalization()
             self._begin()
         else:
@@ -80,20 +85,22 @@ class _Server:
             self._normalization = Normalization(tuple(kept["mean"]), tuple(kept["std"]))
         with closing(Store(self._out)) as store:
             model = str(store.facts["model"])
-            session.check_config(replace(parse(store.facts["config"]), flower=self._config.flower), self._config, self._out)  # patience may change
+            stored = parse(store.facts["config"])
+            patience = replace(self._config.flower, shape=stored.flower.shape)
+            session.check_config(replace(stored, flower=patience), self._config, self._out)  # how long to wait, and for how many, may change
             setup = self._setup()
             if setup.network.fingerprint() != model:
                 raise FlocoError(f"the model of {self._out} has changed since the run was started (layers or initial values): restore it, or begin another run with another `out`")
             store.rewind()
             progress = store.load()
-            sites = Sites(self._grid, self._nodes, self._config, str(store.facts["id"]), model, self._normalization, self._tell)
+            self._questions = Questions(self._nodes, self._config, str(store.facts["id"]), model, self._normalization, self._tell)
             try:
-                self._rounds(store, sites, setup, progress)
+                self._rounds(store, setup, progress)
             except FlocoError:
                 store.add("failures", [e.row for e in self._events])
                 store.amend(self._saved.since, "failures")  # what led here is not lost with the round
                 raise
-        _say(f"the run lies in {self._out.resolve()}")
+        LOG.info(f"the run lies in {self._out.resolve()}")
 
     def _common_normalization(self) -> Normalization:
         """Return the statistics of all sites that have joined, from their sums."""
@@ -111,34 +118,27 @@ class _Server:
         Store.create(self._out, {**texts, "sites.json": self._sites_text().decode()}, facts, loop.begin(setup))
 
     def _sites_text(self) -> bytes:
-        sites = {c: {k: v for k, v in f.items() if k not in ("format", "problem", "client")} for c, f in self._nodes.facts.items()}
-        return to_json({"normalization": {"mean": self._normalization.mean, "std": self._normalization.std}, "sites": sites})
+        return to_json({"normalization": {"mean": self._normalization.mean, "std": self._normalization.std}, "sites": self._nodes.facts})
 
     def _setup(self) -> Setup:
         """Return what the server knows: the network, and of the clients their ids and sizes."""
-        return session.assembled(self._config, sizes_only(self._config, {c: f for c, f in self._nodes.facts.items() if c not in self._away}, self._normalization))
+        return session.assembled(self._config, sizes_only(self._config, {c: f for c, f in self._nodes.facts.items() if c in self._ids}, self._normalization))
 
     def _tell(self, client: str, what: str) -> None:
         """Note what happened to a site: in the log, and with the next checkpoint in failures.csv."""
         event = Failure(self._round, client, what)
         self._events.append(event)
-        _say(str(event))
+        LOG.info(str(event))
 
-    def _rounds(self, store: Store, sites: Sites, setup: Setup, progress: Progress) -> None:
+    def _rounds(self, store: Store, setup: Setup, progress: Progress) -> None:
         last, self._saved = setup.training.rounds, progress
         if progress.round == last and not progress.since.rounds:
-            _say(f"{self._out} is finished: all {last} rounds are done")
+            LOG.info(f"{self._out} is finished: all {last} rounds are done")
             return
         while progress.round < last:
             begun, known = time.perf_counter(), set(self._nodes.facts)
             self._round = progress.round + 1
-            setup = self._ready(setup, progress)
-            evaluating = loop.due(setup, self._plan, progress.round)
-            jobs = loop.round_jobs(setup, progress)
-            results, evaluated = sites.ask(setup, progress, jobs, evaluating=evaluating)
-            self._check_quorum(jobs, results)
-            if evaluating:
-                progress = self._noted(store, setup, progress, evaluated)
+            setup, jobs, results, progress = self._asked(store, setup, progress)
             progress = loop.after_round(setup, self._plan, progress, jobs, results)
             if broken := [n for n, t in progress.state.shared.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
                 raise RunFailed(f"round {self._round}: the average of {broken[0]!r} is not finite; look for a site whose numbers are extreme")
@@ -146,56 +146,80 @@ class _Server:
             self._events += progress.failures
             store.add("failures", [e.row for e in self._events])
             for failure in progress.failures:
-                _say(str(failure))
+                LOG.info(str(failure))
             self._events = []
             store.save(progress)
             self._saved = progress
             if set(self._nodes.facts) != known:  # after the checkpoint, which has the event: who is not in the file joins again
                 replace_file(self._out / "sites.json", self._sites_text())
-        self._round = last
-        setup = self._refreshed(setup)
-        progress = self._noted(store, setup, progress, sites.ask(setup, progress, [], evaluating=True)[1])
+        self._round, self._aside = last, set()
+        setup = self._refreshed(setup, progress)
+        progress = self._noted(store, setup, progress, self._questions.ask(setup, progress, [], evaluating=True)[1])
         store.add("failures", [e.row for e in self._events])
         self._events = []
         store.amend(progress.since, "history", "clients", "failures")
 
-    def _refreshed(self, setup: Setup) -> Setup:
-        """Return the setup with the sites that have joined or come back since."""
+    def _asked(self, store: Store, setup: Setup, progress: Progress) -> tuple[Setup, list[Job], list[Result], Progress]:
+        """Return who was asked in the coming round and what came of it, and the progress with the evaluation that came along.
+
+        Where fewer than the quorum of a draw have trained, those who failed are set aside, and the round is drawn again among the others.
+        """
+        self._aside = set[str]()
+        setup = self._ready(setup, progress)
+        self._nodes.running = True
+        evaluating, whole = loop.due(setup, self._plan, progress.round), len(setup.federation.ids)
+        while True:
+            jobs = loop.round_jobs(setup, progress)
+            results, evaluated = self._questions.ask(setup, progress, jobs, evaluating=evaluating)
+            if evaluating:
+                evaluating, progress = False, self._noted(store, setup, progress, evaluated)
+            failed = {r.client: r for r in results if r.update is None}
+            asked = [j.client for j in jobs if j.task == "train"]
+            if len(asked) - len(failed.keys() & set(asked)) >= self._needed(len(asked)):
+                return setup, jobs, results, progress
+            for client, result in failed.items():
+                self._tell(client, str(result.failure))
+            self._aside |= failed.keys()
+            if whole - len(self._aside) < self._needed(whole):
+                raise RunFailed(
+                    f"round {self._round}: {', '.join(sorted(self._aside))} failed, and of the {whole} sites flower.quorum = {self._config.flower.quorum:g} must not: "
+                    "see failures.csv, mend that, and start the run again: it continues with this round"
+                )
+            LOG.info("round %d: too few have trained; it is drawn again without %s", self._round, ", ".join(sorted(self._aside)))
+            setup = self._ready(setup, progress)
+
+    def _refreshed(self, setup: Setup, progress: Progress) -> Setup:
+        """Return the setup with the sites that have joined or come back since, and without those that only ever said that they are there."""
         self._nodes.refresh()
         self._away -= set(self._nodes.by_client)
-        return setup if set(self._nodes.facts) - self._away == set(setup.federation.ids) else self._setup()
+        if progress.round:
+            known = {*self._nodes.by_client, *progress.participated, *progress.state.by_client}
+            self._nodes.facts = {c: f for c, f in self._nodes.facts.items() if c in known}
+        return setup if self._ids == set(setup.federation.ids) else self._setup()
+
+    @property
+    def _ids(self) -> set[str]:
+        return set(self._nodes.facts) - self._away - self._aside
 
     def _ready(self, setup: Setup, progress: Progress) -> Setup:
         """Return the setup once enough of those that train are connected; after a while, without those that are not."""
+        wait = self._config.flower.wait
         while True:
-            setup = self._refreshed(setup)
+            setup = self._refreshed(setup, progress)
             chosen = [j.client for j in loop.round_jobs(setup, progress) if j.task == "train"]
-            try:
-                self._nodes.wait_for(self._needed(len(chosen)), lambda chosen=chosen: chosen, self._config.flower.wait)  # type: ignore[misc]
-            except RunFailed:
-                gone = set(setup.federation.ids) - set(self._nodes.by_client)
-                if len(gone) == len(setup.federation.ids) or not gone:
-                    raise
-                self._away |= gone
-                for client in sorted(gone):
-                    self._tell(client, f"is away for more than {self._config.flower.wait:g} s: the run goes on without it until it is back")
+            if self._nodes.wait_for(self._needed(len(chosen)), lambda chosen=chosen: chosen, wait):  # type: ignore[misc]
+                if self._ids == set(setup.federation.ids):
+                    return setup
                 continue
-            if set(self._nodes.facts) - self._away == set(setup.federation.ids):
-                return setup
+            gone = set(setup.federation.ids) - set(self._nodes.by_client)
+            if len(gone) == len(setup.federation.ids):
+                raise RunFailed(f"round {self._round}: no site is connected after {wait:g} s (flower.wait); start the run again when they are: it continues with this round")
+            self._away |= gone
+            for client in sorted(gone):
+                self._tell(client, f"is away for more than {wait:g} s: the run goes on without it until it is back")
 
     def _needed(self, asked: int) -> int:
-        return max(1, math.ceil(self._config.flower.quorum * asked))
-
-    def _check_quorum(self, jobs: Sequence[Job], results: Sequence[Result]) -> None:
-        asked = [j.client for j in jobs if j.task == "train"]
-        done = [r.client for r, j in zip(results, jobs, strict=True) if j.task == "train" and r.update is not None]
-        if len(done) < self._needed(len(asked)):
-            self._events += [Failure(self._round, r.client, r.failure) for r in results if r.failure]
-            failed = "\n  ".join(f'client "{r.client}": {r.failure}' for r in results if r.failure)
-            raise RunFailed(
-                f"round {self._round}: {len(done)} of {len(asked)} clients trained, flower.quorum = {self._config.flower.quorum:g} needs {self._needed(len(asked))}:\n  {failed}\n"
-                "start the run again: it continues with this round"
-            )
+        return max(1, math.ceil(self._config.flower.quorum * asked - 1e-9))
 
     def _noted(self, store: Store, setup: Setup, progress: Progress, results: Sequence[Result]) -> Progress:
         """Add the evaluation of a state to the tables, and return the progress after it."""
@@ -205,10 +229,8 @@ class _Server:
         store.add("history", [history])
         store.add("clients", progress.evaluation.clients)
         store.add("failures", [f.row for f in progress.failures])
+        for failure in progress.failures:
+            LOG.info("%s", failure)
         told = ("none" if v is None else f"{100 * float(v):.1f} %" for v in (history["accuracy_global"], history["accuracy_personal"]))
-        _say("round {}: global {}, personal {}".format(progress.round, *told))
+        LOG.info("round {}: global {}, personal {}".format(progress.round, *told))
         return progress
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)  # noqa: T201  the run's log

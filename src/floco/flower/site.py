@@ -8,21 +8,21 @@ STATE/RUN/answers/ROUND.safetensors .json    what was sent back and what the cli
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from floco import session
 from floco.config import Config, parse
 from floco.errors import FlocoError
 from floco.federation import Federation, Sums, sums
 from floco.files import checksum, read_json, read_tensors, replace_file, to_json, to_safetensors
-from floco.flower.wire import Answer, Ask
+from floco.flower.wire import LOG, Answer, Ask
 from floco.jobs import Job, Result, perform
 from floco.loop import Progress
 from floco.memories import Memories, Memory
@@ -35,7 +35,7 @@ _PATIENCE = 120  # seconds to wait for somebody who is exporting a model
 
 
 @dataclass(frozen=True)
-class Place:
+class SiteConfig:
     """Who a site is and where its things lie: `--node-config` of its SuperNode."""
 
     client: str
@@ -45,7 +45,7 @@ class Place:
     share_labels: bool = False
 
     @staticmethod
-    def of(node_config: Mapping[str, Any]) -> Place:
+    def of(node_config: Mapping[str, Any]) -> SiteConfig:
         """Return what a node is configured as.
 
         Raises:
@@ -57,7 +57,7 @@ class Place:
         data, share = str(node_config["data"]), str(node_config.get("share-labels", False)).lower()
         if share not in ("true", "false"):
             raise FlocoError(f"share-labels must be true or false, got {share!r}")
-        return Place(str(node_config["client-id"]), data if ":" in data else f"npz:{data}", Path(str(node_config["state-dir"])), share == "true")
+        return SiteConfig(str(node_config["client-id"]), data if ":" in data and not Path(data).exists() else f"npz:{data}", Path(str(node_config["state-dir"])), share == "true")
 
     def config(self, text: str) -> Config:
         """Return the configuration of this site's part of a run: its own data, all of one client."""
@@ -67,7 +67,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class VirtualPlace(Place):
+class VirtualSite(SiteConfig):
     """A virtual node of Flower's simulation runtime: one client of the data set that the configuration splits."""
 
     def config(self, text: str) -> Config:
@@ -76,12 +76,12 @@ class VirtualPlace(Place):
         return session.settled(replace(config, run=replace(config.run, engine="serial", workers=1, trackers=())))
 
     @staticmethod
-    def at(partition: int, text: str, state: Path) -> VirtualPlace:
+    def at(partition: int, text: str, state: Path) -> VirtualSite:
         """Return the place of a partition: its client is that of the same number."""
-        ids = _federation(VirtualPlace("", "", state).config(text)).ids
+        ids = _federation(VirtualSite("", "", state).config(text)).ids
         if partition >= len(ids):
             raise FlocoError(f"there are {len(ids)} clients, and this is virtual node {partition}, counted from 0: use as many SuperNodes as clients")
-        return VirtualPlace(ids[partition], "", state)
+        return VirtualSite(ids[partition], "", state)
 
 
 @cache
@@ -95,54 +95,70 @@ def _setup(config: Config) -> Setup:
     return session.prepare(config)
 
 
-def joined(place: Place, text: str) -> dict[str, Any]:
+def joined(site: SiteConfig, text: str) -> dict[str, Any]:
     """Return what a site tells the server when it joins: sizes, sums for a common normalisation, and nothing of single samples or labels.
 
     Raises:
         FlocoError: its data do not fit the run's shape and labels, said so that the site can mend it.
     """
-    config = place.config(text)
+    config = site.config(text)
     if not config.data.labels or not config.flower.shape:
         raise FlocoError("the run's configuration must name data.labels and flower.shape, which all sites share: floco flower new writes them")
     federation = _federation(replace(config, data=replace(config.data, normalize="none", mean=(), std=())))
-    form, client = federation.form, federation.client(place.client)
+    form, client = federation.form, federation.client(site.client)
     if form.shape != config.flower.shape:
         raise FlocoError(f"the run is about samples of shape {config.flower.shape}, and those of {config.data.source} have {form.shape}")
     own: Sums = sums(federation.x, client.train) if config.data.normalize == "train" else (0, (), ())
     return {"n_train": len(client.train), "n_test": len(client.test), "dtype": form.dtype, "channels": form.channels, "count": own[0], "sum": list(own[1]), "square": list(own[2])}
 
 
-def answer(place: Place, ask: Ask) -> Answer:
+def answer(site: SiteConfig, ask: Ask) -> Answer:
     """Return the answer to a question of the server, from this site's own data and state.
 
     Raises:
         FlocoError: the site cannot take part in this run.
     """
     try:
-        place.state.mkdir(parents=True, exist_ok=True)
+        site.state.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FlocoError(f"state-dir {place.state} cannot be used: {error.strerror or error}") from error
-    with FileLock(place.state / ".answering"), one_thread():  # a late question may still be under way
-        config = place.config(ask.config)
+        raise FlocoError(f"state-dir {site.state} cannot be used: {error.strerror or error}") from error
+    config = site.config(ask.config)
+    with _alone(site, config.flower.deadline), one_thread():
         config = replace(config, data=replace(config.data, normalize="fixed" if ask.mean else "none", mean=ask.mean, std=ask.std))
         setup = _setup(config)
         if setup.network.fingerprint() != ask.model:
             raise FlocoError("the network here is not the server's (layers, initial values, or the version of torch that draws them): install the same versions at all sites")
-        return _Site(place, config, setup, ask).answer()
+        return _Site(site, config, setup, ask).answer()
+
+
+@contextmanager
+def _alone(site: SiteConfig, seconds: float) -> Iterator[None]:
+    """Hold a site's state directory, which is one client's: a late question may still be under way."""
+    try:
+        with FileLock(site.state / ".answering", timeout=seconds):
+            owner = site.state / "client"
+            if not owner.exists():
+                replace_file(owner, f"{site.client}\n".encode())
+            elif (name := owner.read_text(encoding="utf-8").strip()) != site.client:
+                raise FlocoError(f'state-dir {site.state} belongs to client "{name}": give client "{site.client}" one of its own')
+            yield
+    except Timeout as error:
+        raise FlocoError(f"it is busy with an earlier question for more than {seconds:g} s") from error
 
 
 class _Site:
     """One question at one site."""
 
-    def __init__(self, place: Place, config: Config, setup: Setup, ask: Ask) -> None:
-        self._client, self._config, self._setup, self._ask = place.client, config, setup, ask
-        self._state, self._run = place.state, place.state / ask.run
+    def __init__(self, site: SiteConfig, config: Config, setup: Setup, ask: Ask) -> None:
+        self._client, self._config, self._setup, self._ask = site.client, config, setup, ask
+        self._state, self._run = site.state, site.state / ask.run
         self._answers = self._run / "answers"
 
     def answer(self) -> Answer:
         ask, client = self._ask, self._client
         notes, kept = self._committed()
-        self._store(kept)
+        self._keep(kept)
+        self._forget()
         trained = evaluated = None
         if ask.evaluate:
             evaluated = perform(self._setup, Job(client, "evaluate", ask.message("evaluate"), kept))
@@ -154,19 +170,22 @@ class _Site:
         return self._answers / f"{number}.safetensors", self._answers / f"{number}.json"
 
     def _committed(self) -> tuple[tuple[str, ...], Tensors | None]:
-        """Return the client's memory as of the last round that the server has of it, and forget older ones."""
+        """Return the client's memory as of the last round that the server has of it, and what the server should know of it."""
         number = self._ask.accepted
-        rounds = sorted(int(f.stem) for f in self._answers.glob("*.json") if f.stem.isdigit())
-        newer = [r for r in rounds if r > number]
-        for old in [*(r for r in rounds if r < number), *newer[:-2]]:
-            for path in self._files(old):
-                path.unlink(missing_ok=True)
         if not number:
             return (), None
         found = self._read(number)
         if found is None:
             return (f"what this client kept after round {number} is not in its state-dir any more, or damaged: its own model begins anew",), None
         return (), under(found[0], "memory/") or None
+
+    def _forget(self) -> None:
+        """Delete what the client kept before the last round that the server has of it, and all but two of what it has not."""
+        rounds = sorted(int(f.stem) for f in self._answers.glob("*.json") if f.stem.isdigit())
+        newer = [r for r in rounds if r > self._ask.accepted]
+        for old in [*(r for r in rounds if r < self._ask.accepted), *newer[:-2]]:
+            for path in self._files(old):
+                path.unlink(missing_ok=True)
 
     def _read(self, number: int) -> tuple[Tensors, dict[str, Any]] | None:
         """Return what was sent and kept in a round, None if it is not there as it was written."""
@@ -177,7 +196,7 @@ class _Site:
         except (FlocoError, KeyError):
             return None
 
-    def _store(self, kept: Tensors | None) -> None:
+    def _keep(self, kept: Tensors | None) -> None:
         """Make the question's model and the client's memory the state of this site's run directory."""
         ask, client = self._ask, self._client
         if not (self._run / "run.json").exists():
@@ -185,9 +204,11 @@ class _Site:
         replace_file(self._state / "current", f"{ask.run}\n".encode())
         with closing(Store(self._run, wait=_PATIENCE)) as store:
             session.check(store, self._setup)
-            before = store.load(self._config.run.memory_budget)
-            if before.round == ask.round:
-                return
+            try:
+                if store.load(self._config.run.memory_budget).round == ask.round:
+                    return
+            except FlocoError as error:  # it is a copy, and the next one is whole
+                LOG.warning("what floco export reads here was damaged, and is written anew: %s", error)
             memories = Memories({client: Memory(kept)}) if kept else Memories()
             state = ServerState(dict(ask.shared), {}, {client: ask.own} if ask.own else {}, ask.round)
             store.note_changed([client] if kept else [])

@@ -6,7 +6,9 @@ goes as bytes beside them.
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +25,10 @@ from floco.metrics import BINS, Score
 from floco.values import Message, Task, Tensors, Update
 
 FORMAT = 1
+LOG = logging.getLogger("flwr")  # Flower's own: what is said at a site and in a run stands among what Flower says
 _MODELS = ("global_", "personal")
+_GROWTH = 1e6  # how much larger than what was sent, or than 1, a number may be
+_NOTES = 8
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,8 @@ class Ask:
         plain: dict[str, Any] = dict(records.config_records["ask"])
         if plain.pop("format") != FORMAT:
             raise FlocoError("the server speaks another version of floco: install the same version at all sites")
+        if not re.fullmatch(r"[0-9a-z]{1,64}", plain["run"]):
+            raise FlocoError(f"the run's id is no plain word, but {plain['run'][:80]!r}")  # it names a folder here
         shared, own = tensors_of(records), safetensors.torch.load(plain.pop("own"))
         mean, std = (tuple(plain.pop(n, ())) for n in ("mean", "std"))
         return Ask(**plain, mean=mean, std=std, shared=shared, own=own)
@@ -111,7 +118,7 @@ class Answer:
         client, results = str(plain["client"]), {}
         for name in ("trained", "evaluated"):
             if f"{name}.steps" in plain:
-                failure = str(plain[f"{name}.failure"]) if plain[f"{name}.failed"] else None
+                failure = short(str(plain[f"{name}.failure"])) if plain[f"{name}.failed"] else None
                 results[name] = Result(client, steps=int(plain[f"{name}.steps"]), failure=failure)
         if "weight" in plain:
             update = Update(client, plain["task"], int(plain["weight"]), tensors_of(records), safetensors.torch.load(plain["extra"]))
@@ -119,7 +126,7 @@ class Answer:
         if "evaluated" in results and results["evaluated"].failure is None:
             scores = Scores(*(_score(records.metric_records[m]) if m in records.metric_records else None for m in _MODELS))
             results["evaluated"] = Result(client, scores=scores, steps=results["evaluated"].steps)
-        return Answer(client, results.get("trained"), results.get("evaluated"), tuple(plain["notes"]))
+        return Answer(client, results.get("trained"), results.get("evaluated"), tuple(short(str(n)) for n in plain["notes"][:_NOTES]))
 
 
 def summed_up(score: Score) -> Score:
@@ -137,41 +144,61 @@ def _score(metrics: Mapping[str, Any]) -> Score:
     return Score(tuple(metrics["counts"]), tuple(metrics["right"]), metrics["losses"], metrics["squares"], tuple(metrics["gaps"]), balanced)
 
 
-def problem(answer: Answer, ask: Ask, needed: frozenset[str], sizes: tuple[int, int, int]) -> str | None:
-    """Return why an answer cannot be used, None if it can.
+@dataclass(frozen=True)
+class Form:
+    """What an honest answer of a client looks like."""
 
-    Args:
-        answer: what a site sent.
-        ask: what it was asked.
-        needed: the tensors that an update must hold.
-        sizes: what the site told when it joined, samples to train and to test, and the number of classes.
-    """
-    n_train, n_test, classes = sizes
-    update = answer.trained.update if answer.trained is not None else None
+    update: Update | None
+    """One with the same tensors, as to names, shapes and types; None if it is not asked to train or probe."""
+    models: tuple[bool, bool]
+    """Whether the method has a global and a personal model."""
+    n_test: int
+    classes: int
+
+
+def problem(answer: Answer, ask: Ask, form: Form) -> str | None:
+    """Return why an answer cannot be used, None if it can."""
+    update, wanted = answer.trained.update if answer.trained is not None else None, form.update
     if update is not None:
-        if update.task != ask.task or update.weight != n_train:
-            return f"it answered {update.task} with weight {update.weight}, and was asked to {ask.task} and has {n_train} samples"
-        if missing := sorted(needed - set(update.shared) - set(update.extra)):
-            return f"its update lacks {', '.join(missing)}"
-        if why := next((w for n, t in [*update.shared.items(), *update.extra.items()] if (w := _tensor_problem(n, t, ask.shared.get(n)))), None):
-            return why
+        if wanted is None or (update.task, update.weight) != (wanted.task, wanted.weight):
+            return f"it answered {update.task} with weight {update.weight}, and was asked to {ask.task}{f' and has {wanted.weight} samples' if wanted else ''}"
+        largest = max((float(t.abs().max()) for t in ask.shared.values() if t.is_floating_point() and t.numel()), default=0.0)
+        for sent, like in ((update.shared, wanted.shared), (update.extra, wanted.extra)):
+            if missing := sorted(like.keys() - sent.keys()):
+                return f"its update lacks {', '.join(missing)}"
+            if why := next((w for n, t in sent.items() if (w := _tensor_problem(n, t, like.get(n), largest))), None):
+                return why
     scores = answer.evaluated.scores if answer.evaluated is not None else None
-    for score in scores or ():
-        if score is not None and not _plausible(score, n_test, classes):
-            return f"its evaluation is not one of {n_test} samples and {classes} classes, or not finite"
+    for has, score in zip(form.models, scores or (), strict=False):
+        if has != (score is not None) or (score is not None and not _plausible(score, form.n_test, form.classes)):
+            return f"its evaluation is not one of {form.n_test} samples and {form.classes} classes, or not finite"
     return None
 
 
-def _tensor_problem(name: str, tensor: torch.Tensor, sent: torch.Tensor | None) -> str | None:
-    if sent is None or sent.shape != tensor.shape or sent.dtype != tensor.dtype:
-        was = "nothing of that name" if sent is None else f"{tuple(sent.shape)} {sent.dtype}"
-        return f"it sent {name!r} as {tuple(tensor.shape)} {tensor.dtype}, and had got {was}"
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        return f"it sent a {name!r} that is not finite"
+def _tensor_problem(name: str, tensor: torch.Tensor, like: torch.Tensor | None, largest: float) -> str | None:
+    if like is None or like.shape != tensor.shape or like.dtype != tensor.dtype:
+        was = "nothing of that name" if like is None else f"{tuple(like.shape)} {like.dtype}"
+        return f"it sent {name!r} as {tuple(tensor.shape)} {tensor.dtype}, and should have sent {was}"
+    if tensor.is_floating_point() and tensor.numel():
+        size = float(tensor.abs().max())
+        if not math.isfinite(size):
+            return f"it sent a {name!r} that is not finite"
+        if size > _GROWTH * max(1.0, largest):  # it would stay in the average and spoil every later round
+            return f"it sent a {name!r} of up to {size:.3g}, and had got tensors of up to {largest:.3g}"
     return None
 
 
 def _plausible(score: Score, n_test: int, classes: int) -> bool:
-    numbers = [score.losses, score.squares, *score.gaps, *([] if score.balanced is None else [score.balanced])]
-    counted = len(score.counts) == len(score.right) and len(score.counts) in (1, classes) and all(0 <= r <= c for r, c in zip(score.right, score.counts, strict=True))
-    return counted and score.n == n_test and len(score.gaps) == BINS and all(map(math.isfinite, numbers))
+    """Return whether a score can be one of that many samples."""
+    n, counts, right = n_test * (1 + 1e-6), score.counts, score.right
+    counted = len(counts) == len(right) and len(counts) in (1, classes) and all(type(v) is int for v in (*counts, *right))
+    if not counted or score.n != n_test or not all(0 <= r <= c for r, c in zip(right, counts, strict=True)):
+        return False
+    balanced = score.balanced is None if len(counts) == classes else score.balanced is not None and 0 <= score.balanced <= 1
+    return balanced and len(score.gaps) == BINS and all(abs(g) <= n for g in score.gaps) and 0 <= score.squares <= 2 * n and 0 <= score.losses <= _GROWTH * n
+
+
+def short(text: str) -> str:
+    """Return what a site says as one line of at most 500 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= 500 else f"{line[:500]} ..."

@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 from flwr.app import Message
-from flwr.serverapp import Grid
 
-from floco.algorithms.floco import OnSimplex
+from floco.client import concluded, prepared
 from floco.config import Config, as_dict
-from floco.flower.nodes import Nodes, exchange
-from floco.flower.wire import Answer, Ask, problem
+from floco.flower.nodes import Nodes
+from floco.flower.wire import LOG, Answer, Ask, Form, problem
 from floco.form import Normalization
 from floco.jobs import Job, Result
 from floco.loop import Progress, size
@@ -19,14 +18,13 @@ from floco.setup import Setup
 from floco.values import Task
 
 
-class Sites:
-    """All sites of a run."""
+class Questions:
+    """Asks all sites of a run."""
 
-    def __init__(self, grid: Grid, nodes: Nodes, config: Config, run: str, model: str, normalization: Normalization, tell: Callable[[str, str], None]) -> None:
+    def __init__(self, nodes: Nodes, config: Config, run: str, model: str, normalization: Normalization, tell: Callable[[str, str], None]) -> None:
         """Hold what every question says.
 
         Args:
-            grid: Flower's.
             nodes: who is connected.
             config: the run's configuration.
             run: its id.
@@ -34,7 +32,7 @@ class Sites:
             normalization: of all samples.
             tell: called with a client id and what happened to it.
         """
-        self._grid, self._nodes, self._config, self._id, self._model, self._normalization, self._tell = grid, nodes, config, run, model, normalization, tell
+        self._nodes, self._config, self._id, self._model, self._normalization, self._tell = nodes, config, run, model, normalization, tell
         self._text = json.dumps(as_dict(config))
 
     def ask(self, setup: Setup, progress: Progress, jobs: Sequence[Job], *, evaluating: bool) -> tuple[list[Result], list[Result]]:
@@ -45,7 +43,7 @@ class Sites:
         kinds = {"train": "train", "probe": "train.probe", "evaluate": "evaluate"}
         wait = self._config.flower.deadline
         there = {c: self._nodes.by_client[c] for c in clients if c in self._nodes.by_client}
-        replies = exchange(self._grid, {n: Message(asks[c].records(), n, kinds[asks[c].task], ttl=wait) for c, n in there.items()}, wait)
+        replies = self._nodes.exchange({n: Message(asks[c].records(), n, kinds[asks[c].task], ttl=wait) for c, n in there.items()}, wait)
         answers = {c: self._answer(setup, c, asks[c], replies.get(there[c]) if c in there else None) for c in clients}
         self._count(progress, asks, answers)
         trained = [_certain(answers[j.client].trained, j.client) for j in jobs]
@@ -57,20 +55,21 @@ class Sites:
         accepted = progress.last.get(client, 0)
         return Ask(self._id, progress.round, task, evaluating, message.shared, message.own, accepted, self._text, self._model, normal.mean, normal.std)
 
-    def _answer(self, setup: Setup, client: str, ask: Ask, reply: Message | None) -> Answer:
+    def _answer(self, setup: Setup, client: str, ask: Ask, reply: Message | Exception | None) -> Answer:
         """Return a client's answer; whatever is wrong with it is a failure of that client."""
         why: str | None = "it is not connected"
         if client in self._nodes.by_client:
             why = f"it did not answer within {self._config.flower.deadline:g} s, or its node is gone"
-        if reply is not None and reply.has_error():
-            why = f"it did not answer: {reply.error.reason}"
+        if isinstance(reply, Exception):
+            why = f"its answer cannot be read: {type(reply).__name__}: {reply}"
+        elif reply is not None and reply.has_error():
+            why = f"it did not answer: {reply.error.reason or 'an error without a reason'}"
         elif reply is not None:
             try:
                 answer = Answer.of(reply.content)
-                own = self._nodes.facts[client]
-                why = problem(answer, ask, needed_names(setup, ask), (own["n_train"], own["n_test"], setup.federation.classes))
+                why = problem(answer, ask, form(setup, client, ask))
                 if answer.client != client:
-                    why = f'it calls itself "{answer.client}" now'
+                    why = f"it calls itself {answer.client!r} now"
                     self._nodes.doubt(client)
                 if why is None:
                     for note in answer.notes:
@@ -90,7 +89,16 @@ class Sites:
                 down, up = size([ask.shared, ask.own])[1], size([update.shared, update.extra])[1] if update is not None else 0
                 costs.append(f"{client} {'probes, ' if ask.task == 'probe' else ''}{down:,} bytes down, {up:,} up")
         if costs:
-            print(f"round {progress.round + 1}: {'; '.join(costs)}", flush=True)  # noqa: T201  the run's log
+            LOG.info("round %d: %s", progress.round + 1, "; ".join(costs))
+
+
+def form(setup: Setup, client: str, ask: Ask) -> Form:
+    """Return what an honest answer looks like: as that of a client that has trained for no step."""
+    work = prepared(setup, client, ask.message(ask.task), None)
+    update = concluded(setup, work, work.tensors)[0] if ask.task != "evaluate" else None
+    both = setup.algorithm.models(work.tensors, work.facts)
+    n_test = len(setup.federation.client(client).test)
+    return Form(update, (both.global_ is not None, both.personal is not None), n_test, setup.federation.classes)
 
 
 def _certain(result: Result | None, client: str) -> Result:
@@ -98,11 +106,3 @@ def _certain(result: Result | None, client: str) -> Result:
     if result is not None and (result.failure is not None or result.update is not None or result.scores is not None):
         return result
     return Result(client, failure="it did not do what it was asked")
-
-
-def needed_names(setup: Setup, ask: Ask) -> frozenset[str]:
-    """Return the tensors that an update must hold."""
-    if ask.task == "probe":
-        return frozenset(setup.algorithm.mixing.names if isinstance(setup.algorithm, OnSimplex) else ())
-    local = set(setup.network.layout.buffers) if setup.local_buffers else set()
-    return frozenset(set(ask.shared) - local)

@@ -1,0 +1,349 @@
+"""The server against sites that are broken, lie, or change: its own loop over the real ClientApp, in this process."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp.mod import LocalDpMod
+from flwr.supercore.task_identity import TaskIdentity
+
+from conftest import rows, same
+from floco import session
+from floco.config import Config, read
+from floco.errors import FlocoError, RunFailed
+from floco.files import read_tensors, to_safetensors
+from floco.flower import client_app, nodes, server
+from floco.flower.demo import SITES, deal
+
+NODES = dict(zip((10, 11, 12), SITES, strict=True))
+Tamper = Callable[[int, Message, Message], Message | None]
+
+
+class InProcess:
+    """A Grid whose nodes answer at once, in this process; `tamper` may change a reply, or take it away (None)."""
+
+    def __init__(self, folder: Path, *, tamper: Tamper | None = None, mods: list[Any] | None = None) -> None:
+        self.configs = {n: {"client-id": s, "data": str(folder / "data" / f"{s}.npz"), "state-dir": str(folder / "sites" / s)} for n, s in NODES.items()}
+        self.app, self.tamper = client_app(mods=mods or []), tamper
+        self.replies: dict[str, Message | Exception] = {}
+        self.number = 0
+        self.gone: set[int] = set()
+
+    def get_node_ids(self) -> list[int]:
+        return [n for n in self.configs if n not in self.gone]
+
+    def push_messages(self, messages: list[Message]) -> list[str]:
+        return [self._push(m) for m in messages]
+
+    def _push(self, message: Message) -> str:
+        self.number += 1
+        name, node = str(self.number), message.metadata.dst_node_id
+        message.metadata.__dict__["_message_id"] = name
+        if node in self.gone or node not in self.configs:
+            return name
+        reply: Message | None = self.app(message, Context(1, node, dict(self.configs[node]), RecordDict(), {}))
+        if self.tamper is not None and reply is not None:
+            reply = self.tamper(node, message, reply)
+        if reply is not None:
+            self.replies[name] = reply
+        return name
+
+    def pull_messages(self, names: list[str]) -> list[Message]:
+        return [self.replies.pop(n) for n in names if n in self.replies]
+
+
+@pytest.fixture(autouse=True)
+def in_flower(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages can be made, as in a process of Flower's, which knows who it is; and nobody waits."""
+    for key in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, key, 1, raising=False)
+    monkeypatch.setattr(nodes, "_POLL", 0.0)
+    monkeypatch.setattr(nodes, "_JOIN", 0.3)
+    monkeypatch.setattr(nodes, "_MENDED", 0.0)
+
+
+def configuration(folder: Path, name: str, *more: str) -> Config:
+    deal(folder)
+    own = ["algorithm.assign_at=2", "algorithm.endpoints=3"] if name.startswith("floco") else []
+    data = [f"data.source=npz:{folder / 'data' / 'all.npz'}", "data.split=natural", "data.labels=" + json.dumps([str(i) for i in range(10)]), "flower.shape=[8,8]"]
+    base = ["training.rounds=3", "training.fraction=1.0", "run.evaluate_every=2", "run.engine=serial", "flower.sites=3", "flower.deadline=0.3", "flower.wait=0.5"]
+    return session.settled(read(None, [*data, f"algorithm.name={name}", *own, *base, *more]))
+
+
+def carried(folder: Path, config: Config, grid: Any) -> list[tuple[int, str, str]]:
+    """Carry a run to its end and return the lines of failures.csv, save who joined."""
+    server._Server(grid, config, folder / "run").run()
+    assert [int(r["round"]) for r in rows(folder / "run" / "history.csv")][-1] == config.training.rounds
+    assert all(torch.isfinite(t).all() for t in read_tensors(folder / f"run/checkpoint/{config.training.rounds}/state.safetensors").values())
+    return [(int(r["round"]), r["client"], r["reason"]) for r in rows(folder / "run" / "failures.csv") if r["reason"] != "joined"]
+
+
+def with_arrays(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[RecordDict], None]:
+    def tamper(content: RecordDict) -> None:
+        if "arrays" in content:
+            content["arrays"] = ArrayRecord(change({n: torch.from_numpy(a.numpy().copy()) for n, a in content.array_records["arrays"].items()}))
+
+    return tamper
+
+
+def elsewhere(content: RecordDict) -> None:
+    """Send the tensors, but where a method's extra ones belong."""
+    if "arrays" in content:
+        sent = {n: torch.from_numpy(a.numpy().copy()) for n, a in content.array_records["arrays"].items()}
+        content["arrays"], content.config_records["answer"]["extra"] = ArrayRecord({}), to_safetensors(sent)
+
+
+def judged(**change: Any) -> Callable[[RecordDict], None]:
+    """Change the numbers of an evaluation; None takes one away."""
+
+    def tamper(content: RecordDict) -> None:
+        for name in content.metric_records:
+            for key, value in change.items():
+                if value is None:
+                    del content.metric_records[name][key]
+                else:
+                    content.metric_records[name][key] = value
+
+    return tamper
+
+
+def unjudged(content: RecordDict) -> None:
+    for name in list(content.metric_records):
+        del content[name]
+
+
+def garbage(content: RecordDict) -> None:
+    content.config_records["answer"]["extra"] = b"no tensors"
+
+
+@pytest.mark.parametrize(
+    ("tamper", "words"),
+    [
+        (elsewhere, "its update lacks"),
+        (with_arrays(lambda t: {n: v * float("nan") for n, v in t.items()}), "not finite"),
+        (with_arrays(lambda t: {n: torch.full_like(v, 3e38) for n, v in t.items()}), "of up to 3e\\+38"),
+        (with_arrays(lambda t: {**t, "more": torch.zeros(2)}), "nothing of that name"),
+        (with_arrays(lambda t: {n: v.double() for n, v in t.items()}), "torch.float64"),
+        (garbage, "cannot be read"),
+        (judged(gaps=[1.7e308] * 15), "not one of 80 samples"),
+        (judged(balanced=None), "not one of 80 samples"),
+        (judged(balanced=-77.0), "not one of 80 samples"),
+        (judged(losses=[1.0]), "cannot be read"),
+        (judged(counts=[79]), "not one of 80 samples"),
+        (unjudged, "not one of 80 samples"),
+    ],
+)
+def test_a_site_that_sends_anything_is_left_out_and_named(tamper: Callable[[RecordDict], None], words: str, tmp_path: Path) -> None:
+    def north_lies(node: int, message: Message, reply: Message) -> Message:
+        if node == 11 and message.metadata.message_type != "query":
+            tamper(reply.content)
+        return reply
+
+    failures = carried(tmp_path, configuration(tmp_path, "floco", "run.evaluate_every=1"), InProcess(tmp_path, tamper=north_lies))
+    assert failures
+    assert {client for _, client, _ in failures} == {"north"}
+    for _, _, reason in failures:
+        assert re.search(words, reason), reason
+
+
+def test_a_reply_that_flower_cannot_read_is_that_nodes_failure(tmp_path: Path) -> None:
+    class Broken(InProcess):
+        def pull_messages(self, names: list[str]) -> list[Message]:
+            found = super().pull_messages(names)
+            if any(m.metadata.src_node_id == 11 for m in found) and self.number > 3:
+                raise ValueError("garbage on the wire")
+            return found
+
+    def named(node: int, message: Message, reply: Message) -> Message:
+        reply.metadata.__dict__["_src_node_id"] = node
+        return reply
+
+    failures = carried(tmp_path, configuration(tmp_path, "fedavg"), Broken(tmp_path, tamper=named))
+    assert {(client, reason) for _, client, reason in failures} == {("north", "its answer cannot be read: ValueError: garbage on the wire")}
+
+
+def test_what_a_site_says_is_short_and_one_line(tmp_path: Path) -> None:
+    def talkative(node: int, message: Message, reply: Message) -> Message:
+        if node == 11 and message.metadata.message_type == "train":
+            reply.content.config_records["answer"]["notes"] = ["a\nb" * 1000] * 1000
+        return reply
+
+    failures = carried(tmp_path, configuration(tmp_path, "fedavg"), InProcess(tmp_path, tamper=talkative))
+    assert len(failures) == 8 * 3
+    assert all(len(reason) < 510 and "\n" not in reason for _, _, reason in failures)
+
+
+@pytest.mark.parametrize("change", [{"sum": 5}, {"sum": ["a"]}, {"square": b"xy"}, {"client": "a\nb"}, {"n_train": "many"}, {"count": 2**61}])
+def test_a_site_that_says_anything_when_it_joins_stays_outside(change: dict[str, Any], tmp_path: Path) -> None:
+    def lie(node: int, message: Message, reply: Message) -> Message:
+        if node == 11 and message.metadata.message_type == "query":
+            for key, value in change.items():
+                reply.content.config_records["answer"][key] = value
+            reply.content.config_records["answer"]["more"] = b"\xff"
+        return reply
+
+    failures = carried(tmp_path, configuration(tmp_path, "fedavg", "flower.sites=2"), InProcess(tmp_path, tamper=lie))
+    assert [reason for _, _, reason in failures if "cannot join" in reason]
+    assert {r["client"] for r in rows(tmp_path / "run" / "clients.csv")} == {"east", "south"}
+
+
+def test_a_client_that_always_fails_does_not_stop_the_run(tmp_path: Path) -> None:
+    def never(node: int, message: Message, reply: Message) -> Message:
+        return Message(Error(0, "boom"), reply_to=message) if node == 11 and message.metadata.message_type == "train" else reply
+
+    failures = carried(tmp_path, configuration(tmp_path, "fedavg", "training.fraction=0.34", "training.rounds=6"), InProcess(tmp_path, tamper=never))
+    assert {(client, reason) for _, client, reason in failures} == {("north", "it did not answer: boom")}
+    last = {r["client"]: int(r["participated"]) for r in rows(tmp_path / "run" / "clients.csv")[-3:]}
+    assert sum(last.values()) == 6
+    assert last["north"] == 0
+
+
+def test_too_few_clients_end_the_run_and_it_continues_when_that_is_mended(tmp_path: Path) -> None:
+    broken = {11, 12}
+
+    def some(node: int, message: Message, reply: Message) -> Message:
+        return Message(Error(0, "boom"), reply_to=message) if node in broken and message.metadata.message_type == "train" else reply
+
+    config, grid = configuration(tmp_path, "fedavg"), InProcess(tmp_path, tamper=some)
+    with pytest.raises(RunFailed, match=r"round 1: north, south failed, and of the 3 sites flower.quorum = 0.5 must not"):
+        carried(tmp_path, config, grid)
+    broken.clear()
+    assert carried(tmp_path, config, grid) == [(1, "north", "it did not answer: boom"), (1, "south", "it did not answer: boom")]
+
+
+def test_a_second_node_with_a_clients_id_is_refused_while_rounds_are_under_way(tmp_path: Path) -> None:
+    def comes(node: int, message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "train":
+            grid.configs[20] = {**grid.configs[11], "state-dir": str(tmp_path / "twin")}
+        return reply
+
+    grid = InProcess(tmp_path, tamper=comes)
+    failures = carried(tmp_path, configuration(tmp_path, "fedavg"), grid)
+    assert {client for _, client, _ in failures} == {"north"}
+    assert "nodes 11 and 20 both have client-id" in failures[0][2]
+    assert all(int(r["participated"]) == 3 for r in rows(tmp_path / "run" / "clients.csv")[-3:])
+
+
+def test_a_site_that_is_away_is_waited_for_and_then_left_out(tmp_path: Path) -> None:
+    def leaves(node: int, message: Message, reply: Message) -> Message:
+        if node == 12 and message.metadata.message_type == "train" and message.content.config_records["ask"]["round"] == 1:
+            grid.gone.add(12)
+        return reply
+
+    grid = InProcess(tmp_path, tamper=leaves)
+    failures = carried(tmp_path, configuration(tmp_path, "fedavg", "flower.quorum=1.0"), grid)
+    assert (3, "south", "is away for more than 0.5 s: the run goes on without it until it is back") in failures
+
+
+def test_a_site_that_comes_back_with_other_data_is_told(tmp_path: Path) -> None:
+    def swaps(node: int, message: Message, reply: Message) -> Message:
+        if message.metadata.message_type == "train" and 12 in grid.configs:
+            grid.configs[21] = {**grid.configs.pop(12), "data": str(tmp_path / "data" / "all.npz")}
+        return reply
+
+    grid = InProcess(tmp_path, tamper=swaps)
+    failures = carried(tmp_path, configuration(tmp_path, "fedavg"), grid)
+    assert any(client == "south" and 'the data of client "south" have changed since it joined this run: n_train was 320, and is 960' in reason for _, client, reason in failures)
+
+
+def test_a_client_id_that_was_a_slip_is_forgotten(tmp_path: Path) -> None:
+    def corrected(node: int, message: Message, reply: Message) -> Message | None:
+        if message.metadata.message_type == "train" and node == 10:
+            number = message.content.config_records["ask"]["round"]
+            if number == 0:
+                grid.gone.clear()
+            elif 11 in grid.configs:
+                grid.configs[22] = {**grid.configs.pop(11), "client-id": "north", "state-dir": str(tmp_path / "sites" / "other")}
+        return None if node == 11 and message.metadata.message_type == "train" else reply
+
+    config, grid = configuration(tmp_path, "fedavg", "flower.quorum=0.3", "training.rounds=4", "flower.sites=2"), InProcess(tmp_path, tamper=corrected)
+    grid.gone.add(11)
+    grid.configs[11]["client-id"] = "nroth"
+    carried(tmp_path, config, grid)
+    assert {r["client"] for r in rows(tmp_path / "run" / "clients.csv") if r["round"] == "4"} == {"east", "north", "south"}
+
+
+@pytest.mark.parametrize("name", ["fedavg", "floco"])
+def test_a_whole_run_with_flowers_local_privacy(name: str, tmp_path: Path) -> None:
+    failures = carried(tmp_path, configuration(tmp_path, name), InProcess(tmp_path, mods=[LocalDpMod(1.0, 0.01, 1.0, 1e-5)]))
+    assert not failures
+    assert all(int(r["participated"]) == 3 for r in rows(tmp_path / "run" / "clients.csv")[-3:])
+
+
+class Stop(Exception):
+    """The server is killed."""
+
+
+@pytest.mark.parametrize("name", ["floco+", "scaffold"])
+def test_a_server_that_is_killed_anywhere_and_started_again_gives_the_same_bits(name: str, tmp_path: Path) -> None:
+    class Dying(InProcess):
+        calls, last = 0, 0
+
+        def tick(self) -> None:
+            self.calls += 1
+            if self.calls == self.last:
+                raise Stop
+
+        def get_node_ids(self) -> list[int]:
+            self.tick()
+            return super().get_node_ids()
+
+        def push_messages(self, messages: list[Message]) -> list[str]:
+            names = super().push_messages(messages)
+            self.tick()
+            return names
+
+    config = configuration(tmp_path, name, "training.fraction=0.67", "training.rounds=4")
+    carried(tmp_path, config, InProcess(tmp_path))
+    whole = {t: (tmp_path / "run" / t).read_bytes() for t in ("history.csv", "clients.csv")}
+    tensors = read_tensors(tmp_path / "run/checkpoint/4/state.safetensors")
+    for last in range(1, 100):
+        again = tmp_path / str(last)
+        again.mkdir()
+        (again / "data").symlink_to(tmp_path / "data")
+        dying = Dying(again)
+        dying.last = last
+        try:
+            server._Server(dying, config, again / "run").run()
+        except Stop:
+            assert not any("anew" in reason for _, _, reason in carried(again, config, InProcess(again)))
+            assert {t: (again / "run" / t).read_bytes() for t in whole} == whole
+            assert same(read_tensors(again / "run/checkpoint/4/state.safetensors"), tensors)
+        else:
+            assert last > 10
+            return
+
+
+def test_a_state_directory_is_one_clients(tmp_path: Path) -> None:
+    config, grid = configuration(tmp_path, "floco+"), InProcess(tmp_path)
+    grid.configs[10]["state-dir"] = grid.configs[11]["state-dir"]
+    failures = carried(tmp_path, config, grid)
+    assert {client for _, client, _ in failures} <= {"east", "north"}
+    assert all("belongs to client" in reason for _, _, reason in failures)
+    kept = [c for c in ("east", "north") if c not in {client for _, client, _ in failures}]
+    assert len(kept) == 1
+
+
+def test_a_damaged_copy_of_the_run_at_a_site_is_made_anew(tmp_path: Path) -> None:
+    damaged: list[Path] = []
+
+    def damage(node: int, message: Message, reply: Message) -> Message:
+        if node == 11 and message.metadata.message_type == "train" and not damaged:
+            damaged.extend((tmp_path / "sites" / "north").glob("*/checkpoint/*/state.safetensors"))
+            damaged[0].write_bytes(b"")
+        return reply
+
+    assert not carried(tmp_path, configuration(tmp_path, "floco+"), InProcess(tmp_path, tamper=damage))
+    assert damaged
+
+
+def test_an_absent_site_ends_the_wait_with_who_has_joined(tmp_path: Path) -> None:
+    config, grid = configuration(tmp_path, "fedavg"), InProcess(tmp_path)
+    grid.gone.add(12)
+    with pytest.raises(FlocoError, match=r"2 of 3 sites have joined after 0.5 s \(east, north\)"):
+        carried(tmp_path, config, grid)
