@@ -3,6 +3,9 @@
 # and a node whose key is not registered is refused. Needs openssl and ssh-keygen, and floco with its flower extra on the PATH.
 #     examples/flower-tls.sh [DIR]        two minutes; everything lies in DIR (default: a new folder)
 set -euo pipefail
+for tool in openssl ssh-keygen flower-superlink floco; do
+  command -v "$tool" > /dev/null || { echo "error: $tool is not on the PATH; install it, or activate the environment that has floco[flower]: . .venv/bin/activate"; exit 2; }
+done
 dir=$(realpath -m "${1:-$(mktemp -d)}")
 mkdir -p "$dir"/{certs,keys,logs,flwr}
 cd "$dir"
