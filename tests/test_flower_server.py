@@ -261,11 +261,11 @@ def test_a_client_id_that_was_a_slip_is_forgotten(tmp_path: Path) -> None:
                 grid.configs[22] = {**grid.configs.pop(11), "client-id": "north", "state-dir": str(tmp_path / "sites" / "other")}
         return None if node == 11 and message.metadata.message_type == "train" else reply
 
-    config, grid = configuration(tmp_path, "fedavg", "flower.quorum=0.3", "training.rounds=4", "flower.sites=2"), InProcess(tmp_path, tamper=corrected)
+    config, grid = configuration(tmp_path, "fedavg", "flower.quorum=0.3", "training.rounds=8", "flower.sites=2", "flower.wait=0.1"), InProcess(tmp_path, tamper=corrected)
     grid.gone.add(11)
     grid.configs[11]["client-id"] = "nroth"
     carried(tmp_path, config, grid)
-    assert {r["client"] for r in rows(tmp_path / "run" / "clients.csv") if r["round"] == "4"} == {"east", "north", "south"}
+    assert {r["client"] for r in rows(tmp_path / "run" / "clients.csv") if r["round"] == "8"} == {"east", "north", "south"}
 
 
 @pytest.mark.parametrize("name", ["fedavg", "floco"])
@@ -273,6 +273,42 @@ def test_a_whole_run_with_flowers_local_privacy(name: str, tmp_path: Path) -> No
     failures = carried(tmp_path, configuration(tmp_path, name), InProcess(tmp_path, mods=[LocalDpMod(1.0, 0.01, 1.0, 1e-5)]))
     assert not failures
     assert all(int(r["participated"]) == 3 for r in rows(tmp_path / "run" / "clients.csv")[-3:])
+
+
+def test_flowers_local_privacy_and_a_round_that_is_drawn_again(tmp_path: Path) -> None:
+    def once(node: int, message: Message, reply: Message) -> Message:
+        return Message(Error(0, "boom"), reply_to=message) if node == 11 and message.metadata.message_type == "train" else reply
+
+    grid = InProcess(tmp_path, mods=[LocalDpMod(1.0, 0.01, 1.0, 1e-5)], tamper=once)
+    failures = carried(tmp_path, configuration(tmp_path, "fedavg", "flower.quorum=0.6", "training.fraction=0.67"), grid)
+    assert {client for _, client, _ in failures} == {"north"}  # who was asked twice answered from its disk
+
+
+def test_before_there_is_a_run_a_slip_leaves_no_trace(tmp_path: Path) -> None:
+    def corrected(node: int, message: Message, reply: Message) -> Message:
+        if node == 11 and grid.configs[11]["client-id"] == "nroth":
+            grid.configs[23] = {**grid.configs.pop(11), "client-id": "north"}
+            grid.gone.clear()
+        return reply
+
+    config, grid = configuration(tmp_path, "fedavg", "flower.wait=5"), InProcess(tmp_path, tamper=corrected)
+    grid.configs[11]["client-id"] = "nroth"
+    grid.gone.add(12)
+    carried(tmp_path, config, grid)
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "data").symlink_to(tmp_path / "data")
+    carried(plain, config, InProcess(plain))
+    assert (tmp_path / "run" / "history.csv").read_bytes() == (plain / "run" / "history.csv").read_bytes()
+
+
+def test_a_bad_round_that_is_averaged_does_not_end_the_run(tmp_path: Path) -> None:
+    def wild(node: int, message: Message, reply: Message) -> Message:
+        if node == 11 and message.metadata.message_type == "train" and message.content.config_records["ask"]["round"] == 0:
+            with_arrays(lambda t: {n: torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) * 100 for n, v in t.items()})(reply.content)
+        return reply
+
+    carried(tmp_path, configuration(tmp_path, "fedavg", "run.evaluate_every=1", "training.lr=0.001"), InProcess(tmp_path, tamper=wild))
 
 
 class Stop(Exception):

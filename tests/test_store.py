@@ -369,10 +369,10 @@ def test_a_kill_before_old_versions_are_deleted_leaves_none_behind(tmp_path: Pat
     def dies() -> None:
         forget = Store._forget
 
-        def dying(self: Store, versions: dict[str, int]) -> None:
+        def dying(self: Store, versions: dict[str, int], number: int) -> None:
             if self._round == 6:
                 os.kill(os.getpid(), signal.SIGKILL)
-            forget(self, versions)
+            forget(self, versions, number)
 
         Store._forget = dying
         run(out)

@@ -133,7 +133,7 @@ class Store:
         write_file(base / "latest.new", f"{number}\n".encode())
         (base / "latest.new").replace(base / "latest")
         sync_folder(base)
-        self._forget(versions)
+        self._forget(versions, number)
         self._memories, self._round, self._changed = versions, number, set()
 
     def amend(self, since: Counts, *tables: str) -> None:
@@ -156,12 +156,12 @@ class Store:
     def _memory_file(self, client: str, number: int) -> Path:
         return self.path / "checkpoint" / "memories" / f"{file_name(client)}.{number}.safetensors"
 
-    def _forget(self, versions: Mapping[str, int]) -> None:
+    def _forget(self, versions: Mapping[str, int], number: int) -> None:
         """Delete what the checkpoint before needed and this one does not."""
-        for client, number in self._memories.items():
-            if versions.get(client) != number:
-                self._memory_file(client, number).unlink(missing_ok=True)
-        if self._round is not None:
+        for client, before in self._memories.items():
+            if versions.get(client) != before:
+                self._memory_file(client, before).unlink(missing_ok=True)
+        if self._round not in (None, number):
             shutil.rmtree(self.path / "checkpoint" / str(self._round), ignore_errors=True)
 
     def _latest(self) -> tuple[int, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ serverapp = "{package}.server_app:app"
 clientapp = "{package}.client_app:app"
 
 # The settings of the run. Others for one run: flwr run . --run-config "training.rounds=50". Lists are texts, since Flower knows scalars only.
+# For another method write another app: its settings have other names.
 [tool.flwr.app.config]
 out = "floco-run"  # the run directory, seen from where the SuperLink was started: an absent one is begun, another continued
 {settings}"""
@@ -119,11 +120,20 @@ def shared(config: Config) -> Config:
     return replace(config, data=replace(config.data, labels=form.values), flower=replace(config.flower, shape=form.shape))
 
 
+def _unresolved(config: Config) -> Config:
+    """Return the configuration without settings of the method that follow from others, so that they follow others given for one run."""
+    method: Any = config.algorithm
+    for name in (f.name for f in fields(method) if f.default is None):
+        plain = replace(method, **{name: None})
+        method = plain if plain.resolved(config.training) == config.algorithm else method
+    return replace(config, algorithm=method)
+
+
 def write(folder: Path, config: Config) -> None:
     """Write an app for `flwr run`, in a folder that is empty or absent."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FlocoError(f"{folder} is not empty: choose another place")
-    config = shared(config)
+    config = _unresolved(shared(config))
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-") or "federation"
     facts = {"name": name, "package": _PACKAGE, "floco": version("floco"), "flwr": version("flwr"), "labels": ", ".join(config.data.labels), "shape": str(config.flower.shape)}
     facts["settings"] = "\n".join(map(_scalar_line, to_toml(config).splitlines())) + "\n"

@@ -37,7 +37,7 @@ def _site(context: Context, config: str) -> SiteConfig:
     """Return who this node is; one of Flower's simulation runtime has a number in place of an id."""
     if "partition-id" in context.node_config and "client-id" not in context.node_config:
         number = int(context.node_config["partition-id"])
-        return VirtualSite.at(number, config, Path.home() / ".cache" / "floco" / "simulation" / str(number))
+        return VirtualSite.at(number, config, Path.home() / ".cache" / "floco" / "simulation")
     return SiteConfig.of(context.node_config)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,20 +45,23 @@ class _Node:
 class Nodes:
     """The nodes of one run, kept up to date."""
 
-    def __init__(self, grid: Grid, settings: Config, known: Mapping[str, Facts], tell: Callable[[str, str], None]) -> None:
+    def __init__(self, grid: Grid, settings: Config, known: Mapping[str, Facts] | None, tell: Callable[[str, str], None]) -> None:
         """Start with no node.
 
         Args:
             grid: Flower's.
             settings: the run's configuration.
-            known: what clients told that joined earlier in this run.
+            known: what clients told that joined earlier in this run; None before there is one.
             tell: called with a client id (or `node N`) and what happened.
         """
         self._grid, self._settings, self._tell = grid, settings, tell
         self._config = json.dumps(as_dict(settings))
         self._nodes: defaultdict[int, _Node] = defaultdict(_Node)
-        self.facts: dict[str, Facts] = dict(known)
+        self.facts: dict[str, Facts] = dict(known or {})
         self.by_client: dict[str, int] = {}
+        self.begun = known is not None
+        """Whether there is a run: until then, sites may leave, and come back with other ids and data."""
+        self._seen: dict[str, float] = dict.fromkeys(self.facts, time.monotonic())
         self.running = False
         """Whether rounds are under way: a second node with a client's id is then refused, and does not end the run."""
 
@@ -108,6 +111,7 @@ class Nodes:
         """
         there, now = set(self._grid.get_node_ids()), time.monotonic()
         self._nodes = defaultdict(_Node, {n: self._nodes[n] for n in there})
+        self._drop(there)
         for node, told in self._join(sorted(n for n in there if now >= self._nodes[n].ask_at)).items():
             try:
                 client, facts = introduced(told, self._settings, self.facts)
@@ -125,7 +129,19 @@ class Nodes:
             if client not in self.facts:
                 self.facts[client] = facts
                 self._tell(client, "joined")
+        self._drop(there)
+        self._seen |= dict.fromkeys(self.by_client, time.monotonic())
+
+    def _drop(self, there: set[int]) -> None:
+        """Forget who is not connected any more, and before there is a run what it told."""
         self.by_client = {c: n for c, n in self.by_client.items() if n in there}
+        if not self.begun:
+            self.facts = {c: f for c, f in self.facts.items() if c in self.by_client}
+
+    def forget(self, keep: Collection[str], seconds: float) -> None:
+        """Forget clients that have not been connected for so many seconds, save those to `keep`."""
+        now = time.monotonic()
+        self.facts = {c: f for c, f in self.facts.items() if c in keep or now - self._seen[c] <= seconds}
 
     def _refuse(self, node: int, told: Facts, problem: str) -> None:
         known = self._nodes[node]
@@ -194,7 +210,7 @@ def introduced(told: Facts, config: Config, known: Mapping[str, Facts]) -> tuple
     if why := str(told.get("problem", "")):
         raise FlocoError(why)
     client, sizes = str(told.get("client", "")), [told.get("n_train"), told.get("n_test")]
-    if not client.isprintable() or not 1 <= len(client) <= 100 or client.startswith("("):
+    if client != client.strip() or not client.isprintable() or not 1 <= len(client) <= 100 or client.startswith("("):
         raise FlocoError("its client-id must have 1 to 100 printable characters, and not begin with a bracket")
     if told.get("format") != FORMAT or told.get("dtype") not in ("uint8", "float32") or told.get("channels") not in ("first", "last", "none"):
         raise FlocoError("it has another version of floco")
@@ -204,7 +220,7 @@ def introduced(told: Facts, config: Config, known: Mapping[str, Facts]) -> tuple
     before = known.get(client, facts)
     if changed := next((k for k in ("n_train", "n_test") if before[k] != facts[k]), None):
         raise FlocoError(f'the data of client "{client}" have changed since it joined this run: {changed} was {before[changed]}, and is {facts[changed]}')
-    for other in known.values():
+    for other in (f for c, f in known.items() if c != client):
         if any(facts[k] != other[k] for k in ("dtype", "channels")):
             raise FlocoError(f"its samples are {facts['dtype']} with channels {facts['channels']}, and those of the other sites {other['dtype']} with channels {other['channels']}")
     return client, {**facts, **_sums(told, config)}
@@ -218,7 +234,7 @@ def _sums(told: Facts, config: Config) -> Facts:
     count, *both = told.get("count"), *([float(v) for v in told.get(name, ())] for name in ("sum", "square"))
     plausible = count == told["n_train"] * math.prod(shape[2:]) and all(len(v) == shape[1] for v in both)
     if not plausible or not all(abs(a) < 1e30 and a * a / count * (1 - 1e-6) <= b < 1e60 for a, b in zip(*both, strict=True)):
-        raise FlocoError("its sums for the normalisation are not those of its samples: finite numbers, one a channel")
+        raise FlocoError("its sums for the normalisation are not those of its samples: numbers below 1e30, one a channel")
     return {"count": count, "sum": both[0], "square": both[1]}
 
 

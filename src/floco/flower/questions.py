@@ -10,7 +10,7 @@ from flwr.app import Message
 from floco.client import concluded, prepared
 from floco.config import Config, as_dict
 from floco.flower.nodes import Nodes
-from floco.flower.wire import LOG, Answer, Ask, Form, problem
+from floco.flower.wire import LOG, Answer, Ask, Form, checked
 from floco.form import Normalization
 from floco.jobs import Job, Result
 from floco.loop import Progress, size
@@ -67,18 +67,17 @@ class Questions:
         elif reply is not None:
             try:
                 answer = Answer.of(reply.content)
-                why = problem(answer, ask, form(setup, client, ask))
-                if answer.client != client:
-                    why = f"it calls itself {answer.client!r} now"
-                    self._nodes.doubt(client)
-                if why is None:
+                if answer.client == client:
                     for note in answer.notes:
                         self._tell(client, note)
-                    return answer
+                    return checked(answer, ask, form(setup, client, ask))
+                failed = next((r.failure for r in (answer.trained, answer.evaluated) if r is not None and r.failure), "")
+                why = f"it calls itself {answer.client!r} now" + f": {failed}" * bool(failed)
+                self._nodes.doubt(client)
             except Exception as error:  # noqa: BLE001  an answer may be anything, and must not end the run
                 why = f"its answer cannot be read: {type(error).__name__}: {error}"
-        failed = Result(client, failure=why)
-        return Answer(client, failed, failed)
+        nothing = Result(client, failure=why)
+        return Answer(client, nothing, nothing)
 
     def _count(self, progress: Progress, asks: Mapping[str, Ask], answers: Mapping[str, Answer]) -> None:
         """Say what this round's training costs each client: the sizes that history.csv adds up."""
@@ -98,7 +97,7 @@ def form(setup: Setup, client: str, ask: Ask) -> Form:
     update = concluded(setup, work, work.tensors)[0] if ask.task != "evaluate" else None
     both = setup.algorithm.models(work.tensors, work.facts)
     n_test = len(setup.federation.client(client).test)
-    return Form(update, (both.global_ is not None, both.personal is not None), n_test, setup.federation.classes)
+    return Form(update, frozenset(setup.network.layout.parameters), (both.global_ is not None, both.personal is not None), n_test, setup.federation.classes)
 
 
 def _certain(result: Result | None, client: str) -> Result:

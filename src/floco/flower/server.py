@@ -71,7 +71,7 @@ class _Server:
         """Carry the run to its last round."""
         torch.set_num_threads(1)
         new = not (self._out / "run.json").exists()
-        known = {} if new else {c: dict(f) for c, f in read_json(self._out / "sites.json")["sites"].items()}
+        known = None if new else {c: dict(f) for c, f in read_json(self._out / "sites.json")["sites"].items()}
         self._nodes = Nodes(self._grid, self._config, known, self._tell)
         if new:
             wanted, wait = self._config.flower.sites, self._config.flower.wait
@@ -80,6 +80,7 @@ class _Server:
                 raise RunFailed(f"{len(self._nodes.by_client)} of {wanted} sites have joined after {wait:g} s ({joined}): flower.sites, flower.wait")
             self._normalization = self._common_normalization()
             self._begin()
+            self._nodes.begun = True
         else:
             kept = read_json(self._out / "sites.json")["normalization"]
             self._normalization = Normalization(tuple(kept["mean"]), tuple(kept["std"]))
@@ -122,6 +123,8 @@ class _Server:
 
     def _setup(self) -> Setup:
         """Return what the server knows: the network, and of the clients their ids and sizes."""
+        if not self._ids:
+            raise RunFailed(f"round {self._round}: no site is left; start the run again when they are back: it continues with this round")
         return session.assembled(self._config, sizes_only(self._config, {c: f for c, f in self._nodes.facts.items() if c in self._ids}, self._normalization))
 
     def _tell(self, client: str, what: str) -> None:
@@ -167,7 +170,7 @@ class _Server:
         self._aside = set[str]()
         setup = self._ready(setup, progress)
         self._nodes.running = True
-        evaluating, whole = loop.due(setup, self._plan, progress.round), len(setup.federation.ids)
+        whole, evaluating = setup, loop.due(setup, self._plan, progress.round)
         while True:
             jobs = loop.round_jobs(setup, progress)
             results, evaluated = self._questions.ask(setup, progress, jobs, evaluating=evaluating)
@@ -176,13 +179,14 @@ class _Server:
             failed = {r.client: r for r in results if r.update is None}
             asked = [j.client for j in jobs if j.task == "train"]
             if len(asked) - len(failed.keys() & set(asked)) >= self._needed(len(asked)):
-                return setup, jobs, results, progress
+                return whole, jobs, results, progress
             for client, result in failed.items():
                 self._tell(client, str(result.failure))
             self._aside |= failed.keys()
-            if whole - len(self._aside) < self._needed(whole):
+            sites = len(self._ids | self._aside)
+            if sites - len(self._aside) < self._needed(sites):
                 raise RunFailed(
-                    f"round {self._round}: {', '.join(sorted(self._aside))} failed, and of the {whole} sites flower.quorum = {self._config.flower.quorum:g} must not: "
+                    f"round {self._round}: {', '.join(sorted(self._aside))} failed, and of the {sites} sites flower.quorum = {self._config.flower.quorum:g} must not: "
                     "see failures.csv, mend that, and start the run again: it continues with this round"
                 )
             LOG.info("round %d: too few have trained; it is drawn again without %s", self._round, ", ".join(sorted(self._aside)))
@@ -193,8 +197,7 @@ class _Server:
         self._nodes.refresh()
         self._away -= set(self._nodes.by_client)
         if progress.round:
-            known = {*self._nodes.by_client, *progress.participated, *progress.state.by_client}
-            self._nodes.facts = {c: f for c, f in self._nodes.facts.items() if c in known}
+            self._nodes.forget({*progress.participated, *progress.state.by_client}, self._config.flower.wait)
         return setup if self._ids == set(setup.federation.ids) else self._setup()
 
     @property

@@ -1,5 +1,6 @@
 """A site's part: its data, what its one client keeps on its own disk, and the answers to the server's questions.
 
+STATE/client                        names the client that it belongs to
 STATE/current                       names the run that was asked last
 STATE/RUN/                          a run directory of this client alone, as of the last question: for floco export and predict
 STATE/RUN/answers/ROUND.safetensors .json    what was sent back and what the client kept, of the last two rounds that it trained in
@@ -21,7 +22,7 @@ from floco import session
 from floco.config import Config, parse
 from floco.errors import FlocoError
 from floco.federation import Federation, Sums, sums
-from floco.files import checksum, read_json, read_tensors, replace_file, to_json, to_safetensors
+from floco.files import checksum, file_name, read_json, read_tensors, replace_file, to_json, to_safetensors
 from floco.flower.wire import LOG, Answer, Ask
 from floco.jobs import Job, Result, perform
 from floco.loop import Progress
@@ -31,6 +32,7 @@ from floco.store import Store
 from floco.streams import one_thread
 from floco.values import Message, ServerState, Tensors, Update, prefixed, under
 
+_OWNER = "client"  # file in a state directory that names its client
 _PATIENCE = 120  # seconds to wait for somebody who is exporting a model
 
 
@@ -57,7 +59,8 @@ class SiteConfig:
         data, share = str(node_config["data"]), str(node_config.get("share-labels", False)).lower()
         if share not in ("true", "false"):
             raise FlocoError(f"share-labels must be true or false, got {share!r}")
-        return SiteConfig(str(node_config["client-id"]), data if ":" in data and not Path(data).exists() else f"npz:{data}", Path(str(node_config["state-dir"])), share == "true")
+        client, state = str(node_config["client-id"]).strip(), Path(str(node_config["state-dir"]))
+        return SiteConfig(client, data if ":" in data and not Path(data).exists() else f"npz:{data}", state, share == "true")
 
     def config(self, text: str) -> Config:
         """Return the configuration of this site's part of a run: its own data, all of one client."""
@@ -81,7 +84,7 @@ class VirtualSite(SiteConfig):
         ids = _federation(VirtualSite("", "", state).config(text)).ids
         if partition >= len(ids):
             raise FlocoError(f"there are {len(ids)} clients, and this is virtual node {partition}, counted from 0: use as many SuperNodes as clients")
-        return VirtualSite(ids[partition], "", state)
+        return VirtualSite(ids[partition], "", state / file_name(ids[partition]))
 
 
 @cache
@@ -101,6 +104,7 @@ def joined(site: SiteConfig, text: str) -> dict[str, Any]:
     Raises:
         FlocoError: its data do not fit the run's shape and labels, said so that the site can mend it.
     """
+    _check_owner(site)
     config = site.config(text)
     if not config.data.labels or not config.flower.shape:
         raise FlocoError("the run's configuration must name data.labels and flower.shape, which all sites share: floco flower new writes them")
@@ -123,7 +127,7 @@ def answer(site: SiteConfig, ask: Ask) -> Answer:
     except OSError as error:
         raise FlocoError(f"state-dir {site.state} cannot be used: {error.strerror or error}") from error
     config = site.config(ask.config)
-    with _alone(site, config.flower.deadline), one_thread():
+    with _alone(site, config.flower.deadline / 2), one_thread():
         config = replace(config, data=replace(config.data, normalize="fixed" if ask.mean else "none", mean=ask.mean, std=ask.std))
         setup = _setup(config)
         if setup.network.fingerprint() != ask.model:
@@ -131,16 +135,20 @@ def answer(site: SiteConfig, ask: Ask) -> Answer:
         return _Site(site, config, setup, ask).answer()
 
 
+def _check_owner(site: SiteConfig) -> None:
+    owner = site.state / _OWNER
+    if owner.exists() and (name := owner.read_text(encoding="utf-8").strip()) != site.client:
+        raise FlocoError(f'state-dir {site.state} belongs to client "{name}": give client "{site.client}" one of its own')
+
+
 @contextmanager
 def _alone(site: SiteConfig, seconds: float) -> Iterator[None]:
     """Hold a site's state directory, which is one client's: a late question may still be under way."""
     try:
         with FileLock(site.state / ".answering", timeout=seconds):
-            owner = site.state / "client"
-            if not owner.exists():
-                replace_file(owner, f"{site.client}\n".encode())
-            elif (name := owner.read_text(encoding="utf-8").strip()) != site.client:
-                raise FlocoError(f'state-dir {site.state} belongs to client "{name}": give client "{site.client}" one of its own')
+            _check_owner(site)
+            if not (site.state / _OWNER).exists():
+                replace_file(site.state / _OWNER, f"{site.client}\n".encode())
             yield
     except Timeout as error:
         raise FlocoError(f"it is busy with an earlier question for more than {seconds:g} s") from error
@@ -219,7 +227,7 @@ class _Site:
         key = checksum(to_safetensors({**prefixed(message.shared, "shared/"), **prefixed(message.own, "own/")}) + f"{message.round} {message.task} {self._ask.accepted}".encode())
         tensors, facts = self._files(message.round)
         if (found := self._read(message.round)) is not None and found[1].get("key") == key:
-            return _result(self._client, *found)
+            return _result(message, self._client, *found)
         result = perform(self._setup, Job(self._client, "train" if message.task == "train" else "probe", message, kept))
         if result.update is not None:
             self._answers.mkdir(exist_ok=True)
@@ -230,6 +238,7 @@ class _Site:
         return result
 
 
-def _result(client: str, tensors: Tensors, facts: Mapping[str, Any]) -> Result:
-    update = Update(client, facts["task"], facts["weight"], under(tensors, "shared/"), under(tensors, "extra/"))
+def _result(message: Message, client: str, tensors: Tensors, facts: Mapping[str, Any]) -> Result:
+    sent = under(tensors, "shared/")  # in the order of the file, and mods of Flower's look at the order of the message
+    update = Update(client, facts["task"], facts["weight"], {n: sent[n] for n in message.shared if n in sent}, under(tensors, "extra/"))
     return Result(client, update, steps=facts["steps"])
