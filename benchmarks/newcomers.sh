@@ -19,3 +19,4 @@ for seed in 0 1 2; do
 done
 python benchmarks/newcomers.py runs/newcomers/seed* -o benchmarks/results/newcomers.csv
 python benchmarks/points.py runs/points/* -o benchmarks/results/points.csv
+python benchmarks/drift.py runs/points/cifar10-s0 runs/points/fashion-mnist-s0 -o benchmarks/results/drift.csv

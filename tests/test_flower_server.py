@@ -311,6 +311,19 @@ def test_a_bad_round_that_is_averaged_does_not_end_the_run(tmp_path: Path) -> No
     carried(tmp_path, configuration(tmp_path, "fedavg", "run.evaluate_every=1", "training.lr=0.001"), InProcess(tmp_path, tamper=wild))
 
 
+def test_a_silent_node_is_woken_three_times_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[int] = []
+
+    def silent(node: int, message: Message, reply: Message) -> Message | None:
+        woken.extend([node] * (message.metadata.message_type == "query.wake"))
+        return None if node == 11 else reply
+
+    monkeypatch.setattr(nodes, "_LOOK", 0.01)
+    monkeypatch.setattr(nodes, "_MENDED", 60.0)
+    carried(tmp_path, configuration(tmp_path, "fedavg", "flower.sites=2"), InProcess(tmp_path, tamper=silent))
+    assert woken == [11] * 3
+
+
 class Stop(Exception):
     """The server is killed."""
 

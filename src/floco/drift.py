@@ -19,7 +19,7 @@ from floco.streams import one_thread, stream
 from floco.values import Tensors
 
 LEVEL = 0.01
-"""Chance to see a change where there is none."""
+"""Nominal chance to see a change where there is none; measured: 5 of 100 (docs/models.md)."""
 _LEAST = 10  # samples for a test that could come out at this level
 _RESAMPLES = 9_999
 _BETTER = 0.9  # share of the center's loss below which another point is worth a remark

@@ -87,7 +87,7 @@ class Nodes:
                 look = time.monotonic() + _LOOK
                 wake = {n for n in waiting.values() if joining or self._nodes[n].behind} if wakes else set()
                 self._grid.push_messages([Message(RecordDict(), node, "query.wake", ttl=_LOOK) for node in wake])
-                woken, wakes = woken | wake, wakes - 1
+                woken, wakes = woken | wake, max(0, wakes - 1)
             if waiting:
                 time.sleep(_POLL)
         for node in replies:
