@@ -34,6 +34,8 @@ from floco.loop import Failure, Plan, Progress
 from floco.setup import Setup
 from floco.store import Store
 
+_LEAVING = 120.0  # seconds that the process of a run that was stopped may take to notice it
+
 
 def server_app() -> ServerApp:
     """Return the ServerApp of a federation's app.
@@ -84,7 +86,7 @@ class _Server:
         else:
             kept = read_json(self._out / "sites.json")["normalization"]
             self._normalization = Normalization(tuple(kept["mean"]), tuple(kept["std"]))
-        with closing(Store(self._out)) as store:
+        with closing(Store(self._out, wait=_LEAVING)) as store:
             model = str(store.facts["model"])
             stored = parse(store.facts["config"])
             patience = replace(self._config.flower, shape=stored.flower.shape)
