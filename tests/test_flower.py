@@ -183,7 +183,7 @@ class Survivor:
 
 @pytest.fixture(scope="module")
 def survivor(tmp_path_factory: pytest.TempPathFactory) -> Survivor:
-    """One federation: a node is killed and comes back, another sends NaN and later leaves for ever, a fourth joins late, and the server's app is stopped twice.
+    """One federation: a node is killed and comes back, another sends NaN and later leaves for ever, a fourth joins late, and the server's app is stopped three times.
 
     At last a second node takes the id of the first, in another run.
     """
@@ -230,7 +230,7 @@ def survivor(tmp_path_factory: pytest.TempPathFactory) -> Survivor:
 
 
 @pytest.mark.timeout(900)
-def test_a_run_that_was_stopped_twice_is_whole(survivor: Survivor) -> None:
+def test_a_run_that_was_stopped_three_times_is_whole(survivor: Survivor) -> None:
     history = rows(survivor.folder / "run" / "history.csv")
     assert [r["round"] for r in history] == ["3", "6", "9"], survivor.said[-4000:]
     assert len(survivor.last) == len([r for r in rows(survivor.folder / "run" / "clients.csv") if r["round"] == "9"])

@@ -14,7 +14,6 @@ from flwr.clientapp.typing import Mod
 from floco.errors import FlocoError
 from floco.flower.site import SiteConfig, VirtualSite, answer, joined
 from floco.flower.wire import FORMAT, LOG, Answer, Ask
-from floco.jobs import Result
 
 
 def client_app(mods: Sequence[Mod] = ()) -> ClientApp:
@@ -68,13 +67,8 @@ def _answer(message: Message, context: Context) -> Message:
         given = answer(site, ask)
     except FlocoError as error:
         LOG.error("this site cannot answer: %s", error)
-        given = _failed(client, str(error))
+        given = Answer.failed(client, str(error))
     except Exception as error:  # noqa: BLE001  it is named at the server, with client and round
         LOG.exception("this site cannot answer")
-        given = _failed(client, f"{type(error).__name__}: {error}")
+        given = Answer.failed(client, f"{type(error).__name__}: {error}")
     return Message(given.records(share_labels=share), reply_to=message)
-
-
-def _failed(client: str, why: str) -> Answer:
-    failed = Result(client, failure=why)
-    return Answer(client, failed, failed)

@@ -57,7 +57,7 @@ class Questions:
 
     def _answer(self, setup: Setup, client: str, ask: Ask, reply: Message | Exception | None) -> Answer:
         """Return a client's answer; whatever is wrong with it is a failure of that client."""
-        why: str | None = "it is not connected"
+        why = "it is not connected"
         if client in self._nodes.by_client:
             why = f"it did not answer within {self._config.flower.deadline:g} s, or its node is gone"
         if isinstance(reply, Exception):
@@ -76,8 +76,7 @@ class Questions:
                 self._nodes.doubt(client)
             except Exception as error:  # noqa: BLE001  an answer may be anything, and must not end the run
                 why = f"its answer cannot be read: {type(error).__name__}: {error}"
-        nothing = Result(client, failure=why)
-        return Answer(client, nothing, nothing)
+        return Answer.failed(client, why)
 
     def _count(self, progress: Progress, asks: Mapping[str, Ask], answers: Mapping[str, Answer]) -> None:
         """Say what this round's training costs each client: the sizes that history.csv adds up."""

@@ -80,7 +80,7 @@ class VirtualSite(SiteConfig):
 
     @staticmethod
     def at(partition: int, text: str, state: Path) -> VirtualSite:
-        """Return the place of a partition: its client is that of the same number."""
+        """Return the site of a partition: its client is that of the same number."""
         ids = _federation(VirtualSite("", "", state).config(text)).ids
         if partition >= len(ids):
             raise FlocoError(f"there are {len(ids)} clients, and this is virtual node {partition}, counted from 0: use as many SuperNodes as clients")

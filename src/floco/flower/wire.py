@@ -90,6 +90,12 @@ class Answer:
     notes: tuple[str, ...] = field(default=())
     """What the server should know, e.g. that the client's own state was lost."""
 
+    @staticmethod
+    def failed(client: str, why: str) -> Answer:
+        """Return the answer of a client of which nothing can be used."""
+        nothing = Result(client, failure=why)
+        return Answer(client, nothing, nothing)
+
     def records(self, *, share_labels: bool) -> RecordDict:
         """Return the answer as Flower's records; without `share_labels`, counts by label are summed up before they leave."""
         plain: dict[str, Any] = {"format": FORMAT, "client": self.client, "notes": list(self.notes)}
