@@ -50,8 +50,8 @@ class Algorithm(Settings, ABC):
         """Return what travels to `client`: all shared tensors, and what the server knows of this client."""
         return Message(state.round + (task != "evaluate"), task, state.shared, dict(state.by_client.get(client, {})))
 
-    def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: int) -> ServerState:
-        """Return the next state from the round's updates (`clients`: K, all there are)."""
+    def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
+        """Return the next state from the round's updates; `clients` has the number of training samples of every client, selected or not."""
         return averaged(state, updates)
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:

@@ -126,7 +126,7 @@ def after_round(setup: Setup, plan: Plan, before: Progress, jobs: Sequence[Job],
     down, up = size(t for j in jobs for t in (j.message.shared, j.message.own)), size(t for u in updates for t in (u.shared, u.extra))
     counts = Counts(len(failures), 1, sum(r.steps for r in results), down[0], up[0], down[1], up[1], _spread(setup, state, updates))
     return Progress(
-        algorithm.aggregate(state, updates, clients=len(setup.federation.clients)),
+        algorithm.aggregate(state, updates, clients=setup.federation.sizes),
         before.memories.updated(new),
         participated,
         {**before.last, **dict.fromkeys(trained, number)},

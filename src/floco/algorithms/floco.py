@@ -36,7 +36,7 @@ class OnSimplex(Algorithm):
     radius: float = setting(0.1, "rho: L1 radius of a client's subregion", low=0)
     mix: str | tuple[str, ...] = setting("last", "parameters that have endpoints: last (weight of the last linear layer), all, or names")
     sampler: str = setting("subregion", "mixtures after the assignment: exact, or as in the released code", choices=("subregion", "released"))
-    normalize: bool = setting(True, "assignment independent of the size of the updates (false: the released grid on raw scores)")
+    normalize: bool = setting(True, "assignment by signals of unit length, independent of the size of updates (false: as released, raw signals and a fixed grid)")
     noise: float | None = setting(None, "endpoints 1.. are the first plus Gaussian noise of this size relative to its RMS (empty: the initialiser)", low=0)
 
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
@@ -71,13 +71,13 @@ class OnSimplex(Algorithm):
         assigning = state.round + 1 == self.assign_at
         return Selection(train, tuple(c for c in clients if c not in set(train)) if assigning else ())
 
-    def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: int) -> ServerState:
+    def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
         """Return the averaged state; in round tau everybody with a signal is assigned, later who has no center is placed."""
         after = averaged(state, updates)
         late = [u for u in updates if u.client not in state.by_client]
         if after.round == self.assign_at:
             made = assign(self._signals(state, late), self.endpoints, normalize=self.normalize)
-            kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64)}
+            kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64), "unit": torch.tensor(made.unit)}
             return replace(after, kept=prefixed(kept, _MAP), by_client=_centers(late, made.centers))
         if late and (stored := self.assignment(state)):
             return replace(after, by_client={**state.by_client, **_centers(late, stored.place(self._signals(state, late)))})
@@ -132,7 +132,8 @@ class OnSimplex(Algorithm):
         """Return the map of the assignment, with nobody's centers; None before it."""
         kept = under(state.kept, _MAP)
         nobody = torch.empty(0, self.endpoints, dtype=torch.float64)
-        return Assignment(nobody, float(kept["z"]), 0.0, kept["mean"], kept["components"]) if kept else None
+        unit = bool(kept.get("unit", False))  # runs of before placed raw signals
+        return Assignment(nobody, float(kept["z"]), 0.0, kept["mean"], kept["components"], unit) if kept else None
 
 
 def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tensors]:

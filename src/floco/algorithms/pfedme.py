@@ -64,7 +64,7 @@ class PFedMe(Algorithm):
         shared = {n: tensors[OWN + n if n in facts.layout.buffers else n] for n in message.shared}
         return Update(client, message.task, facts.n_train, shared), {n: t for n, t in tensors.items() if n.startswith(OWN)}
 
-    def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: int) -> ServerState:
+    def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
         """Return (1 - beta) w + beta mean, buffers likewise."""
         after = averaged(state, updates)
         if self.server_share == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -14,15 +14,16 @@ from floco.values import Facts, Message, Phase, ServerState, Step, Tensors, Upda
 
 _C = "variate/"  # c, sent to everybody
 _CI = "own variate/"  # c_i, kept by the client
+_TOTAL = "samples"  # n, of the clients that c is the mean of
 
 
 @dataclass(frozen=True)
 class SCAFFOLD(Algorithm):
     """SCAFFOLD (Karimireddy et al., ICML 2020, algorithm 1, option II): local steps with g - c_i + c.
 
-    c_i+ = c_i - c + (w_t - w_i) / (steps lr), and on the server c <- c + |S| / K mean_S(c_i+ - c_i); all variates start at
-    zero. The mean is weighted by sample counts, as that of the weights is here (in the paper all clients are of equal size):
-    with other weights the method would have another objective than FedAvg. The derivation has no momentum, so there is none here,
+    c_i+ = c_i - c + (w_t - w_i) / (steps lr), and on the server c <- c + sum_S n_i / n (c_i+ - c_i), with n the training samples
+    of all clients; all variates start at zero. So c = sum_i n_i / n c_i in every round, whoever took part. For clients of equal
+    size it is the paper's c + |S| / K mean_S(c_i+ - c_i); the weights are those of FedAvg's objective. The derivation has no momentum, so there is none here,
     whatever `training.momentum` says; the global step size is 1.
     Global and personal model: w.
     """
@@ -56,9 +57,11 @@ class SCAFFOLD(Algorithm):
         network = {n: tensors[n] for n in message.shared if not n.startswith(_C)}
         return Update(client, message.task, facts.n_train, network, prefixed(change, _C)), prefixed(new, _CI)
 
-    def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: int) -> ServerState:
-        """Return the averaged network, and c moved by |S| / K of the mean change."""
-        after = averaged(state, updates)
+    def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
+        """Return the averaged network, and c as the mean of all clients' c_i, those of clients that never trained being zero."""
+        after, total = averaged(state, updates), sum(clients.values())
         change = weighted_mean([replace(u, shared=u.extra) for u in updates])
-        moved = {n: torch.add(state.shared[n], t, alpha=len(updates) / clients) for n, t in change.items()}
-        return replace(after, shared={**after.shared, **moved})
+        part = sum(u.weight for u in updates) / total
+        known = float(state.kept.get(_TOTAL, torch.tensor(total))) / total  # a client that has joined since has c_i = 0, and takes its share
+        moved = {n: (known * state.shared[n].double() + part * t.double()).to(t.dtype) for n, t in change.items()}
+        return replace(after, shared={**after.shared, **moved}, kept={_TOTAL: torch.tensor(total, dtype=torch.float64)})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from floco.errors import FlocoError
-from floco.simplex.components import Centered, principal
+from floco.simplex.components import Centered, lengths, principal
 from floco.simplex.projection import project
 
 _FLOOR = 1e-4  # distances below it count as it, so that coincident centers have a finite energy
@@ -50,6 +50,8 @@ class Assignment:
     """(P,) mean signal."""
     components: torch.Tensor
     """(r, P) principal components, r <= M."""
+    unit: bool = False
+    """Whether signals are divided by their lengths before anything else."""
 
     @property
     def endpoints(self) -> int:
@@ -60,7 +62,9 @@ class Assignment:
         """Return the centers (k, M) of new signals (k, P) under the same map; nobody else moves."""
         if signals.ndim != 2 or signals.shape[1] != len(self.mean):
             raise FlocoError(f"signals must have shape (k, {len(self.mean)}), as those of the assignment, got {tuple(signals.shape)}")
-        return _centers((signals.double() - self.mean) @ self.components.T, self.z, self.endpoints)
+        signals = signals.double()
+        signals = signals / lengths(signals)[:, None] if self.unit else signals
+        return _centers((signals - self.mean) @ self.components.T, self.z, self.endpoints)
 
 
 def _centers(scores: torch.Tensor, z: float, endpoints: int) -> torch.Tensor:
@@ -103,8 +107,9 @@ def assign(signals: torch.Tensor, endpoints: int, *, normalize: bool = True) -> 
     Args:
         signals: (K, P), one row per client, finite.
         endpoints: M >= 1.
-        normalize: search z relative to the largest score, so that the size of the updates does not matter. False: the
-            authors' grid of 1,000 values in [1e-4, 1] on raw scores.
+        normalize: divide each signal by its length, and search z relative to the largest score: neither the size of all
+            updates nor that of one client's, which grows with its number of steps, moves a center. False: the authors'
+            form, raw signals and a grid of 1,000 values in [1e-4, 1].
 
     Returns:
         The assignment; all centers are 1/M if the signals are equal. Fewer clients than M is legal.
@@ -118,13 +123,13 @@ def assign(signals: torch.Tensor, endpoints: int, *, normalize: bool = True) -> 
     sizes = torch.linalg.vector_norm(signals, ord=torch.inf, dim=1)
     if not bool(torch.isfinite(sizes).all()):
         raise FlocoError(f"signals must be finite; rows {(~torch.isfinite(sizes)).nonzero().flatten().tolist()} are not")
-    centered = Centered.of(signals)
+    centered = Centered.of(signals, lengths(signals) if normalize else None)
     mean = centered.mean
-    if centered.largest() <= 1e-12 * float(sizes.max()):
+    if centered.largest() <= 1e-12 * (1.0 if normalize else float(sizes.max())):
         middle = torch.full((len(signals), endpoints), 1 / endpoints, dtype=torch.float64)
-        return Assignment(middle, 0.0, log_energy(middle), mean, mean.new_empty(0, len(mean)))
+        return Assignment(middle, 0.0, log_energy(middle), mean, mean.new_empty(0, len(mean)), normalize)
     components = principal(centered, endpoints)
     scores = centered @ components.T
     z = _scale(scores, normalize) if scores.shape[1] > 1 else 1.0
     centers = _centers(scores, z, endpoints)
-    return Assignment(centers, z, log_energy(centers), mean, components)
+    return Assignment(centers, z, log_energy(centers), mean, components, normalize)

@@ -15,18 +15,30 @@ _SMALL = 1e-7  # eigenvalues below it, relative to the largest, count as it: one
 _NOISE = 1e-7  # singular values below it, relative to the largest, are rounding: eigenvalues are their squares
 
 
+def lengths(rows: torch.Tensor) -> torch.Tensor:
+    """Return the Euclidean length of each row, (K,) float64; 1 for a row of zeros, so that it can be divided by."""
+    sizes = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1, dtype=torch.float64).clamp_min(torch.finfo(torch.float64).tiny)
+    parts = zip(rows.split(_height(rows)), sizes.split(_height(rows)), strict=True)
+    found = torch.cat([(part.double() / size[:, None]).norm(dim=1) * size for part, size in parts])  # squares of tiny numbers would vanish
+    return torch.where(found > 0, found, 1.0)
+
+
 @dataclass(frozen=True)
 class Centered:
-    """A = rows - mean (K, P) in float64, never held as a whole: rows may be gigabytes of float32."""
+    """A = rows / divisors - mean (K, P) in float64, never held as a whole: rows may be gigabytes of float32."""
 
     rows: torch.Tensor
+    divisors: torch.Tensor
+    """(K,)."""
     mean: torch.Tensor
 
     @staticmethod
-    def of(rows: torch.Tensor) -> Centered:
-        """Return rows (K, P) less their mean."""
-        total = sum(part.double().sum(dim=0) for part in rows.split(_height(rows)))
-        return Centered(rows, torch.as_tensor(total) / len(rows))
+    def of(rows: torch.Tensor, divisors: torch.Tensor | None = None) -> Centered:
+        """Return rows (K, P), each divided by its divisor (none: 1), less their mean."""
+        divisors = torch.ones(len(rows), dtype=torch.float64) if divisors is None else divisors
+        parts = zip(rows.split(_height(rows)), divisors.split(_height(rows)), strict=True)
+        total = sum((part.double() / by[:, None]).sum(dim=0) for part, by in parts)
+        return Centered(rows, divisors, torch.as_tensor(total) / len(rows))
 
     def __matmul__(self, right: torch.Tensor) -> torch.Tensor:
         """Return A right, for right (P, m)."""
@@ -50,8 +62,8 @@ class Centered:
         """Yield some rows of A at a time, all in the same place."""
         height = _height(self.rows)
         place = self.mean.new_empty(min(height, len(self.rows)), len(self.mean))
-        for part in self.rows.split(height):
-            yield torch.sub(part, self.mean, out=place[: len(part)])
+        for part, by in zip(self.rows.split(height), self.divisors.split(height), strict=True):
+            yield torch.div(part, by[:, None], out=place[: len(part)]).sub_(self.mean)
 
 
 def _height(rows: torch.Tensor) -> int:
