@@ -25,13 +25,19 @@ GOLDEN = Path(__file__).parent / "golden"
 IDS = ("north", "south", "east", "west", "Straße 7/b", "0")
 
 
-def blobs(ids: tuple[str, ...] = IDS, classes: int = 3, features: int = 5, seed: int = 0) -> Federation:
-    """Classes around random centers; client i has 12 + 5i samples, mostly of class i mod C."""
+UNEQUAL = (15, 200, 21, 40, 16, 90, 28, 17, 120, 33, 60, 24)
+"""Samples of clients as a natural federation has them."""
+
+
+def blobs(ids: tuple[str, ...] = IDS, classes: int = 3, features: int = 5, seed: int = 0, sizes: tuple[int, ...] | None = None) -> Federation:
+    """Classes around random centers; client i has 12 + 5i samples (or those of `sizes`, and a number as its id), mostly of class i mod C."""
+    if sizes is not None:
+        ids = tuple(map(str, range(len(sizes))))
     g = torch.Generator().manual_seed(seed)
     middles = 2 * torch.randn(classes, features, generator=g)
     x, y, clients = [], [], []
     for i, name in enumerate(ids):
-        n = 12 + 5 * i
+        n = 12 + 5 * i if sizes is None else sizes[i]
         labels = torch.where(torch.rand(n, generator=g) < 0.6, i % classes, torch.randint(classes, (n,), generator=g))
         start = sum(len(part) for part in y)
         clients.append(Client(name, torch.arange(start, start + n - 4), torch.arange(start + n - 4, start + n)))

@@ -1,12 +1,14 @@
 """The contract, for every algorithm of the registry, and the identities between them, to the bit."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from conftest import blobs, make, same, small_net, train
+from conftest import UNEQUAL, blobs, make, same, small_net, train
 from floco import loop
 from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, Ditto, FedAvg, FedAvgFT, FedPer, FedProx, FedRep, FedRoD, Floco, FlocoPlus, Local, PFedMe, SuPerFed
 from floco.algorithms.floco import OnSimplex
@@ -36,6 +38,9 @@ TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has 
 ]
 
 
+OPTIONS: list[Callable[[], dict[str, Any]]] = [dict, lambda: {"federation": blobs(sizes=UNEQUAL), "fraction": 0.3}]
+
+
 def test_the_table_has_every_algorithm() -> None:
     assert {a.name for a, _ in TABLE} == set(ALGORITHMS)
 
@@ -63,6 +68,39 @@ def test_contract(algorithm: Algorithm, has_global: bool) -> None:
 
 
 @pytest.mark.parametrize(("algorithm", "has_global"), TABLE, ids=lambda v: getattr(v, "name", ""))
+def test_contract_with_unequal_clients_few_of_whom_take_part(algorithm: Algorithm, has_global: bool) -> None:
+    setup = make(algorithm, federation=blobs(sizes=UNEQUAL), rounds=8, fraction=0.3)
+    n = {c.id: len(c.train) for c in setup.federation.clients}
+    for p in train(setup):
+        assert not p.failures
+        row, clients = p.evaluation.history, p.evaluation.clients
+        assert [(r["client"], r["n_train"]) for r in clients] == list(n.items())
+        for which in ("personal", *(["global_local"] if has_global else [])):
+            accuracies = [r[f"accuracy_{which}"] for r in clients]
+            assert row[f"accuracy_{which}"] == pytest.approx(sum(accuracies) / len(n))
+            weighted = sum(a * r["n_test"] for a, r in zip(accuracies, clients, strict=True)) / sum(r["n_test"] for r in clients)
+            assert row[f"accuracy_{which}_weighted"] == pytest.approx(weighted)
+        assert set(p.memories) <= {c for c, times in p.participated.items() if times}
+        assert all(own["center"].sum() == pytest.approx(1) for own in p.state.by_client.values())
+    assert row["loss_personal"] < 0.95 * math.log(3)
+    assert sum(p.participated.values()) == 8 * round(0.3 * len(n))
+
+
+@pytest.mark.parametrize(("algorithm", "has_global"), TABLE, ids=lambda v: getattr(v, "name", ""))
+def test_a_rounds_shared_tensors_are_the_mean_by_samples_of_those_who_trained(algorithm: Algorithm, has_global: bool) -> None:
+    from floco.jobs import Job, perform
+
+    setup = make(algorithm, federation=blobs(sizes=UNEQUAL), rounds=3, fraction=0.3)
+    before, after = train(setup)[-2:]
+    jobs = loop.round_jobs(setup, before)
+    updates = [perform(setup, Job(j.client, j.task, j.message, j.memory)).update for j in jobs if j.task == "train"]
+    n = [len(setup.federation.client(u.client).train) for u in updates]
+    for name in updates[0].shared:
+        expected = sum(k * u.shared[name].double() for k, u in zip(n, updates, strict=True)) / sum(n)
+        assert torch.allclose(after.state.shared[name].double(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("algorithm", "has_global"), TABLE, ids=lambda v: getattr(v, "name", ""))
 def test_rows_say_who_never_trained(algorithm: Algorithm, has_global: bool) -> None:
     last = train(make(algorithm, rounds=1, fraction=0.3) if not hasattr(algorithm, "assign_at") else make(type(algorithm)(assign_at="never"), rounds=1, fraction=0.3))[-1]
     assert sorted(r["participated"] for r in last.evaluation.clients) == [0, 0, 0, 0, 1, 1]
@@ -75,26 +113,30 @@ def test_another_seed_is_another_result(algorithm: Algorithm, has_global: bool) 
     assert a["loss_personal"] != b["loss_personal"]
 
 
-def test_floco_with_one_endpoint_is_fedavg() -> None:
-    floco, fedavg = train(make(Floco(endpoints=1, assign_at=3))), train(make(FedAvg()))
+@pytest.mark.parametrize("options", OPTIONS, ids=["six clients", "unequal"])
+def test_floco_with_one_endpoint_is_fedavg(options: Callable[[], dict[str, Any]]) -> None:
+    floco, fedavg = train(make(Floco(endpoints=1, assign_at=3), **options())), train(make(FedAvg(), **options()))
     for a, b in zip(floco, fedavg, strict=True):
         assert same({n: t.reshape(b.state.shared[n].shape) for n, t in a.state.shared.items()}, b.state.shared)
         cost = ("steps", "parameters_down", "parameters_up", "bytes_down", "bytes_up")  # the probes of round tau
         assert {k: v for k, v in a.evaluation.history.items() if k not in cost} == {k: v for k, v in b.evaluation.history.items() if k not in cost}
 
 
-def test_dittos_shared_model_is_fedavgs() -> None:
-    for a, b in zip(train(make(Ditto(pull=0.3))), train(make(FedAvg())), strict=True):
+@pytest.mark.parametrize("options", OPTIONS, ids=["six clients", "unequal"])
+def test_dittos_shared_model_is_fedavgs(options: Callable[[], dict[str, Any]]) -> None:
+    for a, b in zip(train(make(Ditto(pull=0.3), **options())), train(make(FedAvg(), **options())), strict=True):
         assert same(a.state.shared, b.state.shared)
 
 
-def test_fine_tunings_shared_model_is_fedavgs() -> None:
-    for a, b in zip(train(make(FedAvgFT())), train(make(FedAvg())), strict=True):
+@pytest.mark.parametrize("options", OPTIONS, ids=["six clients", "unequal"])
+def test_fine_tunings_shared_model_is_fedavgs(options: Callable[[], dict[str, Any]]) -> None:
+    for a, b in zip(train(make(FedAvgFT(), **options())), train(make(FedAvg(), **options())), strict=True):
         assert same(a.state.shared, b.state.shared)
 
 
-def test_floco_plus_shared_simplex_is_flocos() -> None:
-    for a, b in zip(train(make(FlocoPlus(endpoints=4, assign_at=3))), train(make(Floco(endpoints=4, assign_at=3))), strict=True):
+@pytest.mark.parametrize("options", OPTIONS, ids=["six clients", "unequal"])
+def test_floco_plus_shared_simplex_is_flocos(options: Callable[[], dict[str, Any]]) -> None:
+    for a, b in zip(train(make(FlocoPlus(endpoints=4, assign_at=3), **options())), train(make(Floco(endpoints=4, assign_at=3), **options())), strict=True):
         assert same(a.state.shared, b.state.shared)
         assert a.state.by_client.keys() == b.state.by_client.keys()
 
@@ -328,9 +370,9 @@ def test_a_late_client_is_placed_by_the_stored_map() -> None:
     early = [u for c, u in updates.items() if c != "0"]
     mixing = Mixing(("2.weight",))
     expected = assign(torch.stack([mixing.signal(start.shared, u.shared) for u in early]), 3)
-    after = algorithm.aggregate(start, early, clients=6)
+    after = algorithm.aggregate(start, early, clients=setup.federation.sizes)
     late = perform(setup, Job("0", "train", algorithm.message(after, "0", "train"))).update
-    placed = algorithm.aggregate(after, [late], clients=6).by_client["0"]["center"]
+    placed = algorithm.aggregate(after, [late], clients=setup.federation.sizes).by_client["0"]["center"]
     assert torch.allclose(placed, expected.place(mixing.signal(after.shared, late.shared)[None])[0])
     assert not torch.allclose(placed, torch.full((3,), 1 / 3, dtype=torch.float64))
 

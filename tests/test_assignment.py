@@ -45,6 +45,36 @@ def test_normalised_assignment_ignores_the_size_of_updates(scale: float) -> None
     assert torch.allclose(assign(s * scale, 10).centers, assign(s, 10).centers, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("factor", [1e-20, 1e-3, 1000.0, 1e6])
+def test_one_clients_size_moves_nobody(name: str, factor: float) -> None:
+    s = golden(name)["signals"]
+    larger = s.clone()
+    larger[1] *= factor
+    a, b = assign(s, 5), assign(larger, 5)
+    assert torch.allclose(a.centers, b.centers, atol=1e-6)
+    assert torch.allclose(a.place(larger), a.centers, atol=1e-6)
+
+
+def test_clients_of_one_kind_stand_together_whatever_their_number_of_steps() -> None:
+    g = torch.Generator().manual_seed(0)
+    kinds = torch.randn(4, 200, generator=g)
+    steps = torch.where(torch.arange(40) // 4 % 2 == 0, 3.0, 50.0)
+    s = steps[:, None] * (kinds[torch.arange(40) % 4] + 0.3 * torch.randn(40, 200, generator=g))
+    apart = torch.cdist(*[assign(s, 4).centers] * 2, p=1)
+    same = torch.arange(40)[:, None] % 4 == torch.arange(40) % 4
+    assert apart[same].max() < apart[~same].min()
+    assert apart[same & (steps[:, None] != steps)].mean() < 1.2 * apart[same & (steps[:, None] == steps) & ~torch.eye(40, dtype=torch.bool)].mean()
+
+
+def test_a_client_without_a_signal_is_a_signal_of_zero() -> None:
+    s = golden("five")["signals"].clone()
+    s[0] = 0
+    a = assign(s, 5)
+    assert torch.isfinite(a.centers).all()
+    assert torch.allclose(a.place(s[:1]), a.centers[:1], atol=1e-9)
+
+
 def test_centers_are_on_the_simplex_and_placing_reproduces_them() -> None:
     s = golden("five")["signals"]
     a = assign(s, 5)

@@ -312,8 +312,8 @@ def test_where_samples_are_in_order_the_end_of_each_recording_is_cut() -> None:
 
     federation = blobs()
     recordings = torch.tensor([*range(8), *range(20, 28)])
-    one = Client("a", recordings, torch.tensor([9]))
-    cut = tuning.for_tuning(replace(federation, clients=(one,)), 0, ordered=True).clients[0]
+    one = Client("a", recordings, torch.tensor([9]), when=torch.arange(8).repeat(2))
+    cut = tuning.for_tuning(replace(federation, clients=(one,)), 0).clients[0]
     assert cut.test.tolist() == [6, 7, 26, 27]
     assert cut.train.tolist() == [0, 1, 2, 3, 4, 20, 21, 22, 23, 24]
 

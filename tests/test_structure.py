@@ -20,14 +20,32 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "floco"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = [
-    ("errors", "streams", "settings", "form"),
+    ("errors", "streams", "settings", "labels", "arrays", "form"),
     ("values",),
     ("network", "simplex", "metrics"),
     ("models", "federation", "contract"),
     ("setup",),
     ("training", "programs", "cohort", "inference", "client"),
     ("algorithms",),
-    ("partition", "folds", "samples", "sources", "evaluation", "memories", "jobs", "processes", "engines", "loop", "files", "store", "columns", "tables", "trackers"),
+    (
+        "partition",
+        "holdout",
+        "images",
+        "folds",
+        "samples",
+        "sources",
+        "evaluation",
+        "memories",
+        "jobs",
+        "processes",
+        "engines",
+        "loop",
+        "files",
+        "store",
+        "columns",
+        "tables",
+        "trackers",
+    ),
     ("mixtures", "personal", "newcomers", "drift", "landscape"),
     ("card", "portable", "export", "config", "session", "run", "tuning", "comparison", "figures", "page", "surface", "report", "views"),
     ("flower",),
@@ -101,7 +119,8 @@ def test_budgets(path: Path) -> None:
     assert not [n for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler) and n.type is None]
 
 
-# What trains, keeps and continues a federation has a budget of its own; twelve compared methods, comparisons and the report came later, and what only makes it fast.
+# What reads, trains, keeps and continues a federation has a budget of its own (3,100 lines, and 400 for inputs that must be refused by name);
+# twelve compared methods, comparisons and the report came later, and what only makes it fast.
 AROUND = {"comparison", "tuning", "tables", "columns", "report", "page", "figures", "surface", "landscape", "trackers", "views"}
 FAST = {"cohort", "programs", "processes", "memories"}
 AWAY = {"form", "mixtures", "optimum", "personal", "newcomers", "drift", "card", "portable", "export", "deliver"}  # what an organisation takes home: file names
@@ -112,13 +131,13 @@ def test_budgets_of_the_package() -> None:
     assert statistics.median(sizes) <= 8
     lines = {p: len(code_lines(p.read_text())) for p in FILES}
     core = {p: n for p, n in lines.items() if part(module(p)) not in AROUND | FAST | {"flower"} and p.stem not in AWAY | {"federate"}}
-    assert sum(n for p, n in core.items() if p.parent.name != "algorithms" or p.stem.startswith("floco")) <= 3100
+    assert sum(n for p, n in core.items() if p.parent.name != "algorithms" or p.stem.startswith("floco")) <= 3500
     assert sum(n for p, n in lines.items() if part(module(p)) in FAST) <= 520
     away = sum(n for p, n in lines.items() if p.stem in AWAY)
     assert away <= 870
     flower = sum(n for p, n in lines.items() if p.parent.name == "flower" or p.stem == "federate")
     assert flower <= 1160
-    assert sum(lines.values()) - away - flower <= 5150
+    assert sum(lines.values()) - away - flower <= 5550
 
 
 def test_public_names_are_few_explicit_and_documented() -> None:

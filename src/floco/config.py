@@ -27,9 +27,10 @@ class Data(Settings):
 
     source: str = setting("digits", "digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME, or module:function")
     kind: str = setting("auto", "what a sample is; images have their channels last", choices=("auto", "images", "features"))
+    channels: str = setting("auto", "where a sample has its channels or features: last is (T, F) for sequences", choices=("auto", "first", "last"))
     split: str = setting("folds", "how samples are dealt to clients", choices=tuple(SPLITS))
     clients: int | None = setting(None, "K: number of clients (natural: the first K; empty: all)", low=1)
-    samples: int | None = setting(None, "samples of each client (empty: all there are)", low=2)
+    samples: int | None = setting(None, "samples of each client, drawn at random (empty: all there are)", low=2)
     test_share: float = setting(0.2, "part of a client's samples that is its own test part", above=0, below=1)
     held_out: int = setting(0, "the last clients, kept out of training and evaluation", low=0)
     folds: int = setting(5, "folds: number of groups of clients with classes in common", low=2)
@@ -38,8 +39,8 @@ class Data(Settings):
     classes: int = setting(2, "pathological: classes of each client", low=1)
     id: str = setting("site", "single: the client's id")
     labels: tuple[str, ...] = setting((), "labels as text, in the order of the classes (empty: those that occur, sorted); sites must agree on them")
-    order: str | None = setting(None, "a column; the test part is then a client's latest samples (empty: at random)")
-    normalize: str = setting("train", "statistics of the training parts, fixed ones, or none", choices=("train", "fixed", "none"))
+    order: str | None = setting(None, "a column of numbers or dates; the test part is then a client's latest samples, the one right before them being dropped (empty: at random)")
+    normalize: str = setting("train", "statistics of the training parts, fixed ones (uint8 is first divided by 255), or none: raw values", choices=("train", "fixed", "none"))
     mean: tuple[float, ...] = setting((), "normalize fixed: mean of each channel")
     std: tuple[float, ...] = setting((), "normalize fixed: standard deviation of each channel", above=0)
 

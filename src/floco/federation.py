@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +25,8 @@ class Client:
     """(n_train,) int64."""
     test: torch.Tensor
     """(n_test,) int64."""
+    when: torch.Tensor | None = None
+    """(n_train,) int64: the rank in time of each training sample; None: there is no order."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,18 @@ class Federation:
     """Clients kept out of training and evaluation, for later use as newcomers."""
     normalization: Normalization = field(default_factory=Normalization)
     channels: str = "first"
-    """Where the source of the samples has their channels: first, last, or none (see `Form`)."""
+    """Where the source of the samples has their channels (see `arrays.CHANNELS`)."""
     values: tuple[str, ...] = ()
     """Labels as their source has them, as text, by class number; empty: the names."""
+    offset: tuple[float, ...] = ()
+    """What was subtracted from each channel of the source's samples; (): nothing."""
 
     def __post_init__(self) -> None:
-        """Check that no two clients have one id."""
+        """Check that no two clients have one id, and keep the channels where the network takes them."""
         ids = [c.id for c in (*self.clients, *self.held_out)]
         if len(set(ids)) < len(ids):
             raise FlocoError(f"each client needs an id of its own, got {_some(sorted({i for i in ids if ids.count(i) > 1}))} more than once")
+        object.__setattr__(self, "normalization", replace(self.normalization, last=self.channels == "kept"))
 
     @property
     def common_test(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,8 +70,9 @@ class Federation:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one input."""
-        return tuple(self.x.shape[1:])
+        """Shape of one input of the network."""
+        channels, *rest = self.x.shape[1:]
+        return (*rest, channels) if self.channels == "kept" else (channels, *rest)
 
     @property
     def classes(self) -> int:
@@ -77,6 +83,11 @@ class Federation:
     def ids(self) -> tuple[str, ...]:
         """Ids of the participating clients, in order."""
         return tuple(c.id for c in self.clients)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Number of training samples of each participating client, n_k."""
+        return {c.id: len(c.train) for c in self.clients}
 
     def client(self, name: str) -> Client:
         """Return the client called `name`."""
@@ -95,11 +106,12 @@ class Federation:
     @cached_property
     def form(self) -> Form:
         """What samples and labels look like where they come from."""
-        c, *rest = self.shape
-        shape = {"none": tuple(rest), "last": (*rest, c)}.get(self.channels, self.shape)
+        c, *rest = self.x.shape[1:]
+        shape = {"none": tuple(rest), "first": (c, *rest)}.get(self.channels, (*rest, c))
+        dtype = "uint8" if self.x.dtype == torch.uint8 else "float64" if self.offset else "float32"
         others = (0, *range(2, self.x.ndim))
         ranges = tuple(zip(self.x.amin(others).float().tolist(), self.x.amax(others).float().tolist(), strict=True))
-        return Form(shape, "uint8" if self.x.dtype == torch.uint8 else "float32", self.channels, self.names, self.values or self.names, ranges, self.normalization)
+        return Form(shape, dtype, self.channels, self.names, self.values or self.names, ranges, self.normalization, self.offset)
 
     def inputs(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the normalised inputs of the samples `indices`, (n, C, ...) float32."""
@@ -115,8 +127,11 @@ class Federation:
                     digest.update(np.ascontiguousarray(block.numpy()).data)
         for c in (*self.clients, *self.held_out):
             digest.update(c.id.encode() + b"\0" + c.train.numpy().tobytes() + b"\1" + c.test.numpy().tobytes())
-        digest.update(repr((self.names, self.normalization)).encode())
+        digest.update(repr((self.names, self.normalization, self.offset)).encode())
         return digest.hexdigest()
+
+
+_ROUNDING = 2.0**-22  # twice the distance of neighbours in float32, relative to their size
 
 
 def _some(ids: Sequence[str], most: int = 8) -> str:
@@ -124,30 +139,41 @@ def _some(ids: Sequence[str], most: int = 8) -> str:
 
 
 Sums = tuple[int, tuple[float, ...], tuple[float, ...]]
-"""Number of values of a channel, and for each channel their sum and the sum of their squares."""
+"""Number of values of a channel, and for each channel their sum and the sum of their squared deviations from their own mean."""
 
 
 def sums(x: torch.Tensor, indices: torch.Tensor) -> Sums:
-    """Return the sums of the samples `indices`, in float64, over blocks, so that no second copy of the samples is made.
+    """Return the sums of the samples `indices`, in float64, over blocks, so that no second copy of the samples is made; uint8 counts as divided by 255.
 
     On one thread, so that machines with other numbers of cores get the same bits.
     """
     dims = [0, *range(2, x.ndim)]
-    count, total, square = 0, torch.zeros(x.shape[1], dtype=torch.float64), torch.zeros(x.shape[1], dtype=torch.float64)
+    parts: list[Sums] = []
     with one_thread():
         for block in indices.split(4096):
-            values = Normalization()(x[block]).double()
-            count += values.numel() // x.shape[1]
-            total += values.sum(dims)
-            square += values.square().sum(dims)
-    return count, tuple(total.tolist()), tuple(square.tolist())
+            values = (x[block].float() / 255 if x.dtype == torch.uint8 else x[block]).double()
+            means = values.mean(dims, keepdim=True)
+            parts.append((values.numel() // x.shape[1], tuple(values.sum(dims).tolist()), tuple((values - means).square().sum(dims).tolist())))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Sums]) -> Sums:
+    """Return the sums of all parts together; deviations are about the common mean (Chan, Golub, LeVeque 1979), so that a large mean costs no digits."""
+    count, totals, squares = sum(n for n, _, _ in parts), [], []
+    for c in range(len(parts[0][1])):
+        total = math.fsum(s[c] for _, s, _ in parts)
+        totals.append(total)
+        squares.append(math.fsum(q[c] + n * (s[c] / n - total / count) ** 2 for n, s, q in parts))
+    return count, tuple(totals), tuple(squares)
 
 
 def normalization(parts: Sequence[Sums]) -> Normalization:
-    """Return mean and standard deviation per channel, from the clients' sums; a constant channel is only centered."""
-    count = sum(part[0] for part in parts)
-    total, square = (torch.tensor([math.fsum(values) for values in zip(*(part[i] for part in parts), strict=True)], dtype=torch.float64) for i in (1, 2))
-    mean = total / count
-    std = (square / count - mean.square()).clamp_min(0).sqrt()
-    std = torch.where(std > 1e-6, std, torch.ones_like(std))
+    """Return mean and standard deviation per channel, from the clients' sums; a constant channel is only centered.
+
+    Constant is what varies by no more than float32 rounds numbers of its size: small units are not.
+    """
+    count, totals, squares = joined(parts)
+    mean = torch.tensor(totals, dtype=torch.float64) / count
+    std = (torch.tensor(squares, dtype=torch.float64) / count).sqrt()
+    std = torch.where(std > _ROUNDING * mean.abs(), std, torch.ones_like(std))
     return Normalization(tuple(mean.tolist()), tuple(std.tolist()))

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from floco.arrays import as_in_source, channels_first, float32, writeable
 from floco.errors import FlocoError
+from floco.labels import array, plain_labels
 
 _FAR = 10  # ranges of a channel by which a value may lie outside of it: beyond is another unit, not another sample
 
@@ -19,28 +21,17 @@ class Normalization:
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    last: bool = False
+    """Whether the network takes its inputs with the channels last: sequences (T, F) whose source has them so."""
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
-        """Return inputs (N, C, ...) float32 for raw samples (N, C, ...); no statistics: only the division."""
-        x = raw.float().div_(255) if raw.dtype == torch.uint8 else raw.float()
-        if not self.mean:
-            return x
-        shape = (1, -1) + (1,) * (x.ndim - 2)
-        return (x - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
-
-
-def as_in_source(x: torch.Tensor, channels: str) -> torch.Tensor:
-    """Return samples (N, C, ...) as their source has them: the inverse of `channels_first`."""
-    if channels == "none":
-        return x.squeeze(1)
-    return x.permute(0, 2, 3, 1) if channels == "last" else x
-
-
-def channels_first(raw: torch.Tensor, channels: str) -> torch.Tensor:
-    """Return samples (N, C, ...) of samples whose channels come `last`, are one and left out (`none`), or `first` already."""
-    if channels == "none":
-        return raw.unsqueeze(1)
-    return raw.permute(0, 3, 1, 2) if channels == "last" else raw
+        """Return inputs (N, C, ...) float32, or (N, ..., C), for raw samples (N, C, ...); no statistics: the values as they are."""
+        x = raw.float()
+        if self.mean:
+            x = x / 255 if raw.dtype == torch.uint8 else x
+            shape = (1, -1) + (1,) * (x.ndim - 2)
+            x = (x - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
+        return x.movedim(1, -1).contiguous() if self.last else x
 
 
 @dataclass(frozen=True)
@@ -50,9 +41,9 @@ class Form:
     shape: tuple[int, ...]
     """Of one sample, as its source has it: (H, W, C), (H, W) or (F, ...)."""
     dtype: str
-    """`uint8` or `float32`."""
+    """`uint8`, `float32`, or `float64` for numbers that float32 cannot tell apart (see `offset`)."""
     channels: str
-    """Where a source has the channels: `first`, `last`, or `none` for images (H, W)."""
+    """Where a source has the channels: one of `CHANNELS`."""
     names: tuple[str, ...]
     """Label names by class number, (C,)."""
     values: tuple[str, ...]
@@ -60,6 +51,29 @@ class Form:
     ranges: tuple[tuple[float, float], ...]
     """Least and largest value of each channel among all samples."""
     normalization: Normalization
+    offset: tuple[float, ...] = ()
+    """What is subtracted from each channel before numbers become float32; (): nothing."""
+
+    @property
+    def divisor(self) -> int:
+        """What samples are divided by before the mean is subtracted."""
+        return 255 if self.dtype == "uint8" and self.normalization.mean else 1
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """What is subtracted from each channel of samples as the source has them, after the division; (): nothing."""
+        return tuple(m + o for m, o in zip(self.normalization.mean, self.offset, strict=True)) if self.offset else self.normalization.mean
+
+    def centered(self, x: torch.Tensor) -> torch.Tensor:
+        """Return samples (N, C, ...), channels first and less the offset, of a tensor (N, *shape) as the source has them."""
+        x = channels_first(x, self.channels)
+        return (x - torch.tensor(self.offset, dtype=x.dtype).view(1, -1, *(1,) * (x.ndim - 2))).float() if self.offset else x
+
+    def restored(self, x: torch.Tensor) -> torch.Tensor:
+        """Return samples as the source has them, of samples (N, C, ...): the inverse of `centered`."""
+        if self.offset:
+            x = x.double() + torch.tensor(self.offset, dtype=torch.float64).view(1, -1, *(1,) * (x.ndim - 2))
+        return as_in_source(x, self.channels)
 
     def samples(self, x: Any, where: str) -> torch.Tensor:
         """Return checked samples (N, C, ...), channels first.
@@ -78,10 +92,10 @@ class Form:
             raise FlocoError(f"{where} must be numbers, got {x.dtype}")
         if self.dtype == "uint8" and (x.dtype.kind == "f" or x.min() < 0 or x.max() > 255):
             raise FlocoError(f"{where} must be whole numbers from 0 to 255, as the samples that the model was trained on; got {x.dtype} from {x.min():g} to {x.max():g}")
-        x = x.astype(np.uint8) if self.dtype == "uint8" else finite(x, where)
-        raw = channels_first(writeable(x), self.channels)
-        if self.dtype != "uint8":
-            self._check_range(raw, where)
+        if self.dtype == "uint8":
+            return channels_first(writeable(x.astype(np.uint8)), self.channels)
+        raw = float32(x, where, self.channels, self.offset)
+        self._check_range(raw, where)
         return raw
 
     def labelled(self, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,7 +113,8 @@ class Form:
             if reach > 0 and bool(far.any()):
                 i = int(far.nonzero()[0])
                 worst = max(values[i].tolist(), key=lambda v: max(low - v, v - high))
-                raise FlocoError(f"{where}: sample {i} holds {worst:g} in channel {channel}, and the model knows {low:g} to {high:g}: another unit, or another scaling?")
+                worst, low, high = (v + (self.offset[channel] if self.offset else 0.0) for v in (worst, low, high))
+                raise FlocoError(f"{where}: sample {i} holds {worst:g} in channel {channel}, and the training data have {low:g} to {high:g}: another unit, or another scaling?")
 
     def classes(self, y: Any, where: str) -> torch.Tensor:
         """Return class numbers (N,) int64 of labels (N,), which are values of the source, or names.
@@ -107,7 +122,7 @@ class Form:
         Raises:
             FlocoError: no labels, or one that the model does not know.
         """
-        y = plain_labels(array(y, where))
+        y = plain_labels(y, where)
         if y.ndim != 1 or y.dtype.kind not in "iubU":
             raise FlocoError(f"{where} must be whole numbers or strings (N,), got shape {y.shape} of {y.dtype}")
         given = [str(v) for v in y]
@@ -117,32 +132,3 @@ class Form:
                 return torch.tensor([number[v] for v in given])
         strange = sorted(set(given) - set(self.values))
         raise FlocoError(f"{where} holds labels that the model does not know: {', '.join(strange[:8])}; it knows {', '.join(self.values[:20])}")
-
-
-def array(values: Any, where: str) -> np.ndarray:
-    """Return values as an array."""
-    try:
-        return np.asarray(values)
-    except ValueError as error:
-        raise FlocoError(f"{where} is no array: {error}") from error
-
-
-def finite(x: np.ndarray, where: str) -> np.ndarray:
-    """Return numbers as float32; one that is not finite there is an error that names its sample."""
-    with np.errstate(over="ignore"):
-        x = x.astype(np.float32, copy=False)
-    if not np.isfinite(x).all():
-        raise FlocoError(f"{where} must be finite in float32; sample {int(np.flatnonzero(~np.isfinite(x).reshape(len(x), -1).all(axis=1))[0])} is not")
-    return x
-
-
-def writeable(x: np.ndarray) -> torch.Tensor:
-    """Return an array as a tensor, copied if it is read-only: torch wants to be able to write."""
-    return torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
-
-
-def plain_labels(y: np.ndarray) -> np.ndarray:
-    """Return labels as they are; bytes, and objects that are strings, as strings."""
-    if y.dtype.kind == "S":
-        return np.char.decode(y, "utf-8")
-    return y.astype(str) if y.dtype == object and all(isinstance(v, str) for v in y.flat) else y

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from floco.errors import FlocoError, nearest
@@ -85,8 +86,20 @@ def factory(name: str, shape: tuple[int, ...], classes: int) -> Factory:
     return lambda: function(**given)
 
 
+class ChannelsFirst(nn.Module):
+    """Moves the last dimension of samples (N, ..., C) to the front: (N, C, ...)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the same samples, channels first."""
+        return x.movedim(-1, 1)
+
+
 def model(name: str, federation: Federation) -> Factory:
     """Return the function that builds the model called `name` (as in `model.name`) for the samples of a federation."""
+    if name in MODELS and federation.channels == "kept":
+        *rest, channels = federation.shape
+        build = factory(name, (channels, *rest), federation.classes)
+        return lambda: nn.Sequential(ChannelsFirst(), *build().children())
     return factory(name, federation.shape, federation.classes)
 
 

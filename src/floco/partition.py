@@ -166,45 +166,22 @@ def partition(split: Split | Partitioner, labels: np.ndarray, clients: int, samp
     except Exception as error:
         name = split.name if isinstance(split, Split) else type(split).__name__
         raise FlocoError(f"split {name} cannot deal {len(labels)} samples as asked: {error}") from error
-    return [cut(part, samples, f"client-{i}") for i, part in enumerate(parts)]
+    return [cut(part, samples, f"client-{i}", seed) for i, part in enumerate(parts)]
 
 
-def cut(rows: np.ndarray, samples: int | None, client: str) -> np.ndarray:
-    """Return the first `samples` rows of a client (None: all); too few are an error."""
-    if samples is not None and len(rows) < samples:
-        raise FlocoError(f'data.samples = {samples}, and the split gives client "{client}" only {len(rows)}; use fewer, or leave it empty')
-    return rows[:samples]
+def cut(rows: np.ndarray, samples: int | None, client: str, seed: int) -> np.ndarray:
+    """Return `samples` of a client's rows (None: all), drawn under its own stream and in their order: the first may all be of one class or time.
 
-
-def divide(rows: np.ndarray, test_share: float, client: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a client's rows as train and test part, at random under its own stream; each gets one at least."""
-    if len(rows) < 2:
-        raise FlocoError(f'client "{client}" has {len(rows)} samples; it needs 2 at least, one to train and one to test: use fewer data.clients or another split')
-    n_test = min(max(1, round(test_share * len(rows))), len(rows) - 1)
-    order = torch.randperm(len(rows), generator=stream(seed, "test part", client)).numpy()
-    return np.sort(rows[order[n_test:]]), np.sort(rows[order[:n_test]])
-
-
-def divide_latest(rows: np.ndarray, position: np.ndarray, test_share: float, client: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return a client's rows as train and test part, the latest samples of each recording being the test part.
-
-    Rows are in recorded order; a position that does not increase starts a new recording. In each the last
-    `test_share` are test, and the one before them is dropped: windows overlap, and it shares data with both parts.
+    Raises:
+        FlocoError: the client has fewer.
     """
-    rows = np.sort(rows)
-    recordings = np.split(rows, np.flatnonzero(np.diff(position[rows]) <= 0) + 1)
-    train: list[np.ndarray] = []
-    test: list[np.ndarray] = []
-    for r in recordings:
-        n_test = round(test_share * len(r))
-        train.append(r[: len(r) - n_test - (n_test > 0)])
-        test.append(r[len(r) - n_test :])
-    parts = np.concatenate(train), np.concatenate(test)
-    if 0 in (len(parts[0]), len(parts[1])):
-        raise FlocoError(
-            f'client "{client}": ordered by position, {len(parts[0])} samples are left to train and {len(parts[1])} to test; each part needs one (rows in recorded order)'
-        )
-    return parts
+    if samples is None or len(rows) == samples:
+        return rows
+    if len(rows) < samples:
+        raise FlocoError(f'data.samples = {samples}, and the split gives client "{client}" only {len(rows)}; use fewer, or leave it empty')
+    chosen = torch.randperm(len(rows), generator=stream(seed, "samples", client))[:samples]
+    drawn: np.ndarray = rows[chosen.sort().values.numpy()]
+    return drawn
 
 
 def heterogeneity(counts: Sequence[Sequence[int]]) -> float:

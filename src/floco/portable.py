@@ -15,7 +15,7 @@ from torch import nn
 
 from floco.errors import FlocoError
 from floco.files import to_safetensors
-from floco.form import Form, as_in_source, channels_first
+from floco.form import Form
 from floco.setup import Setup
 
 FORMATS = ("safetensors", "pt2", "onnx")
@@ -32,7 +32,7 @@ class Portable(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return logits and probabilities."""
-        logits = self.network(self._form.normalization(channels_first(x, self._form.channels)))
+        logits = self.network(self._form.normalization(self._form.centered(x)))
         return logits, logits.softmax(dim=1)
 
 
@@ -54,7 +54,7 @@ def writer(setup: Setup, kind: str) -> Writer:
     if kind not in FORMATS:
         raise FlocoError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
     form = setup.federation.form
-    samples = as_in_source(setup.federation.x[:3], form.channels).contiguous()
+    samples = form.restored(setup.federation.x[:3]).contiguous()
     graph = _traced(Portable(setup.network.holding({**setup.network.parameters, **setup.network.buffers}), form), samples, kind)
     make = _pt2(graph) if kind == "pt2" else _onnx(graph, samples)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from floco.arrays import find_channels, read_inputs
 from floco.errors import FlocoError, nearest
 from floco.federation import Client, Federation, normalization, sums
-from floco.form import Form, Normalization, channels_first, finite, plain_labels, writeable
-from floco.partition import Natural, Single, Split, cut, divide, divide_latest, partition
+from floco.form import Form, Normalization
+from floco.holdout import divide, divide_latest, ranks
+from floco.labels import array, check_labels, client_ids, plain_labels
+from floco.partition import Natural, Single, Split, cut, partition
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -34,14 +37,16 @@ class Samples:
     columns: Mapping[str, np.ndarray] | None = None
     """Further columns of length N: `client` (ids), `position`, ..."""
     channels: str = "first"
-    """Where the source has the channels: first, last, or none (see `Form`)."""
+    """Where the source has the channels (see `arrays.CHANNELS`)."""
     values: tuple[str, ...] = ()
     """Labels as the source has them, as text, by class number; empty: the names."""
+    offset: tuple[float, ...] = ()
+    """What was subtracted from each channel, so that float32 can tell large numbers apart; (): nothing."""
 
     @property
     def form(self) -> Form:
         """What samples and labels look like where they come from."""
-        return Federation(self.x, torch.from_numpy(self.y), (), self.names, channels=self.channels, values=self.values).form
+        return Federation(self.x, torch.from_numpy(self.y), (), self.names, channels=self.channels, values=self.values, offset=self.offset).form
 
     def split(
         self,
@@ -60,37 +65,47 @@ class Samples:
         Args:
             split: a split of `floco.partition`, or any partitioner of flwr-datasets.
             clients: K; with natural clients the first K (None: all). A partitioner has its own number.
-            samples: of each client (None: all there are).
+            samples: of each client, drawn at random from those it would have (None: all of them).
             seed: what the split follows from.
             test_share: part of each client's samples that is its own test part, in (0, 1).
             held_out: the last clients, kept out of training and evaluation.
-            normalize: "train" (statistics of all training parts), "none", or fixed statistics.
-            order: a column, e.g. "position": the test part is then the latest samples.
+            normalize: "train" (statistics of all training parts), "none" (values as they are), or fixed statistics.
+            order: a column of numbers or dates, e.g. "position": the test part is then a client's latest samples.
         """
         if (clients is not None and clients < 1) or (samples is not None and samples < 2):
             raise FlocoError(f"data.clients must be 1 at least and data.samples 2, got {clients} and {samples}")
         if not 0 < test_share < 1:
             raise FlocoError(f"data.test_share must be above 0 and below 1, got {test_share}")
         if isinstance(split, Single):
-            parts = {split.id: cut(np.arange(len(self.y)), samples, split.id)}
+            parts = {split.id: cut(np.arange(len(self.y)), samples, split.id, seed)}
         else:
-            parts = self._natural(clients, samples) if isinstance(split, Natural) else self._artificial(split, clients, samples, seed)
+            parts = self._natural(clients, samples, seed) if isinstance(split, Natural) else self._artificial(split, clients, samples, seed)
         if not 0 <= held_out < len(parts):
             raise FlocoError(f"data.held_out must leave one client at least of {len(parts)}, got {held_out}")
         made = []
+        when = None if order is None else ranks(self._column(order), order)
         for name, rows in parts.items():
-            train, test = divide(rows, test_share, name, seed) if order is None else divide_latest(rows, self._column(order), test_share, name)
-            made.append(Client(name, torch.from_numpy(train), torch.from_numpy(test)))
+            train, test = divide(rows, test_share, name, seed) if when is None else divide_latest(rows, when, test_share, name)
+            made.append(Client(name, torch.from_numpy(train), torch.from_numpy(test), None if when is None else torch.from_numpy(when[train])))
         members, kept = tuple(made[: len(made) - held_out]), tuple(made[len(made) - held_out :])
         y_test = None if self.y_test is None else torch.from_numpy(self.y_test)
-        return Federation(self.x, torch.from_numpy(self.y), members, self.names, self.x_test, y_test, kept, self._normalization(normalize, members), self.channels, self.values)
+        normal = self._normalization(normalize, members)
+        return Federation(self.x, torch.from_numpy(self.y), members, self.names, self.x_test, y_test, kept, normal, self.channels, self.values, self.offset)
 
     def _normalization(self, normalize: str | Normalization, members: tuple[Client, ...]) -> Normalization:
-        if isinstance(normalize, Normalization):
-            if normalize.mean and len(normalize.mean) != self.x.shape[1]:
-                raise FlocoError(f"data.mean and data.std must have one value for each of the {self.x.shape[1]} channels, got {len(normalize.mean)}")
-            return normalize
-        return Normalization() if normalize == "none" else normalization([sums(self.x, c.train) for c in members])
+        """Return the statistics for samples less their offset."""
+        if normalize == "train":
+            return normalization([sums(self.x, c.train) for c in members])
+        given = Normalization() if normalize == "none" else normalize
+        if not isinstance(given, Normalization):
+            offer = nearest(str(given), ("train", "none"))
+            raise FlocoError(f'data.normalize must be "train", "none", or fixed statistics, Normalization(mean, std), got {given!r}{offer}')
+        if given.mean and not len(given.mean) == len(given.std) == self.x.shape[1]:
+            raise FlocoError(f"data.mean and data.std must have one value for each of the {self.x.shape[1]} channels, got {len(given.mean)} and {len(given.std)}")
+        if not self.offset:
+            return given
+        mean, std = given.mean or (0.0,) * len(self.offset), given.std or (1.0,) * len(self.offset)
+        return Normalization(tuple(m - o for m, o in zip(mean, self.offset, strict=True)), std)
 
     def _column(self, name: str) -> np.ndarray:
         columns = self.columns or {}
@@ -103,59 +118,87 @@ class Samples:
             raise FlocoError(f"data.clients must say how many clients the split {split.name} is for")
         return {f"client-{i}": rows for i, rows in enumerate(partition(split, self.y, clients or 1, samples, seed))}
 
-    def _natural(self, clients: int | None, samples: int | None) -> dict[str, np.ndarray]:
+    def _natural(self, clients: int | None, samples: int | None, seed: int) -> dict[str, np.ndarray]:
         """Group rows by client id in one pass; flwr-datasets' natural partitioner reads all rows once for each client."""
         if "client" not in (self.columns or {}):
             raise FlocoError('data.split = "natural" needs a source with a column "client"; this one has none')
-        ids, which = np.unique(self._column("client"), return_inverse=True)
+        ids, which = np.unique(client_ids(self._column("client"), "the column client"), return_inverse=True)
         if clients is not None and clients > len(ids):
             raise FlocoError(f"data.clients must be at most the number of natural clients ({len(ids)}), got {clients}")
         grouped = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
-        return {str(i): cut(rows, samples, str(i)) for i, rows in list(zip(ids, grouped, strict=True))[:clients]}
+        return {str(i): cut(rows, samples, str(i), seed) for i, rows in list(zip(ids, grouped, strict=True))[:clients]}
 
 
-def checked(arrays: Arrays, source: str, kind: str = "auto", known_labels: Sequence[str] = ()) -> Samples:
+def checked(arrays: Arrays, source: str, kind: str = "auto", known_labels: Sequence[str] = (), channels: str = "auto") -> Samples:
     """Return checked samples from arrays `x, y` or `x_train, y_train, x_test, y_test` (and `client`, `position`, `names`).
 
-    `known_labels` are all labels as text, in the order of the classes (none: those that occur, sorted).
+    They are copies: what becomes of the arrays later changes nothing here. The test part takes the form of the training part.
+
+    Args:
+        arrays: by name.
+        source: what errors call it.
+        kind: see `sources.load`.
+        known_labels: all labels as text, in the order of the classes (none: those that occur, sorted).
+        channels: see `sources.load`.
+
+    Raises:
+        FlocoError: what is missing or does not fit, by name.
     """
     suffix = "_train" if "x_train" in arrays else ""
     needed = [f"x{suffix}", f"y{suffix}", *(["x_test", "y_test"] if "x_test" in arrays or "y_test" in arrays else [])]
     for name in needed:
         if name not in arrays:
             raise FlocoError(f"{source} must hold x and y, or x_train, y_train, x_test, y_test; {name} is missing among {', '.join(arrays)}")
-    raw = [np.asarray(arrays[n]) for n in needed[::2]]
-    channels = _channels(raw[0], kind)
-    values = [_inputs(x, f"{source}: {n}", channels) for n, x in zip(needed[::2], raw, strict=True)]
-    labels = [plain_labels(np.asarray(arrays[n])) for n in needed[1::2]]
-    for name, x, y in zip(needed[1::2], values, labels, strict=True):
-        if y.ndim != 1 or len(y) != len(x) or y.dtype.kind not in "iubU":
-            raise FlocoError(f"{source}: {name} must be {len(x)} whole numbers or strings, one for each sample, got shape {y.shape} of {y.dtype}")
-    if known_labels:
-        labels = [y.astype(str) for y in labels]
-        known, encoded = np.asarray(known_labels), _numbers(labels[0], known_labels, source)
+    raw = [array(arrays[n], f"{source}: {n}") for n in needed[::2]]
+    labels = [_labels(arrays[n], f"{source}: {n}", len(x), known_labels) for n, x in zip(needed[1::2], raw, strict=True)]
+    known, encoded, names = _classes(labels[0], arrays, known_labels, source)
+    where = find_channels(raw[0], kind, channels, f"{source}: {needed[0]}")
+    x, offset = read_inputs(raw[0], f"{source}: {needed[0]}", where)
+    columns = _columns({n: v for n, v in arrays.items() if n not in (*needed, "names")}, len(x), source, needed[0])
+    made = Samples(x, encoded, tuple(map(str, names)), columns=columns, channels=where, values=tuple(str(v) for v in known), offset=offset)
+    if len(raw) == 1:
+        return made
+    if raw[1].shape[1:] != raw[0].shape[1:]:
+        raise FlocoError(f"{source}: x_test must have samples of the shape {raw[0].shape[1:]}, as the training part; those of {raw[1].shape[1:]} do not fit")
+    if strange := sorted(set(labels[1].tolist()) - set(known.tolist()), key=str):
+        raise FlocoError(f"{source}: y_test must have labels of the training part; {', '.join(map(repr, strange[:12]))} do not fit")
+    return replace(made, x_test=made.form.samples(raw[1], f"{source}: x_test"), y_test=_numbers(labels[1], known, f"{source}: y_test"))
+
+
+def _labels(values: Any, where: str, samples: int, known: Sequence[str]) -> np.ndarray:
+    """Return checked labels; as text, if the classes are known as text."""
+    y = plain_labels(values, where)
+    if y.ndim != 1 or len(y) != samples or y.dtype.kind not in "iubU":
+        whole = "; these are whole: astype(int) makes them labels" if y.dtype.kind == "f" and (y == np.trunc(y)).all() else ""
+        raise FlocoError(f"{where} must be {samples} whole numbers or strings, one for each sample, got shape {y.shape} of {y.dtype}{whole}")
+    check_labels(y, where, known)
+    return y.astype(str) if known else y
+
+
+def _classes(y: np.ndarray, arrays: Arrays, known: Sequence[str], source: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the labels that there are (C,), class numbers (N,) int64, and the names of the classes (C,)."""
+    if known:
+        values = names = np.asarray(known)
+        encoded = _numbers(y, values, source)
+    elif "names" in arrays:
+        values, encoded, names = _named(y, np.asarray(arrays["names"]), source)
     else:
-        known, encoded = np.unique(labels[0], return_inverse=True)
-    names = known
-    if "names" in arrays and not known_labels:
-        known, encoded, names = _named(labels[0], np.asarray(arrays["names"]), source)
+        values, encoded = np.unique(y, return_inverse=True)
+        names = values
     if len(set(names.tolist())) < len(names):
         raise FlocoError(f"{source}: each label needs a name of its own, got {', '.join(map(str, names))}")
-    if len(known) < 2:
-        raise FlocoError(f"{source}: labels must be of 2 classes at least, got {len(known)}")
-    test = None
-    if len(values) == 2:
-        if values[1].shape[1:] != values[0].shape[1:] or not np.isin(labels[1], known).all():
-            raise FlocoError(
-                f"{source}: the test part must have the training part's shape and labels; {tuple(values[1].shape[1:])} and {sorted(set(labels[1].tolist()))[:12]} do not fit"
-            )
-        test = _numbers(labels[1], known, source)
-    columns = {n: np.asarray(v) for n, v in arrays.items() if n not in (*needed, "names") and np.ndim(v) == 1}
+    if len(values) < 2:
+        raise FlocoError(f"{source}: labels must be of 2 classes at least, got {len(values)}")
+    return values, encoded.astype(np.int64), names
+
+
+def _columns(arrays: Arrays, samples: int, source: str, x: str) -> dict[str, np.ndarray]:
+    """Return copies of further columns (N,)."""
+    columns = {n: v for n, v in arrays.items() if np.ndim(v) == 1}
     for name, column in columns.items():
-        if len(column) != len(values[0]):
-            raise FlocoError(f"{source}: the column {name} must have one value for each of the {len(values[0])} samples of {needed[0]}, got {len(column)}")
-    texts = tuple(str(n) for n in names), tuple(str(v) for v in known)
-    return Samples(values[0], encoded.astype(np.int64), texts[0], values[1] if test is not None else None, test, columns, channels, texts[1])
+        if len(column) != samples:
+            raise FlocoError(f"{source}: the column {name} must have one value for each of the {samples} samples of {x}, got {len(column)}")
+    return {n: array(v, f"{source}: {n}").copy() for n, v in columns.items()}
 
 
 def _numbers(y: np.ndarray, known: Sequence[Any] | np.ndarray, source: str) -> np.ndarray:
@@ -171,18 +214,3 @@ def _named(y: np.ndarray, names: np.ndarray, source: str) -> tuple[np.ndarray, n
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(names):
         raise FlocoError(f"{source}: with names, labels must be whole numbers from 0 to {len(names) - 1}, got {y.min()} to {y.max()}")
     return np.arange(len(names)), y, names
-
-
-def _channels(x: np.ndarray, kind: str) -> str:
-    """Return where samples of a kind have their channels."""
-    image = kind == "images" or (kind == "auto" and ((x.dtype == np.uint8 and x.ndim in (3, 4)) or (x.ndim == 4 and x.shape[-1] in (1, 3, 4))))
-    return "first" if not image else "none" if x.ndim == 3 else "last"
-
-
-def _inputs(x: np.ndarray, where: str, channels: str) -> torch.Tensor:
-    """Return samples (N, C, ...), channels first: uint8 as they are, other numbers as float32."""
-    if x.dtype.kind not in "iuf" or x.ndim < 2 or 0 in x.shape:
-        raise FlocoError(f"{where} must be numbers (N, ...) with one dimension at least beside N, got shape {x.shape} of {x.dtype}")
-    if (channels == "last" and x.ndim != 4) or (channels == "none" and x.ndim != 3):
-        raise FlocoError(f"{where}: images must be (N, H, W) or (N, H, W, C), got {x.shape}")
-    return channels_first(writeable(x if x.dtype == np.uint8 else finite(x, where)), channels)

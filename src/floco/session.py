@@ -51,7 +51,7 @@ def federation(config: Config) -> Federation:
         raise FlocoError("the data lie at the sites of a federation on Flower, and data.source names none here")
     if data.source == PYTHON:
         raise FlocoError("this run was started from Python, which alone knows its data and model: continue it with floco.fit(..., out=..., resume=True)")
-    return load(data.source, kind=data.kind, labels=data.labels).split(
+    return load(data.source, kind=data.kind, labels=data.labels, channels=data.channels).split(
         data.splitter,
         clients=data.clients,
         samples=data.samples,

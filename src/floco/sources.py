@@ -13,10 +13,10 @@ from floco.errors import FlocoError, nearest
 from floco.models import load_object
 from floco.samples import Arrays, Samples, checked
 
-_KINDS = ("auto", "images", "features")
+_KINDS, _CHANNELS = ("auto", "images", "features"), ("auto", "first", "last")
 
 
-def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: Sequence[str] = ()) -> Samples:
+def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: Sequence[str] = (), channels: str = "auto") -> Samples:
     """Return the samples of a source: `digits`, `npz:PATH`, `idx:DIR`, `folder:DIR`, `hub:NAME`, or `module:function`.
 
     Args:
@@ -25,6 +25,9 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: 
         kind: "images" (channels last), "features", or "auto": uint8 with 3 or 4 dimensions, and other numbers with 4 of
             which the last is 1, 3 or 4, are images.
         labels: all labels as text, in the order of the classes (none: those that occur, sorted).
+        channels: where a sample has its channels, or features, each of which has a mean and deviation of its own: "first", (F, T),
+            or "last", (T, F). Sequences stay as they are for the network; images come to it with their channels first. "auto":
+            first, save for images; an array that looks like (N, T, F) is refused.
 
     Raises:
         FlocoError: no such source, or one that cannot be read.
@@ -32,14 +35,15 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: 
     >>> load("digits").x.shape
     torch.Size([1797, 1, 8, 8])
     """
-    if kind not in _KINDS:
-        raise FlocoError(f"data.kind must be one of {', '.join(_KINDS)}, got {kind!r}")
+    for key, value, choices in (("kind", kind, _KINDS), ("channels", channels, _CHANNELS)):
+        if value not in choices:
+            raise FlocoError(f"data.{key} must be one of {', '.join(choices)}, got {value!r}")
     if not isinstance(source, str):
-        return checked(_arrays(source), "the source", kind, labels)
+        return checked(_arrays(source), "the source", kind, labels, channels)
     scheme, _, rest = source.partition(":")
     readers: dict[str, Callable[[str], Arrays]] = {"digits": _digits, "npz": read_npz, "idx": _idx, "folder": _folder, "hub": _hub}
     if scheme in readers and (rest or scheme == "digits"):
-        return checked(readers[scheme](rest), source, kind, labels)
+        return checked(readers[scheme](rest), source, kind, labels, channels)
     if not rest:
         raise FlocoError(f"data.source must be digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME or module:function, got {source!r}{nearest(scheme, readers)}")
     try:
@@ -48,7 +52,7 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: 
         raise
     except Exception as error:
         raise FlocoError(f"data.source: {source} raised {type(error).__name__}: {error}") from error
-    return checked(_arrays(given), source, kind, labels)
+    return checked(_arrays(given), source, kind, labels, channels)
 
 
 def _digits(_: str) -> Arrays:
@@ -116,7 +120,7 @@ def _arrays(data: Any) -> Arrays:
     if isinstance(data, Mapping):
         return data
     if isinstance(data, tuple) and len(data) == 2:
-        return {"x": np.asarray(data[0]), "y": np.asarray(data[1])}
+        return {"x": data[0], "y": data[1]}
     if not hasattr(data, "features"):
         raise FlocoError(f"a source must give a mapping of arrays, a pair (x, y) or a datasets.Dataset, got {type(data).__name__}")
     from datasets import ClassLabel, Image

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from floco import loop, session
@@ -12,6 +13,7 @@ from floco.config import Config
 from floco.errors import FlocoError
 from floco.evaluation import Row
 from floco.federation import Client, Federation
+from floco.holdout import divide_latest
 from floco.streams import stream
 
 SHARE = 0.25  # of each client's training part
@@ -40,26 +42,25 @@ def changed(config: Config, trial: dict[str, Any]) -> Config:
     return config
 
 
-def for_tuning(federation: Federation, seed: int, *, ordered: bool = False) -> Federation:
+def for_tuning(federation: Federation, seed: int) -> Federation:
     """Return the federation with a quarter of each client's training part in place of its test part, and no global test part.
 
-    The samples of the test parts are not reachable from it by any client. Where samples are in order, the quarter is the end of
-    each recording, less the sample at the cut, as for test parts: neighbours share data.
+    The samples of the test parts are not reachable from it by any client. Where samples are in order of time, the quarter is the
+    latest, less the samples at the cut, as for test parts: neighbours share data.
     """
-    clients = tuple(_latest(c) if ordered else _cut(c, torch.randperm(len(c.train), generator=stream(seed, "tune", c.id))) for c in federation.clients)
+    clients = tuple(_cut(c, seed) if c.when is None else _latest(c, c.when) for c in federation.clients)
     return replace(federation, clients=clients, x_test=None, y_test=None)
 
 
-def _cut(client: Client, order: torch.Tensor) -> Client:
+def _cut(client: Client, seed: int) -> Client:
+    order = torch.randperm(len(client.train), generator=stream(seed, "tune", client.id))
     n = max(1, round(SHARE * len(order)))
     return _parts(client, client.train[order[n:].sort().values], client.train[order[:n].sort().values])
 
 
-def _latest(client: Client) -> Client:
-    recordings = client.train.tensor_split(((client.train.diff() != 1).nonzero().flatten() + 1).tolist())
-    sizes = [round(SHARE * len(r)) for r in recordings]
-    train, test = zip(*((r[: len(r) - n - (n > 0)], r[len(r) - n :]) for r, n in zip(recordings, sizes, strict=True)), strict=True)
-    return _parts(client, torch.cat(train), torch.cat(test))
+def _latest(client: Client, when: torch.Tensor) -> Client:
+    train, test = divide_latest(np.arange(len(when)), when.numpy(), SHARE, client.id)
+    return _parts(client, client.train[train], client.train[test])
 
 
 def _parts(client: Client, train: torch.Tensor, test: torch.Tensor) -> Client:
@@ -71,7 +72,7 @@ def _parts(client: Client, train: torch.Tensor, test: torch.Tensor) -> Client:
 def try_out(config: Config, federation: Federation, trial: dict[str, Any]) -> Row:
     """Return what a trial reached after the last round: the personal models on the parts cut off, mean over clients."""
     config = changed(config, trial)
-    setup = session.prepare(config, for_tuning(federation, config.seed, ordered=config.data.order is not None))
+    setup = session.prepare(config, for_tuning(federation, config.seed))
     last = session.advance(setup, replace(config.run, evaluate_every=config.training.rounds, trackers=()), None, loop.begin(setup), lambda progress: None)
     assert last.evaluation is not None
     history = last.evaluation.history
