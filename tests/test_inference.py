@@ -57,9 +57,10 @@ def test_models_with_one_body_have_the_logits_that_each_has_alone(kind: str, pre
 @pytest.mark.parametrize(("model", "passes"), [(lambda: Net("plain"), 1), (lambda: Net("calls the head twice"), 2)])
 def test_a_common_body_runs_once(model: Callable[[], nn.Module], passes: int) -> None:
     setup = make(FedAvg(), model=model)
-    assert setup.split is None or passes == 1
     seen: list[int] = []
     setup.network.module.body.register_forward_hook(lambda *_: seen.append(1))  # type: ignore[union-attr, operator]
+    assert (setup.split is not None) == (passes == 1)
+    seen.clear()
     logits_of_each(setup, two(setup), setup.federation.x)
     assert len(seen) == passes
 

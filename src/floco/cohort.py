@@ -5,7 +5,6 @@ The gradient of a step is traced once for each shape and then replayed: with sma
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -21,20 +20,17 @@ from floco.values import PADDED, Batch, Phase, Predict, Step, Tensors
 
 def refusal(setup: Setup) -> str | None:
     """Return why a network's training cannot be batched over clients, None if it can: tried out on two clients of two samples."""
+    if setup.unsteady is not None:
+        return setup.unsteady
     tensors = {n: torch.stack([t, t]).to(setup.device) for n, t in {**setup.network.parameters, **setup.network.buffers}.items()}
     x = setup.federation.inputs(setup.federation.clients[0].train[[0, -1]]).expand(2, -1, *setup.federation.shape).to(setup.device)
     moved = {n: tensors[n].requires_grad_() for n in setup.network.layout.parameters}
     try:
-        found = vmap(_predict(setup))({**tensors, **moved}, x)
+        found = vmap(setup.predictor(train=True, fresh=True))({**tensors, **moved}, x)
         torch.autograd.grad(found.sum(), list(moved.values()), materialize_grads=True)
     except Exception as error:  # noqa: BLE001  whatever it is, the answer is that it cannot
         return _reason(error)
     return None
-
-
-def _predict(setup: Setup) -> Predict:
-    """Return the network's `predict` on a copy of its module, in which batched tensors may be left behind."""
-    return setup.predictor(train=True, module=copy.deepcopy(setup.network.module))
 
 
 def _reason(error: Exception) -> str:
@@ -46,7 +42,7 @@ class Cohorts:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._predict = _predict(setup)
+        self._predict = setup.predictor(train=True, fresh=True)  # batched tensors may be left behind in the module
         self._programs = Programs()
         self._paddable: dict[Hashable, bool] = {}
 

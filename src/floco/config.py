@@ -92,6 +92,7 @@ class Flower(Settings):
     wait: float = setting(600.0, "seconds to wait for sites to join, and for enough of them to be connected", above=0)
     deadline: float = setting(3600.0, "seconds after which a round closes without those that have not answered", above=0)
     quorum: float = setting(0.5, "share of the clients asked to train that must have answered when a round closes", above=0, high=1)
+    most_samples: int = setting(10_000_000, "samples that a site may say it has, train and test each", low=1)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,17 @@ class Serial:
         """Do nothing: nothing is held."""
 
 
+def _say_what_was_found(setup: Setup) -> None:
+    """Warn of what is known of the network before the first round; found out here, workers need not do it again."""
+    if setup.unsteady is not None:
+        warnings.warn(
+            f"clients train one at a time, each on a copy of the network as it was given: {setup.unsteady}, and what it keeps outside its tensors is not part of a model",
+            stacklevel=3,
+        )
+    if setup.uncut:
+        warnings.warn(f"evaluations run the whole network for every model: {setup.uncut}", stacklevel=3)
+
+
 _TOGETHER = {"cpu": 16, "cuda": 64}  # clients in a cohort: on the CPU more no longer fit into a core's cache
 _SMALL = 200_000  # parameters up to which, on the CPU, deciding what to do takes longer than doing it
 _HEAVY = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.RNNBase)
@@ -55,11 +66,12 @@ _HEAVY = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2
 def engine(setup: Setup, kind: str, workers: int | None) -> Engine:
     """Return the engine `kind`; see `resolve` for what stands behind `auto`."""
     kind, workers = resolve(setup, kind, workers)
+    _say_what_was_found(setup)
     together = 1
     if kind == "cohort":
-        if reason := _refusal(setup):
+        if (reason := _refusal(setup)) is not None and reason != setup.unsteady:
             warnings.warn(f"engine cohort: clients train one at a time, because the network cannot be batched over clients: {reason}", stacklevel=2)
-        else:
+        elif reason is None:
             from floco.programs import warm_up
 
             warm_up()

@@ -64,7 +64,7 @@ def update_spread(before: Tensors, after: Sequence[Tensors], weights: Sequence[f
     sums: dict[str, float] = {}
     parts: dict[str, list[tuple[float, float]]] = {"": [], "_body": [], "_head": []}
     for name in (n for n in layout.parameters if n in before and n in after[0]):
-        steps = torch.stack([a[name].double() - before[name].double() for a in after]).flatten(1)  # (K, P)
+        steps = torch.stack([a[name].double() - before[name].double() for a in after]).reshape(len(after), -1)  # (K, P)
         p = torch.tensor(weights, dtype=torch.float64) / total
         middle = p @ steps
         found = (float(p @ (steps - middle).square().sum(1)), float(middle @ middle))
@@ -114,7 +114,7 @@ def evaluation(round_: int, clients: Sequence[Row], global_: Score | None, count
         round_: the round after which the models were evaluated.
         clients: the rows of single clients.
         global_: the global model on the global test part, or without one on the union of the clients' test parts; None:
-            the method has no global model.
+            there is none, because of the method, or because every client has buffers of its own.
         counts: what happened since the evaluation before.
         adapted: optimiser steps of all clients that this evaluation itself took (FedAvg+FT).
     """

@@ -117,6 +117,11 @@ class Federation:
         """Return the normalised inputs of the samples `indices`, (n, C, ...) float32."""
         return self.normalization(self.x[indices])
 
+    @property
+    def sample(self) -> torch.Tensor:
+        """Two inputs of the network, to try it on."""
+        return self.inputs(torch.arange(min(2, len(self.x))))
+
     def fingerprint(self) -> str:
         """Return a hash of all samples, labels, splits and the normalisation: equal data, equal fingerprint."""
         digest = hashlib.blake2b(digest_size=16)

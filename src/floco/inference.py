@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -10,10 +11,12 @@ import torch
 from floco.errors import FlocoError
 from floco.metrics import Score, score
 from floco.setup import Setup
+from floco.streams import global_stream
+from floco.trial import CHUNK, some_rows
 from floco.values import Facts, Message, Tensors, fast_copy
 
-_CHUNK = 500  # samples a forward pass: fixed, so that results do not depend on the engine
-_PARTS = 8  # jobs into which the global test part is cut, likewise
+_PARTS = 8  # jobs into which the global test part is cut: fixed, so that results do not depend on the engine
+_TRIED = 64  # samples on which a network is tried before the first round
 
 
 def logits(setup: Setup, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
@@ -34,23 +37,49 @@ def logits_of_each(setup: Setup, models: Sequence[Tensors], x: torch.Tensor) -> 
     placed = [{n: fast_copy(m[n].detach().to(setup.device)) for n in (names if split is None or m is models[0] else layout.head)} for m in models]
     predict = setup.predictor(train=False)
     parts = []
-    for raw in x.split(_CHUNK):
-        inputs = fast_copy(setup.federation.normalization(raw).to(setup.device))
-        found = [predict(m, inputs) for m in placed] if split is None else split(placed, inputs)
+    for raw in x.split(CHUNK):
+        inputs = setup.inputs(raw)
+        try:
+            found = [predict(m, inputs) for m in placed] if split is None else split(placed, inputs)
+        except NotImplementedError:  # these samples take another way through the network
+            found = [predict({**placed[0], **m}, inputs) for m in placed]
         parts.append(torch.stack(found).cpu())
     return list(torch.cat(parts, dim=1))
 
 
 def check_model(setup: Setup) -> None:
-    """Raise if the network does not give one logit a class for the federation's inputs."""
-    federation, network = setup.federation, setup.network
-    x = federation.x[:2]
+    """Raise if the network does not give one logit a class for the federation's inputs, in evaluation and in training mode; warn if it gives probabilities."""
+    federation, mode = setup.federation, ""
+    x = federation.x[some_rows(federation, _TRIED)[:_TRIED]]
     try:
-        found = logits(setup, {**network.parameters, **network.buffers}, x)
+        found = logits(setup, {**setup.network.parameters, **setup.network.buffers}, x)
+        mode = " in training mode"
+        with torch.no_grad(), global_stream(setup.seed, "trial", device=setup.device):
+            trained = setup.predictor(train=True, fresh=True)(setup.initial(), setup.inputs(x))
+    except FlocoError:
+        raise
     except Exception as error:
-        raise FlocoError(f"the model fails on inputs of shape {tuple(x.shape)}: {error}") from error
-    if found.shape != (len(x), federation.classes):
-        raise FlocoError(f"for {len(x)} inputs and {federation.classes} classes the model must give logits of shape {(len(x), federation.classes)}, got {tuple(found.shape)}")
+        raise FlocoError(f"the model fails{mode} on inputs of shape {tuple(x[:2].shape)}: {error}") from error
+    for given, when in ((found, ""), (trained, " in training mode")):
+        if given.shape != (len(x), federation.classes):
+            few, shape = min(2, len(x)), given[:2].shape if len(given) == len(x) else given.shape
+            wanted = (few, federation.classes)
+            raise FlocoError(f"for {few} inputs and {federation.classes} classes the model must give logits of shape {wanted}{when}, got {tuple(shape)}")
+    if (end := _ends_in(found)) is not None:
+        warnings.warn(
+            f"the model's outputs look like those of a {end}: the loss is the cross-entropy of logits, which applies a softmax itself, so that training is slow and "
+            f"the loss is wrong; leave the {end} at the end of the model out",
+            stacklevel=3,
+        )
+
+
+def _ends_in(outputs: torch.Tensor) -> str | None:
+    """Return what outputs (n, C) seem to have passed last: a softmax or sigmoid, None for logits."""
+    if outputs.min() < 0 or torch.equal(outputs, outputs[:1].expand_as(outputs)):
+        return None
+    if torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-3):
+        return "softmax"
+    return "sigmoid" if outputs.min() > 0 and outputs.max() < 1 else None
 
 
 def judge(setup: Setup, models: Sequence[Tensors], x: torch.Tensor, y: torch.Tensor) -> list[Score]:
@@ -75,5 +104,5 @@ def global_model(setup: Setup, message: Message) -> Tensors | None:
 def global_parts(setup: Setup) -> list[tuple[int, int]]:
     """Return the ranges into which the global test part is cut for evaluation, each a multiple of the chunk."""
     n = 0 if setup.federation.y_test is None else len(setup.federation.y_test)
-    size = max(1, math.ceil(n / _PARTS / _CHUNK)) * _CHUNK
+    size = max(1, math.ceil(n / _PARTS / CHUNK)) * CHUNK
     return [(start, min(start + size, n)) for start in range(0, n, size)]

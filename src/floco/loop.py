@@ -183,7 +183,7 @@ def after_evaluation(setup: Setup, plan: Plan, progress: Progress, results: Iter
         if result.scores is not None:
             n_train = len(setup.federation.client(result.client).train)
             rows.append(client_row(number, result.client, n_train, progress.participated.get(result.client, 0), result.scores))
-        found = result.score if whole else result.scores and result.scores.global_
+        found = result.score if whole else None if setup.local_buffers else result.scores and result.scores.global_
         judged = pooled(s for s in (judged, found) if s is not None)
     _check(failures, setup.federation.ids, plan, number)
     if any(f.client == _TEST for f in failures):

@@ -12,9 +12,8 @@ from floco.inference import logits_of_each
 from floco.setup import Setup
 from floco.simplex import Mixing
 from floco.simplex.optimum import lowest
-from floco.values import Tensors, fast_copy
-
-_CHUNK = 500  # samples a forward pass
+from floco.trial import CHUNK
+from floco.values import Tensors
 
 
 class Mixtures:
@@ -58,7 +57,7 @@ class Mixtures:
         device, predict = self._setup.device, self._setup.predictor(train=False)
         tensors = {n: t.to(device) for n, t in self._mixing(self._simplex, alpha.float()).items()}
         x = self._x if rows is None else self._x[rows]
-        parts = [predict(tensors, fast_copy(self._setup.federation.normalization(raw).to(device))).cpu() for raw in x.split(_CHUNK)]
+        parts = [predict(tensors, self._setup.inputs(raw)).cpu() for raw in x.split(CHUNK)]
         return torch.cat(parts).double()
 
     def best(self, y: torch.Tensor, *, near: torch.Tensor | None = None, rows: torch.Tensor | None = None) -> torch.Tensor:

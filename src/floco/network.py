@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from floco.errors import FlocoError, nearest
+from floco.head import head_layer
 from floco.streams import global_stream
 from floco.values import Layout, Tensors
 
@@ -26,6 +27,8 @@ class Network:
     factory: Factory | None = field(default=None, repr=False)
     loaded: frozenset[str] = frozenset()
     """Names whose values were loaded: further draws of the initialiser would not belong to them."""
+    sample: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    """Inputs (n, ...) on which it is seen which layer gives the logits; None: told from the module's code, where that can be traced."""
 
     @cached_property
     def parameters(self) -> Tensors:
@@ -40,14 +43,27 @@ class Network:
 
     @cached_property
     def layout(self) -> Layout:
-        """The names of the tensors."""
+        """The names of the tensors; the last linear layer is the one that gives the logits."""
         parameters = self.parameters
-        linears = [n for n, m in self.module.named_modules() if isinstance(m, nn.Linear)]
-        last = f"{linears[-1]}.weight".removeprefix(".") if linears else None
-        if last is not None and last not in parameters:
-            last = self._tied_name(last, parameters)
-        head = () if last is None else tuple(n for n in (last, f"{linears[-1]}.bias".removeprefix(".")) if n in parameters)
+        layer = head_layer(self.module, self.sample)
+        if layer is None:
+            return Layout(tuple(parameters), tuple(self.buffers), None)
+        last = self._known_name(f"{layer}.weight".removeprefix("."), parameters)
+        head = () if last is None else tuple(n for n in (last, f"{layer}.bias".removeprefix(".")) if n in parameters)
         return Layout(tuple(parameters), tuple(self.buffers), last, head)
+
+    def twin(self, device: torch.device, *, train: bool) -> nn.Module:
+        """Return a copy of the module in training or evaluation mode, to compute with; on the CPU it shares the module's tensors.
+
+        In training mode, submodules that their owner has put into evaluation mode stay in it, as frozen backbones do; a module
+        that is in evaluation mode as a whole, as many libraries load them, is trained as a whole.
+        """
+        shared = (*self.module.parameters(), *self.module.buffers()) if device.type == "cpu" else ()
+        copied = copy.deepcopy(self.module, {id(t): t for t in shared}).to(device).train(train)
+        if train and self.module.training:
+            for own, given in zip(copied.modules(), self.module.modules(), strict=True):
+                own.training = own.training and given.training
+        return copied
 
     def holding(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         """Return a copy of the module with these values of its parameters and buffers, in eval mode; other names are left out."""
@@ -63,9 +79,12 @@ class Network:
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _tied_name(self, name: str, parameters: Mapping[str, torch.Tensor]) -> str | None:
-        """Return the name under which a tied parameter is known, None for a frozen one."""
-        wanted = self.module.get_parameter(name)
+    def _known_name(self, name: str, parameters: Mapping[str, torch.Tensor]) -> str | None:
+        """Return the name under which a parameter is known, if it is tied another one; None for one that is frozen, or computed from others."""
+        try:
+            wanted = self.module.get_parameter(name)
+        except AttributeError:  # a parametrization gives it
+            return None
         return next((n for n, p in self.module.named_parameters() if p is wanted and n in parameters), None)
 
     def redraw(self, names: Sequence[str], *, seed: int, draw: int, strict: bool = True) -> Tensors:
@@ -104,13 +123,14 @@ def _reset(layer: nn.Module, name: str) -> None:
     reset()
 
 
-def network(model: nn.Module | Factory, *, seed: int, weights: Mapping[str, torch.Tensor] | None = None) -> Network:
+def network(model: nn.Module | Factory, *, seed: int, weights: Mapping[str, torch.Tensor] | None = None, sample: torch.Tensor | None = None) -> Network:
     """Return the network of a module, or of a function that builds one (under the stream "model" of `seed`).
 
     Args:
         model: a module is taken with the values it has; a function is called without arguments.
         seed: what the initial weights follow from.
         weights: values to load into the module, e.g. pretrained ones; names must be in its state dict.
+        sample: see `Network`.
     """
     factory = None if isinstance(model, nn.Module) else model
     if factory is not None:
@@ -123,12 +143,17 @@ def network(model: nn.Module | Factory, *, seed: int, weights: Mapping[str, torc
                 raise FlocoError(f"the function that builds the model raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise FlocoError(f"a model must be an nn.Module or a function that returns one, got {type(model).__name__}")
-    module = copy.deepcopy(model)
+    if any(isinstance(p, nn.UninitializedParameter | nn.UninitializedBuffer) for p in (*model.parameters(), *model.buffers())):
+        raise FlocoError("the model has lazy layers, whose shapes are not known yet: call it once on a batch of inputs, or use layers with shapes")
+    try:
+        module = copy.deepcopy(model)
+    except Exception as error:
+        raise FlocoError(f"the model cannot be copied ({type(error).__name__}: {error}); keep locks, open files and tensors computed from others out of its attributes") from error
     if weights is not None:
         _load(module, weights)
     if not any(p.requires_grad for p in module.parameters()):
         raise FlocoError("the model has no parameter to train: all are frozen")
-    return Network(module, factory, frozenset(weights or ()))
+    return Network(module, factory, frozenset(weights or ()), sample)
 
 
 def _load(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

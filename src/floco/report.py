@@ -98,7 +98,9 @@ def _comparison(results: Results, missing: str) -> Iterator[Section]:
         "Personal: each client's own model on its own test part, unweighted mean over all clients, trained or not. "
         "Target: FedAvg's mean over its last tenth of the rounds. A dash: no such model, or never reached."
     )
-    yield Section("Comparison", text(note, *([missing] if missing else [])) + "".join(html_table(methods_table(made, c)) for c in (ACCURACY, CALIBRATION, COST)))
+    yield Section(
+        "Comparison", text(note, *(t for t in (tables.left_out(made), missing) if t)) + "".join(html_table(methods_table(made, c)) for c in (ACCURACY, CALIBRATION, COST))
+    )
     variance = (
         "The update variance is that of the clients' updates of the parameters they send (for a simplex: of the model at 1/M), mean of the rounds between evaluations. "
         "FedPer and FedRep send the body only; history.csv has the variance of body and head apart."

@@ -22,6 +22,7 @@ from floco.export import export, export_placed
 from floco.federation import Federation
 from floco.inference import check_model
 from floco.loop import Plan, Progress
+from floco.machine import device, environment
 from floco.memories import Memories
 from floco.network import Factory, network
 from floco.newcomers import Placement, newcomer_rows, place
@@ -123,7 +124,7 @@ class Run:
             kind: `safetensors`, `pt2` or `onnx` (None: what `path` ends in, or safetensors).
             at: as in `personal`.
         """
-        return export(self.setup, self.progress, clients, Path(path), source=self.source, versions=session.environment(), kind=kind, at=at)
+        return export(self.setup, self.progress, clients, Path(path), source=self.source, versions=environment(), kind=kind, at=at)
 
     def place(self, x: Any, y: Any) -> Placement:
         """Return a place on the simplex and a model for a newcomer with raw samples x (N, ...) and labels y (N,), as in the data of the run."""
@@ -132,7 +133,7 @@ class Run:
     def export_placed(self, placed: Placement, y: Any, path: Path | str, name: str = "newcomer", *, source: str = session.PYTHON, kind: str | None = None) -> Path:
         """Write the model of a newcomer called `name` with its card, as `export` does, and return its file; `y` are the labels it was placed with."""
         labels = self.setup.federation.form.classes(y, "y")
-        return export_placed(self.setup, self.progress.round, placed, labels, Path(path), name, source=source, versions=session.environment(), kind=kind)
+        return export_placed(self.setup, self.progress.round, placed, labels, Path(path), name, source=source, versions=environment(), kind=kind)
 
     def check(self, client: str, x: Any, y: Any) -> Drift:
         """Return whether a client's subregion still fits, from new samples x (N, ...) and labels y (N,)."""
@@ -140,11 +141,11 @@ class Run:
 
 
 def open_run(path: Path | str) -> Run:
-    """Return the run in a directory, or in the state directory of a site, as its last checkpoint has it."""
+    """Return the run in a directory, or in the state directory of a site, as its last checkpoint has it; a run of another device opens on the CPU."""
     directory = run_directory(Path(path))
     config, store = session.reopen(directory)
     with closing(store):
-        setup = session.prepare(config)
+        setup = session.prepare(session.here(config))
         session.check(store, setup)
         return Run(setup, store.load(config.run.memory_budget), directory, session.shown_source(config))
 
@@ -156,8 +157,8 @@ def _configured(model: nn.Module | Factory, federation: Federation, algorithm: A
     run = build(RunSettings, {k: v for k, v in settings.items() if k in names})
     training = build(Training, {k: v for k, v in settings.items() if k not in names})
     config = Config(seed, Data(source=session.PYTHON), Model(session.PYTHON), algorithm.resolved(training), training, run)
-    net = network(model, seed=config.seed)
-    setup = Setup(federation, net, algorithm.resolved(training, net.layout), training, config.seed, session.device(config.run.device))
+    net = network(model, seed=config.seed, sample=federation.sample)
+    setup = Setup(federation, net, algorithm.resolved(training, net.layout), training, config.seed, device(config.run.device))
     check_model(setup)
     return session.placed(config, setup), setup
 

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import platform
-import shutil
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from floco import loop
 from floco.config import Config, Run, as_dict, parse, read, to_toml
@@ -28,6 +22,7 @@ from floco.files import csv_text, read_tensors, replace_file
 from floco.form import Normalization
 from floco.inference import check_model
 from floco.loop import Plan, Progress
+from floco.machine import device, environment
 from floco.models import model as named_model
 from floco.network import network
 from floco.newcomers import newcomer_rows
@@ -74,18 +69,17 @@ def prepare(config: Config, made: Federation | None = None) -> Setup:
 def assembled(config: Config, made: Federation) -> Setup:
     """Return the setup of a configuration and a federation, with the network built for it."""
     weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
-    net = network(named_model(config.model.name, made), seed=config.seed, weights=weights)
+    net = network(named_model(config.model.name, made), seed=config.seed, weights=weights, sample=made.sample)
     return Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, device(config.run.device))
 
 
-def device(name: str) -> torch.device:
-    """Return the device called `name`, which must be there."""
+def here(config: Config) -> Config:
+    """Return the configuration for models that are only used: on the CPU, where the device they were trained on is not there."""
     try:
-        found = torch.device(name)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise FlocoError(f"run.device = {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return found
+        device(config.run.device)
+    except FlocoError:
+        return replace(config, run=replace(config.run, device="cpu"))
+    return config
 
 
 def settled(config: Config) -> Config:
@@ -117,21 +111,6 @@ def create(config: Config, setup: Setup, path: Path) -> None:
 
 def _plain(config: Config) -> Any:
     return json.loads(json.dumps(as_dict(config)))
-
-
-def environment() -> dict[str, Any]:
-    """Return versions, commit and kind of machine."""
-    packages = ("floco", "torch", "numpy", "safetensors", "datasets", "flwr-datasets", "scikit-learn")
-    machine = {"machine": platform.machine(), "system": platform.platform(), "cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    return {"python": platform.python_version(), **{p: version(p) for p in packages}, "commit": _commit(), **machine}
-
-
-def _commit() -> str:
-    """Return the commit of this package's own checkout, `""` if it was installed otherwise or there is no git."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return ""
-    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def reopen(path: Path) -> tuple[Config, Store]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +13,9 @@ from torch.func import functional_call
 
 from floco.contract import Algorithm
 from floco.federation import Federation
+from floco.head import logits_of
 from floco.network import Network
+from floco.trial import CHUNK, Split, some_rows, unsteady
 from floco.values import Facts, Predict, Tensors, Training, fast_copy
 
 _REMEMBERED = 2000  # clients whose facts are kept at hand
@@ -30,6 +32,7 @@ class Setup:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _facts: dict[str, Facts] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _modules: dict[bool, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def facts(self, client: str) -> Facts:
         """Return what the algorithm may know of `client`."""
@@ -41,32 +44,62 @@ class Setup:
 
     def _facts_of(self, client: str) -> Facts:
         train = self.federation.client(client).train
-        return Facts(self.network.layout, self.training, len(train), self.federation.label_counts(train), len(batch_sizes(len(train), self.training.batch_size)))
+        return Facts(self.network.layout, self.training, len(train), self.federation.label_counts(train), batches(len(train), self.training.batch_size))
 
-    def predictor(self, *, train: bool, module: nn.Module | None = None) -> Predict:
-        """Return `predict(tensors, x)` of the whole network, or of a copy of its module."""
-        names = {n: n for n in (*self.network.layout.parameters, *self.network.layout.buffers)}
-        return predictor(module or self.network.module, names, self.training, self.device, train=train)
+    def predictor(self, *, train: bool, fresh: bool = False) -> Predict:
+        """Return `predict(tensors, x)` of the whole network; `fresh`: on a copy of its module that nobody else uses."""
+        if fresh:
+            return predictor(self.network.twin(self.device, train=train), self._names, self.training, self.device)
+        if train not in self._modules:
+            self._modules[train] = self.network.twin(self.device, train=train)
+        return predictor(self._modules[train], self._names, self.training, self.device)
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {n: n for n in (*self.network.layout.parameters, *self.network.layout.buffers)}
+
+    def initial(self) -> Tensors:
+        """Return copies of the network's initial tensors on the device: buffers may be written to."""
+        return {n: fast_copy(t).to(self.device) for n, t in {**self.network.parameters, **self.network.buffers}.items()}
+
+    def inputs(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return a network's inputs, on the device, of raw samples (n, C, ...)."""
+        return fast_copy(self.federation.normalization(raw).to(self.device))
 
     @cached_property
-    def split(self) -> Split | None:
-        """The network as body and head, if the last linear layer gives its logits and nothing else looks at that layer's weights; tried out."""
+    def unsteady(self) -> str | None:
+        """Why the network's forward pass is no function of tensors and random numbers of torch, None if it is (see `trial.unsteady`).
+
+        Then clients cannot train as one program, and each trains on a copy of the module, so that it starts as all others do.
+        """
+        module = self.network.twin(self.device, train=True)
+        predict, x = predictor(module, self._names, self.training, self.device), self.inputs(self.federation.x[some_rows(self.federation, 4)[:4]])
+        return unsteady(lambda: predict(self.initial(), x), module, self.seed, self.device)
+
+    @cached_property
+    def _cut(self) -> tuple[Split | None, str | None]:
         head = self.network.layout.head
         if not head:
-            return None
-        split = Split(self, head)
-        x = fast_copy(self.federation.normalization(self.federation.x[:4]).to(self.device))
-        g = torch.Generator().manual_seed(0)
-        one = {n: fast_copy(t).to(self.device) for n, t in {**self.network.parameters, **self.network.buffers}.items()}
+            return None, ""
+        module = self.network.twin(self.device, train=False)
+        layer = module.get_submodule(head[0].rpartition(".")[0])
+        upper = predictor(layer, {n.rpartition(".")[2]: n for n in head}, self.training, self.device)
+        split = Split(module, layer, predictor(module, self._names, self.training, self.device), upper)
+        one, g = self.initial(), torch.Generator().manual_seed(0)
         other = {**one, **{n: torch.randn(one[n].shape, generator=g).to(self.device) for n in head}}
-        try:
-            found = split([one, other], x)
-        except Exception:  # noqa: BLE001  whatever it is, the network cannot be cut there
-            return None
-        predict = self.predictor(train=False)
-        with torch.no_grad():
-            same = torch.equal(found[0], predict(one, x)) and torch.equal(found[1], predict(other, x))
-        return split if same else None
+        chunks = [self.inputs(raw) for raw in self.federation.x[some_rows(self.federation, 2 * CHUNK)].split(CHUNK)]
+        problem = split.problem(one, other, chunks)
+        return split if problem is None else None, problem
+
+    @property
+    def split(self) -> Split | None:
+        """The network as body and head, if the last linear layer gives its logits and nothing else looks at that layer's weights; tried on samples of all clients."""
+        return self._cut[0]
+
+    @property
+    def uncut(self) -> str | None:
+        """Why evaluations do not use the network as body and head although its last linear layer seems to give the logits; "" or None: there is nothing to say."""
+        return self._cut[1]
 
     @property
     def local_buffers(self) -> bool:
@@ -74,52 +107,28 @@ class Setup:
         return self.training.buffers == "local" and bool(self.network.layout.buffers)
 
 
-def predictor(module: nn.Module, names: Mapping[str, str], training: Training, device: torch.device, *, train: bool) -> Predict:
-    """Return `predict(tensors, x)` for a module, in training or evaluation mode.
+def predictor(module: nn.Module, names: Mapping[str, str], training: Training, device: torch.device) -> Predict:
+    """Return `predict(tensors, x)` for a module, in the mode it is in.
 
     Args:
-        module: a network, or a layer of one.
+        module: a network on the device, or a layer of one.
         names: the module's own names of its parameters and buffers -> their names among the tensors.
         training: its `precision` is that of the arithmetic.
         device: where the tensors will be.
-        train: mode of dropout and BatchNorm.
     """
-    module = module.to(device).train(train)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
 
     def predict(tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         with autocast:
-            logits: torch.Tensor = functional_call(module, {own: tensors[n] for own, n in names.items()}, (x,))
-        return logits.float()
+            output = functional_call(module, {own: tensors[n] for own, n in names.items()}, (x,))
+        return logits_of(output).float()
 
     return predict
 
 
-class Split:
-    """A network cut in two: what is below its last linear layer runs once for models that have it in common."""
-
-    def __init__(self, setup: Setup, head: Sequence[str]) -> None:
-        self._module = setup.network.module
-        self._head = self._module.get_submodule(head[0].rpartition(".")[0])
-        self._predict = setup.predictor(train=False)
-        self._upper = predictor(self._head, {n.rpartition(".")[2]: n for n in head}, setup.training, setup.device, train=False)
-
-    @torch.no_grad()
-    def __call__(self, models: Sequence[Tensors], x: torch.Tensor) -> list[torch.Tensor]:
-        """Return the logits (n, C) of inputs x (n, ...) under each model: the first has all tensors, the others their heads.
-
-        Raises:
-            NotImplementedError: the last layer was not called once, with one argument.
-        """
-        calls: list[tuple[Any, ...]] = []
-        hook = self._head.register_forward_pre_hook(lambda _, args: calls.append(args))
-        try:
-            first = self._predict(models[0], x)
-        finally:
-            hook.remove()
-        if len(calls) != 1 or len(calls[0]) != 1:
-            raise NotImplementedError("the last linear layer must be called once, with its input")
-        return [first, *(self._upper(m, calls[0][0]) for m in models[1:])]
+def batches(n: int, batch_size: int) -> int:
+    """Return the number of one epoch's batches."""
+    return max(1, n // batch_size) if n % batch_size == 1 < batch_size else math.ceil(n / batch_size)
 
 
 def batch_sizes(n: int, batch_size: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from floco.errors import FlocoError, nearest
+from floco.images import picture_column, read_columns, read_folder
 from floco.models import load_object
 from floco.samples import Arrays, Samples, checked
 
@@ -42,6 +44,8 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: 
         return checked(_arrays(source), "the source", kind, labels, channels)
     scheme, _, rest = source.partition(":")
     readers: dict[str, Callable[[str], Arrays]] = {"digits": _digits, "npz": read_npz, "idx": _idx, "folder": _folder, "hub": _hub}
+    if scheme == "folder" and channels != "auto":
+        raise FlocoError(f"data.channels says where arrays have their channels, and pictures of a folder are read channels last: leave it at auto, got {channels!r}")
     if scheme in readers and (rest or scheme == "digits"):
         return checked(readers[scheme](rest), source, kind, labels, channels)
     if not rest:
@@ -92,31 +96,30 @@ def _idx_array(folder: Path, name: str) -> np.ndarray:
 
 
 def _folder(folder: str) -> Arrays:
-    if not Path(folder).is_dir():
-        raise FlocoError(f"data.source: there is no folder {folder}")
-    return _hugging_face("imagefolder", folder, data_dir=folder)
+    return read_folder(folder)
 
 
 def _hub(name: str) -> Arrays:
-    return _hugging_face(name, name)
-
-
-def _hugging_face(name: str, shown: str, **options: str) -> Arrays:
     from datasets import load_dataset
 
     try:
-        parts = load_dataset(name, **options)
+        parts = load_dataset(name)
     except Exception as error:
-        raise FlocoError(f"data.source: {shown} cannot be loaded by the datasets library: {error}") from error
-    train = _arrays(parts["train"])
-    if "test" not in parts:
+        raise FlocoError(f"data.source: {name} cannot be loaded by the datasets library: {error}") from error
+    if "train" not in parts:
+        raise FlocoError(f"hub:{name} must have a split train, and has {', '.join(parts)}: load it in a function of your own, module:function, that returns the split to train on")
+    if others := [part for part in parts if part not in ("train", "test")]:
+        warnings.warn(f"hub:{name}: train and test are read, and further splits are left out: {', '.join(others)}", stacklevel=3)
+    used = {part: parts[part] for part in ("train", "test") if part in parts}
+    pictures = read_columns(used, f"hub:{name}")  # of both parts together, so that they have one form
+    train, *test = (_arrays(data, pictures.get(part)) for part, data in used.items())
+    if not test:
         return train
-    test = _arrays(parts["test"])
-    return {("x_train" if k == "x" else "y_train" if k == "y" else k): v for k, v in train.items()} | {"x_test": test["x"], "y_test": test["y"]}
+    return {("x_train" if k == "x" else "y_train" if k == "y" else k): v for k, v in train.items()} | {"x_test": test[0]["x"], "y_test": test[0]["y"]}
 
 
-def _arrays(data: Any) -> Arrays:
-    """Return arrays as an npz file holds them, from a mapping, a pair (x, y) or a `datasets.Dataset`."""
+def _arrays(data: Any, pictures: np.ndarray | None = None) -> Arrays:
+    """Return arrays as an npz file holds them, from a mapping, a pair (x, y) or a `datasets.Dataset`, whose pictures may have been read."""
     if isinstance(data, Mapping):
         return data
     if isinstance(data, tuple) and len(data) == 2:
@@ -130,8 +133,10 @@ def _arrays(data: Any) -> Arrays:
     y = next((n for n, f in kinds.items() if isinstance(f, ClassLabel)), "label" if "label" in kinds else "y")
     if x not in kinds or y not in kinds:
         raise FlocoError(f'a data set needs an image column or "x", and a class label or "y"; it has {", ".join(kinds)}')
+    if pictures is None and picture_column(data) == x:
+        pictures = read_columns({"": data}, "the source").get("")
     try:
-        values = np.stack([np.asarray(v) for v in data[x]])
+        values = np.stack([np.asarray(v) for v in data[x]]) if pictures is None else pictures
     except ValueError as error:
         raise FlocoError(f"all samples must have the same shape: {error}") from error
     others = {n: np.asarray(data[n]) for n in kinds if n not in (x, y)}

@@ -27,7 +27,7 @@ from floco.loop import Progress
 from floco.memories import BUDGET, Memories, Memory
 from floco.values import ServerState, Tensors
 
-FORMAT = 4  # 4: checksums of tensors, and the last round of each client
+FORMAT = 5  # 5: signals of unit length, data.channels, raw values without normalisation
 _TABLES = ("history", "clients", "failures", "timings")
 
 

@@ -7,10 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+
+_LOCK = threading.RLock()  # of what a process has once: global generators, and the number of torch's threads
+
+
+def _renew() -> None:
+    global _LOCK  # noqa: PLW0603  the thread that held it is not in a forked child
+    _LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 def derive(seed: int, *path: str | int) -> int:
@@ -32,25 +47,43 @@ def stream(seed: int, *path: str | int) -> torch.Generator:
 
 @contextmanager
 def global_stream(seed: int, *path: str | int, device: torch.device | None = None) -> Iterator[None]:
-    """Run a block with torch's global generators (CPU and `device`) set to the stream `path`; restore them afterwards.
+    """Run a block with the global generators of torch (CPU and `device`), numpy and Python set to the stream `path`; restore them afterwards.
 
-    The only place that touches global random state: module constructors and dropout read nothing else.
+    The only place that touches global random state: module constructors, dropout, and augmentation in a user's `forward` read
+    nothing else. Threads of one process pass it one at a time.
     """
-    cuda = device is not None and device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if cuda else []):
-        torch.default_generator.manual_seed(derive(seed, *path))
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(derive(seed, *path))
-        yield
+    cuda, number = device is not None and device.type == "cuda", derive(seed, *path)
+    with _LOCK, torch.random.fork_rng(devices=[device] if cuda else []):
+        of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+        try:
+            torch.default_generator.manual_seed(number)
+            np.random.seed(number % 2**32)  # noqa: NPY002
+            random.seed(number)
+            if cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(number)
+            yield
+        finally:
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            random.setstate(of_python)
+
+
+def outside_torch() -> int:
+    """Return a hash of the states of numpy's and Python's global generators: whether somebody has drawn from them."""
+    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
+    return hash((np.asarray(keys).tobytes(), position, random.getstate()))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run a block with torch on one thread: another number gives other bits in convolutions and long sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    """Run a block with torch on one thread: another number gives other bits in convolutions and long sums.
+
+    Runs in several threads of one process take turns, since this number and the global generators belong to all of them.
+    """
+    with _LOCK:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -135,10 +135,11 @@ def _compared(runs: pd.DataFrame, history: pd.DataFrame, clients: pd.DataFrame) 
             reached = mine[(mine["method"] == run["method"]) & (mine[column] >= wanted)]["round"]
             runs.loc[i, f"target_{column}"] = wanted
             runs.loc[i, f"first_round_{column}"] = reached.min() if len(reached) else float("nan")
-        accuracies = rest.pivot_table(index="client", columns="method", values="accuracy_personal", sort=False)
+        accuracies = rest.pivot(index="client", columns="method", values="accuracy_personal")
         for column, rival in _RIVALS.items():
-            known = rival in accuracies and rival != run["method"]
-            runs.loc[i, column] = (accuracies[run["method"]] > accuracies[rival]).mean() if known else float("nan")
+            both = accuracies[[run["method"], rival]].dropna() if rival in accuracies and rival != run["method"] else accuracies.iloc[:0]
+            runs.loc[i, column] = (both[run["method"]] > both[rival]).mean() if len(both) else float("nan")
+            runs.loc[i, f"{column}_left_out"] = len(accuracies) - len(both) if len(both) else float("nan")
         base = runs[(runs["method"] == "fedavg") & (runs["seed"] == run["seed"])]
         for column in _OVERHEAD:
             one = float(base[column].iloc[0]) if len(base) else float("nan")
@@ -158,6 +159,14 @@ def methods(results: Results) -> pd.DataFrame:
         both = {k: v for c in map(str, mine) for k, v in ((c, mine[c].mean(skipna=False)), (f"{c}_seed_std", spread[c]))}
         rows.append({"method": name, "seeds": len(mine), **both})
     return pd.DataFrame(rows)
+
+
+def left_out(made: pd.DataFrame) -> str:
+    """Return a sentence about clients that "better than" says nothing of, "" if there are none; `made` is the table of methods."""
+    shown = [
+        f"{row['method']} against {rival} {row[f'{column}_left_out']:g}" for _, row in made.iterrows() for column, rival in _RIVALS.items() if row.get(f"{column}_left_out", 0) > 0
+    ]
+    return f"Left out of 'better than', because they were not evaluated under both methods (clients, mean over seeds): {', '.join(shown)}." if shown else ""
 
 
 def pairs(results: Results, reference: str, column: str = "accuracy_personal") -> pd.DataFrame:

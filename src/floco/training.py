@@ -114,7 +114,7 @@ def run(setup: Setup, work: Work) -> Tensors:
     device, federation = setup.device, setup.federation
     tensors = _own_copies(work.tensors, work.phases, setup.network.layout, device)
     x, y = fast_copy(federation.inputs(work.samples).to(device)), federation.y[work.samples].to(device)
-    predict = setup.predictor(train=True)
+    predict = setup.predictor(train=True, fresh=setup.unsteady is not None)
     for phase in work.phases:
         draws = work.draws(phase, tensors, setup.seed)
         draws = None if draws is None else draws.to(device)

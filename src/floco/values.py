@@ -84,13 +84,13 @@ class Training(Settings):
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of a network's tensors: trainable parameters (tied ones once), persistent buffers, last linear weight."""
+    """Names of a network's tensors: trainable parameters (tied ones once), persistent buffers, and the weight of the linear layer that gives the logits."""
 
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
     last: str | None
     head: tuple[str, ...] = ()
-    """Weight and bias of the last linear layer, as far as they are trained."""
+    """Weight and bias of the linear layer that gives the logits, as far as they are trained."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ class OwnHead(Algorithm):
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
         """Check that there is a head, and something besides."""
         if layout is not None and not set() < set(layout.head) < set(layout.parameters):
-            raise FlocoError(f"{self.name} needs a trained last nn.Linear and trained layers below it; the trained parameters are {', '.join(layout.parameters)}")
+            raise FlocoError(f"{self.name} needs a trained nn.Linear that gives the logits, and trained layers below it; the trained parameters are {', '.join(layout.parameters)}")
         return self
 
     def init(self, network: Network, *, seed: int) -> ServerState:

@@ -31,7 +31,7 @@ class FedRoD(Algorithm):
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
         """Check that there is a head."""
         if layout is not None and not layout.head:
-            raise FlocoError("fedrod needs a trained last nn.Linear, and the model has none")
+            raise FlocoError("fedrod needs a trained nn.Linear that gives the logits, and the model has none")
         return self
 
     def start(self, network: Network, *, seed: int) -> Tensors:

@@ -6,6 +6,7 @@ A round, from the top: `select` -> `message` -> on each client `begin`, `phases`
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -34,7 +35,9 @@ class OnSimplex(Algorithm):
     endpoints: int = setting(10, "M: endpoints of the solution simplex", low=1)
     assign_at: int | str | None = setting(None, "tau: round of the assignment, counted from 1 (empty: half of the rounds)", low=1, choices=("never",))
     radius: float = setting(0.1, "rho: L1 radius of a client's subregion", low=0)
-    mix: str | tuple[str, ...] = setting("last", "parameters that have endpoints: last (weight of the last linear layer), all, or names")
+    mix: str | tuple[str, ...] = setting(
+        "last", "parameters that have endpoints: last (weight of the linear layer that gives the logits), all (with BatchNorm its statistics fit no single mixture), or names"
+    )
     sampler: str = setting("subregion", "mixtures after the assignment: exact, or as in the released code", choices=("subregion", "released"))
     normalize: bool = setting(True, "assignment by signals of unit length, independent of the size of updates (false: as released, raw signals and a fixed grid)")
     noise: float | None = setting(None, "endpoints 1.. are the first plus Gaussian noise of this size relative to its RMS (empty: the initialiser)", low=0)
@@ -44,7 +47,16 @@ class OnSimplex(Algorithm):
         at = max(1, training.rounds // 2) if self.assign_at is None else self.assign_at
         if isinstance(at, int) and at > training.rounds:
             raise FlocoError(f'assign_at must be at most training.rounds ({training.rounds}), got {at}; "never" is legal')
-        return replace(self, assign_at=at, mix=self.mix if layout is None else Mixing.of(layout, self.mix).names)
+        if layout is None:
+            return replace(self, assign_at=at)
+        names = Mixing.of(layout, self.mix).names
+        if layout.buffers and not {*names} <= {*layout.head}:
+            warnings.warn(
+                f"algorithm.mix mixes {sum(n not in layout.head for n in names)} parameters below the head of a model with buffers ({layout.buffers[0]}, ...): statistics such as "
+                "BatchNorm's are averages over the mixtures of training, and wrong for any single one, the global model's too; use GroupNorm or LayerNorm, or mix the head alone",
+                stacklevel=2,
+            )
+        return replace(self, assign_at=at, mix=names)
 
     @property
     def mixing(self) -> Mixing:
@@ -77,7 +89,7 @@ class OnSimplex(Algorithm):
         late = [u for u in updates if u.client not in state.by_client]
         if after.round == self.assign_at:
             made = assign(self._signals(state, late), self.endpoints, normalize=self.normalize)
-            kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64), "unit": torch.tensor(made.unit)}
+            kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64)}
             return replace(after, kept=prefixed(kept, _MAP), by_client=_centers(late, made.centers))
         if late and (stored := self.assignment(state)):
             return replace(after, by_client={**state.by_client, **_centers(late, stored.place(self._signals(state, late)))})
@@ -132,8 +144,7 @@ class OnSimplex(Algorithm):
         """Return the map of the assignment, with nobody's centers; None before it."""
         kept = under(state.kept, _MAP)
         nobody = torch.empty(0, self.endpoints, dtype=torch.float64)
-        unit = bool(kept.get("unit", False))  # runs of before placed raw signals
-        return Assignment(nobody, float(kept["z"]), 0.0, kept["mean"], kept["components"], unit) if kept else None
+        return Assignment(nobody, float(kept["z"]), 0.0, kept["mean"], kept["components"], self.normalize) if kept else None
 
 
 def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tensors]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +29,15 @@ def say(text: str) -> None:
 
 @contextmanager
 def told(debug: bool) -> Iterator[None]:
-    """Turn errors into one message and an exit code: 2 for wrong use, 1 for a run that failed."""
+    """Turn errors into one message and an exit code: 2 for wrong use, 1 for a run that failed; and warnings into a line each."""
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        err_console.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
+
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
     except FlocoError as error:
         if debug:
             err_console.print_exception()

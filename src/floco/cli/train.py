@@ -144,7 +144,7 @@ def _continue(path: Path, setup: Setup | None, debug: bool) -> None:
 
 def _compare(made: Comparison, debug: bool) -> None:
     """Do all runs of a comparison that are not finished, and print its table."""
-    from floco import comparison, views
+    from floco import comparison, tables, views
 
     with _stoppable(made.path), ExitStack() as stack:
 
@@ -155,6 +155,8 @@ def _compare(made: Comparison, debug: bool) -> None:
 
         failures = comparison.carry(made, start, say)
     out_console.print(views.comparison_table(made.path))
+    if note := tables.left_out(tables.read_table(made.path / "methods.csv")):
+        say(note)
     say(f"the comparison lies in {made.path}")
     if failures:
         shown = "\n".join(f"{f['method']}, seed {f['seed']}: {f['reason']}" for f in failures)

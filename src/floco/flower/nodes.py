@@ -8,18 +8,15 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
-import torch
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from floco.config import Config, as_dict
 from floco.errors import FlocoError, RunFailed
-from floco.federation import Client, Federation
+from floco.flower.joining import Facts, introduced
 from floco.flower.wire import FORMAT, short
-from floco.form import Normalization, channels_first
 
 _POLL = 0.5  # seconds between looks for answers
 _LOOK = 10.0  # seconds between looks whether nodes are still there
@@ -27,7 +24,6 @@ _WAKES = 3  # messages that wake a node in one exchange, at most: a SuperNode th
 _JOIN = 120.0  # seconds that a node has to say who it is
 _MENDED = 60.0  # seconds after which a node that could not join is asked again; each time it fails, twice as many
 _SAME = 90.0  # seconds that an older node with the same id has to show that it lives: one that was killed is listed for a minute
-Facts = dict[str, Any]
 
 
 @dataclass
@@ -194,55 +190,3 @@ class Nodes:
             if time.monotonic() > end:
                 return False
             time.sleep(2 * _POLL)
-
-
-def introduced(told: Facts, config: Config, known: Mapping[str, Facts]) -> tuple[str, Facts]:
-    """Return a site's client id and the facts that it told when it joined, of which nothing is taken on trust.
-
-    Args:
-        told: what it said.
-        config: the run's configuration.
-        known: the facts of the clients that have joined before.
-
-    Raises:
-        FlocoError: it cannot take part.
-    """
-    if why := str(told.get("problem", "")):
-        raise FlocoError(why)
-    client, sizes = str(told.get("client", "")), [told.get("n_train"), told.get("n_test")]
-    if client != client.strip() or not client.isprintable() or not 1 <= len(client) <= 100 or client.startswith("("):
-        raise FlocoError("its client-id must have 1 to 100 printable characters, and not begin with a bracket")
-    if told.get("format") != FORMAT or told.get("dtype") not in ("uint8", "float32") or told.get("channels") not in ("first", "last", "none"):
-        raise FlocoError("it has another version of floco")
-    if not all(type(n) is int and 1 <= n < 2**40 for n in sizes):
-        raise FlocoError(f"it says that it has {sizes[0]!r} samples to train and {sizes[1]!r} to test")
-    facts: Facts = {"n_train": sizes[0], "n_test": sizes[1], "dtype": told["dtype"], "channels": told["channels"]}
-    before = known.get(client, facts)
-    if changed := next((k for k in ("n_train", "n_test") if before[k] != facts[k]), None):
-        raise FlocoError(f'the data of client "{client}" have changed since it joined this run: {changed} was {before[changed]}, and is {facts[changed]}')
-    for other in (f for c, f in known.items() if c != client):
-        if any(facts[k] != other[k] for k in ("dtype", "channels")):
-            raise FlocoError(f"its samples are {facts['dtype']} with channels {facts['channels']}, and those of the other sites {other['dtype']} with channels {other['channels']}")
-    return client, {**facts, **_sums(told, config)}
-
-
-def _sums(told: Facts, config: Config) -> Facts:
-    """Return the sums for a common normalisation, which must be those of as many numbers as the samples have."""
-    if config.data.normalize != "train":
-        return {"count": 0, "sum": [], "square": []}
-    shape = channels_first(torch.zeros(1, *config.flower.shape), told["channels"]).shape
-    count, *both = told.get("count"), *([float(v) for v in told.get(name, ())] for name in ("sum", "square"))
-    plausible = count == told["n_train"] * math.prod(shape[2:]) and all(len(v) == shape[1] for v in both)
-    if not plausible or not all(abs(a) < 1e30 and a * a / count * (1 - 1e-6) <= b < 1e60 for a, b in zip(*both, strict=True)):
-        raise FlocoError("its sums for the normalisation are not those of its samples: numbers below 1e30, one a channel")
-    return {"count": count, "sum": both[0], "square": both[1]}
-
-
-def sizes_only(config: Config, facts: Mapping[str, Facts], normal: Normalization) -> Federation:
-    """Return a federation of whose samples only the shape and the numbers are known."""
-    one: dict[str, Any] = next(iter(facts.values()))
-    dtype = torch.uint8 if one["dtype"] == "uint8" else torch.float32
-    x = channels_first(torch.zeros(4, *config.flower.shape, dtype=dtype), str(one["channels"]))
-    place = torch.zeros(1, dtype=torch.int64)
-    clients = tuple(Client(c, place.expand(int(facts[c]["n_train"])), place.expand(int(facts[c]["n_test"]))) for c in sorted(facts))
-    return Federation(x, torch.zeros(4, dtype=torch.int64), clients, config.data.labels, normalization=normal, channels=str(one["channels"]))

@@ -25,12 +25,14 @@ from floco.errors import FlocoError, RunFailed
 from floco.federation import normalization
 from floco.files import read_json, replace_file, to_json
 from floco.flower.app import settings
-from floco.flower.nodes import Nodes, sizes_only
+from floco.flower.joining import sizes_only
+from floco.flower.nodes import Nodes
 from floco.flower.questions import Questions
 from floco.flower.wire import LOG
 from floco.form import Normalization
 from floco.jobs import Job, Result
 from floco.loop import Failure, Plan, Progress
+from floco.machine import environment
 from floco.setup import Setup
 from floco.store import Store
 
@@ -117,7 +119,7 @@ class _Server:
     def _begin(self) -> None:
         setup = self._setup()
         facts = {"config": json.loads(json.dumps(as_dict(self._config))), "data": session.SITES, "model": setup.network.fingerprint(), "id": uuid.uuid4().hex}
-        texts = {"config.toml": to_toml(self._config), "environment.json": json.dumps(session.environment(), indent=1, sort_keys=True) + "\n"}
+        texts = {"config.toml": to_toml(self._config), "environment.json": json.dumps(environment(), indent=1, sort_keys=True) + "\n"}
         Store.create(self._out, {**texts, "sites.json": self._sites_text().decode()}, facts, loop.begin(setup))
 
     def _sites_text(self) -> bytes:

@@ -22,7 +22,10 @@ class Mixing:
         """Return the mixing that `algorithm.mix` asks for: "last", "all", or names of parameters."""
         if mix == "last":
             if layout.last is None:
-                raise FlocoError('algorithm.mix = "last" mixes the last nn.Linear, and the model has none that is trained; name the parameters to mix, or use "all"')
+                raise FlocoError(
+                    'algorithm.mix = "last" mixes the weight of the nn.Linear that gives the logits, and the model has none that is trained; '
+                    'set algorithm.mix to the names of the parameters to mix, or to "all"'
+                )
             return Mixing((layout.last,))
         if mix == "all":
             return Mixing(layout.parameters)

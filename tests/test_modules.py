@@ -1,0 +1,384 @@
+"""Modules as people write them: what is said of a module is seen in its forward pass, and a shortcut never changes a number."""
+
+import random
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from conftest import blobs, make, same, small_net, train
+from floco.algorithms import FedAvg, FedPer, FedRep, FedRoD, Floco
+from floco.client import models
+from floco.contract import Algorithm
+from floco.engines import Serial, engine, resolve
+from floco.errors import FlocoError
+from floco.inference import check_model, logits, logits_of_each
+from floco.jobs import Job, perform
+from floco.loop import begin
+from floco.network import network
+from floco.setup import Setup, batch_sizes, batches
+from floco.streams import global_stream, outside_torch
+
+# -- which layer is the head
+
+
+class Classifier(nn.Module):
+    """Layers that are registered in any order, of which some are used in any way."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "registered first":
+            self.classifier = nn.Linear(7, 3)
+        self.encoder = nn.Linear(5, 7)
+        if kind != "registered first":
+            self.classifier = nn.Linear(7, 3)
+        self.projector = nn.Linear(7, 4)
+        self.attention = nn.MultiheadAttention(7, 1, batch_first=True)
+        self.scale = nn.Parameter(torch.ones(())) if kind == "a trained scale" else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.relu(self.encoder(x))
+        if self.kind == "attention below":
+            h = self.attention(h[:, None], h[:, None], h[:, None])[0][:, 0]
+        y = self.classifier(h)
+        if self.kind == "a projection beside":
+            self.projector(h)
+        if self.kind == "in place":
+            y /= 2
+        above = {"a temperature": y / 2, "a mask": torch.where(x[:, :1] > 99, y - 1e9, y), "softmax": y.softmax(1), "two heads": y + self.projector(h)[:, :3]}
+        if self.scale is not None:
+            return y * self.scale
+        return above.get(self.kind, y)
+
+
+HEADS = ("registered first", "registered last", "a projection beside", "attention below", "in place", "a temperature", "a mask", "softmax")
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["forward pass", "code"])
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_head_is_the_layer_that_gives_the_logits(kind: str, seen: bool) -> None:
+    net = network(lambda: Classifier(kind), seed=0, sample=blobs().sample if seen else None)
+    assert net.layout.head == ("classifier.weight", "classifier.bias")
+    assert net.layout.last == "classifier.weight"
+
+
+NO_HEAD = {
+    "two heads": lambda: Classifier("two heads"),
+    "a trained scale": lambda: Classifier("a trained scale"),
+    "a convolution": lambda: nn.Sequential(nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 3, 5), nn.Flatten()),
+    "weight norm": lambda: nn.Sequential(nn.Linear(5, 7), parametrizations.weight_norm(nn.Linear(7, 3))),
+    "a norm above": lambda: nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3), nn.LayerNorm(3)),
+}
+
+
+@pytest.mark.parametrize("algorithm", [Floco(endpoints=2), FedPer(), FedRep(), FedRoD()], ids=lambda a: a.name)
+@pytest.mark.parametrize("name", NO_HEAD)
+def test_a_network_without_such_a_layer_is_refused_by_methods_that_need_one(name: str, algorithm: Algorithm) -> None:
+    net = network(NO_HEAD[name], seed=0, sample=blobs().sample)
+    assert net.layout.head == ()
+    with pytest.raises(FlocoError, match=r"algorithm\.mix" if algorithm.name == "floco" else "nn.Linear that gives the logits"):
+        algorithm.resolved(make(FedAvg()).training, net.layout)
+    assert train(make(FedAvg(), model=NO_HEAD[name], rounds=1))[-1].evaluation is not None
+
+
+def test_a_frozen_head_is_seen_and_is_not_trained() -> None:
+    def frozen() -> nn.Module:
+        net = Classifier("registered first")
+        net.classifier.requires_grad_(False)
+        return net
+
+    assert network(frozen, seed=0, sample=blobs().sample).layout.last is None
+
+
+@pytest.mark.parametrize("kind", ["registered first", "a projection beside", "attention below"])
+def test_personal_heads_are_personal_wherever_the_layer_stands(kind: str) -> None:
+    setup = make(FedPer(), model=lambda: Classifier(kind), fraction=1.0, rounds=2)
+    last = train(setup)[-1]
+    one, two = (models(setup, c, setup.algorithm.message(last.state, c, "evaluate"), last.memories[c]).personal for c in ("north", "south"))
+    assert not torch.equal(one["classifier.weight"], two["classifier.weight"])
+    assert torch.equal(one["encoder.weight"], two["encoder.weight"])
+
+
+# -- one body for several heads
+
+
+class Masked(nn.Module):
+    """A mask above the head that only some samples meet: those whose first feature is large."""
+
+    def __init__(self, above: float) -> None:
+        super().__init__()
+        self.above, self.body, self.head = above, nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.head(torch.tanh(self.body(x)))
+        return y.index_fill(1, torch.tensor([0]), -9.0) if bool((x[:, 0] > self.above).any()) else y
+
+
+def heads(setup: Setup) -> list[dict[str, torch.Tensor]]:
+    one = dict(setup.network.parameters)
+    return [one, {**one, **{n: one[n] + 1 for n in setup.network.layout.head}}]
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.999])
+def test_a_way_that_only_some_samples_take_is_the_networks_own(quantile: float) -> None:
+    federation = blobs(sizes=(40,) * 60)
+    above = float(federation.x[:, 0].quantile(quantile))
+    setup = make(FedAvg(), model=lambda: Masked(above), federation=federation)
+    found = logits_of_each(setup, heads(setup), federation.x)
+    assert all(torch.equal(a, logits(setup, m, federation.x)) for a, m in zip(found, heads(setup), strict=True))
+
+
+ABOVE = 5.5
+
+
+class LooksAtItsWeight(nn.Module):
+    """The head's output is the network's, and the head's weight has a part in the features of a few samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.body(x))
+        return self.head(h + (x[:, :1] > ABOVE) * self.head.weight.mean())
+
+
+def test_where_the_cut_disagrees_with_the_network_it_is_not_made_and_said() -> None:
+    federation = blobs(sizes=(30,) * 20)
+    setup = make(FedAvg(), model=LooksAtItsWeight, federation=federation)
+    assert not bool((federation.x[:4, 0] > ABOVE).any())  # the first four of the file do not show it
+    assert bool((federation.x[:, 0] > ABOVE).any())
+    assert setup.split is None
+    with pytest.warns(UserWarning, match="evaluations run the whole network for every model"):
+        engine(setup, "serial", 1).close()
+
+
+def test_the_cut_is_tried_on_samples_of_all_clients_and_in_more_than_one_chunk() -> None:
+    from floco.trial import CHUNK, some_rows
+
+    for sizes in ((40,) * 60, (400,) * 5, (8,) * 2000):
+        federation = blobs(sizes=sizes)
+        rows = set(some_rows(federation, 2 * CHUNK).tolist())
+        assert all(rows & {*c.train.tolist(), *c.test.tolist()} for c in federation.clients)
+        assert len(rows) > CHUNK
+
+
+# -- modes
+
+
+class Backbone(nn.Module):
+    def __init__(self, *, frozen: bool, override: bool = False) -> None:
+        super().__init__()
+        self.override = override
+        self.backbone = nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.Dropout(0.5))
+        self.head = nn.Linear(7, 3)
+        if frozen:
+            self.backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        if self.override:
+            self.backbone.eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.backbone(x))
+
+
+@pytest.mark.filterwarnings("ignore:some clients train one at a time")
+@pytest.mark.parametrize("together", [1, 8], ids=["serial", "cohort"])
+@pytest.mark.parametrize("options", [{"frozen": True}, {"frozen": False, "override": True}], ids=["put into eval", "train() overridden"])
+def test_a_submodule_that_its_owner_put_into_evaluation_mode_stays_in_it(options: dict[str, bool], together: int) -> None:
+    setup = make(FedAvg(), model=lambda: Backbone(**options), fraction=1.0)
+    last = train(setup, Serial(setup, together))[-1]
+    assert same({n: last.state.shared[n] for n in setup.network.layout.buffers}, setup.network.buffers)
+    predict, x = setup.predictor(train=True), setup.federation.x[:4]
+    assert torch.equal(predict(setup.initial(), x), setup.predictor(train=False)(setup.initial(), x))  # no dropout either
+
+
+def test_a_model_that_was_loaded_in_evaluation_mode_is_trained_as_a_whole() -> None:
+    setup = make(FedAvg(), model=lambda: Backbone(frozen=False).eval(), fraction=1.0)
+    assert not torch.equal(train(setup)[-1].state.shared["backbone.1.running_mean"], torch.zeros(7))
+
+
+def test_predictors_for_training_and_evaluation_do_not_share_a_mode() -> None:
+    setup = make(FedAvg(), model=lambda: nn.Sequential(nn.Dropout(0.9), nn.Linear(5, 3)))
+    training, evaluating = setup.predictor(train=True), setup.predictor(train=False)
+    x, tensors = setup.federation.x[:20], setup.initial()
+    for _ in range(2):
+        assert not torch.equal(training(tensors, x), training(tensors, x))
+        assert torch.equal(evaluating(tensors, x), evaluating(tensors, x))
+    assert setup.network.module.training  # and the module is as it was given
+
+
+# -- randomness and state
+
+
+class Drawing(nn.Module):
+    """Draws or counts something in every forward pass of training."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.a, self.b = kind, nn.Linear(5, 7), nn.Linear(7, 3)
+        self.n, self.rng, self.seen = 0, np.random.default_rng(0), []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.b(torch.relu(self.a(x)))
+        if not self.training:
+            return y
+        if self.kind == "counts":
+            self.n += 1
+            return y / max(0.5, 3 - 0.01 * self.n)
+        if self.kind == "counts for later":
+            self.seen.append(len(x))
+            return y if len(self.seen) < 5 else y / 2
+        noise = {"numpy": lambda: np.random.normal(), "random": random.random, "a generator of its own": self.rng.normal}[self.kind]  # noqa: NPY002
+        return y + 0.1 * float(noise())
+
+
+KINDS = {
+    "numpy": "draws random numbers from numpy",
+    "random": "draws random numbers from numpy",
+    "a generator of its own": "not the same twice",
+    "counts": "not the same twice",
+    "counts for later": "changes seen",
+}
+
+
+@pytest.mark.filterwarnings("ignore:clients train one at a time")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forward_pass_that_is_no_function_is_trained_one_client_at_a_time_to_the_same_bits(kind: str) -> None:
+    setup = make(FedAvg(), model=lambda: Drawing(kind), fraction=1.0, rounds=4, epochs=4)
+    assert KINDS[kind] in (setup.unsteady or "")
+    assert resolve(setup, "auto", None)[0] != "cohort"
+    found = [train(make(FedAvg(), model=lambda: Drawing(kind), fraction=1.0, rounds=4, epochs=4), run)[-1] for run in (None, None)]
+    found += [train(setup, running)[-1] for running in (engine(setup, "cohort", 1), engine(setup, "processes", 2))]
+    assert all(same(found[0].state.shared, f.state.shared) for f in found[1:])
+    with pytest.warns(UserWarning, match="clients train one at a time"):
+        engine(setup, "serial", 1)
+
+
+@pytest.mark.parametrize("model", [small_net, lambda: nn.Sequential(nn.Dropout(0.3), small_net()), lambda: Backbone(frozen=False)])
+def test_a_forward_pass_that_is_one_is_not_suspected(model: Any) -> None:
+    assert make(FedAvg(), model=model).unsteady is None
+
+
+def test_the_seed_reaches_numpy_and_random_inside_a_clients_step_and_nothing_leaks() -> None:
+    before = outside_torch()
+    with global_stream(0, "a"):
+        first = np.random.rand(), random.random()  # noqa: NPY002
+    with global_stream(0, "a"):
+        again = np.random.rand(), random.random()  # noqa: NPY002
+    with global_stream(1, "a"):
+        other = np.random.rand(), random.random()  # noqa: NPY002
+    assert first == again
+    assert first[0] != other[0]
+    assert first[1] != other[1]
+    assert outside_torch() == before
+
+
+def test_runs_in_threads_are_the_runs_alone() -> None:
+    def last(seed: int) -> dict[str, torch.Tensor]:
+        return train(make(FedAvg(), model=lambda: nn.Sequential(nn.Dropout(0.2), small_net()), seed=seed))[-1].state.shared
+
+    alone = [last(s) for s in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(last, range(4)))
+    assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+
+
+# -- what networks give back
+
+
+class Ends(nn.Module):
+    def __init__(self, end: Any) -> None:
+        super().__init__()
+        self.net, self.end = small_net(), end
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.end(self.net(x), self.training)
+
+
+@pytest.mark.parametrize(
+    ("end", "says"),
+    [
+        (lambda y, _: {"logits": y}, "got dict"),
+        (lambda y, _: (y, y), "got tuple"),
+        (lambda y, training: SimpleNamespace(logits=y) if training else y, "got SimpleNamespace"),
+        (lambda y, training: y[:, :2] if training else y, r"in training mode, got \(2, 2\)"),
+        (lambda y, training: y @ torch.ones(9) if training else y, "fails in training mode"),
+    ],
+)
+def test_what_is_no_tensor_of_logits_is_refused_before_the_first_round_in_training_mode_too(end: Any, says: str) -> None:
+    with pytest.raises(FlocoError, match=says):
+        check_model(make(FedAvg(), model=lambda: Ends(end)))
+
+
+@pytest.mark.parametrize(("end", "name"), [(lambda y, _: y.softmax(1), "softmax"), (lambda y, _: y.sigmoid(), "sigmoid")])
+def test_a_network_that_ends_in_probabilities_gets_a_warning_with_the_remedy(end: Any, name: str) -> None:
+    with pytest.warns(UserWarning, match=f"leave the {name} at the end"):
+        check_model(make(FedAvg(), model=lambda: Ends(end)))
+
+
+@pytest.mark.parametrize("end", [lambda y, _: y, lambda y, _: y.log_softmax(1), lambda y, _: y.relu(), lambda y, _: 0 * y + 0.3])
+def test_logits_get_none(end: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_model(make(FedAvg(), model=lambda: Ends(end)))
+
+
+def test_a_simplex_of_everything_with_batch_norm_is_warned_of() -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3))
+
+    with pytest.warns(UserWarning, match="averages over the mixtures"):
+        make(Floco(endpoints=2, mix="all"), model=net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(Floco(endpoints=2), model=net)
+        make(Floco(endpoints=2, mix="all"))
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: nn.Sequential(nn.LazyLinear(7), nn.Linear(7, 3)), "lazy layers"),
+        (lambda: Locked(), "cannot be copied"),
+    ],
+)
+def test_modules_that_cannot_be_used_are_refused_in_words(model: Any, says: str) -> None:
+    with pytest.raises(FlocoError, match=says):
+        network(model, seed=0)
+
+
+class Locked(nn.Module):
+    def __init__(self) -> None:
+        import threading
+
+        super().__init__()
+        self.net, self.lock = small_net(), threading.Lock()
+
+
+# -- small things that these rest on
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 7])
+def test_the_number_of_batches_is_that_of_their_sizes(batch: int) -> None:
+    assert all(batches(n, batch) == len(batch_sizes(n, batch)) for n in range(1, 40))
+
+
+def test_a_trial_leaves_nothing_behind() -> None:
+    setup = make(FedAvg(), model=lambda: Backbone(frozen=False))
+    before = {n: t.clone() for n, t in setup.network.module.state_dict().items()}
+    check_model(setup)
+    assert setup.unsteady is None
+    message = setup.algorithm.message(begin(setup).state, "north", "train")
+    assert perform(setup, Job("north", "train", message)).failure is None
+    assert same(before, dict(setup.network.module.state_dict()))
