@@ -168,6 +168,18 @@ def test_the_share_that_beats_a_rival_counts_strictly_better_clients() -> None:
     assert np.isnan(found.loc["floco", "better_than_fedavg_ft"])
 
 
+def test_clients_that_were_not_evaluated_under_both_methods_are_left_out_and_counted() -> None:
+    nan = float("nan")
+    clients = {"method": ["floco"] * 4 + ["local"] * 3, "seed": [0] * 7, "client": [*"abcd", *"abx"], "accuracy_personal": [0.9, nan, 0.7, 0.9, 0.8, 0.6, 0.1]}
+    found = results(curves(floco=[0.1], local=[0.1]), clients)
+    row = found.runs.set_index("method").loc["floco"]
+    assert row["better_than_local"] == 1.0  # of a alone: b has no accuracy under floco, c and d none under local, x none under floco
+    assert row["better_than_local_left_out"] == 4
+    assert "floco against local 4" in tables.left_out(tables.methods(found))
+    everybody = results(curves(floco=[0.1], local=[0.1]), one_client("floco", "local"))
+    assert tables.left_out(tables.methods(everybody)) == ""
+
+
 def test_methods_differ_in_their_algorithm_only_and_share_what_they_inherit() -> None:
     base = read(None, ["algorithm.radius=0.25", "training.rounds=10", "algorithm.assign_at=3"])
     made = comparison.configurations(base, ["floco", "floco+", "ditto"], {"ditto": {"pull": 0.5}, "floco+": {"endpoints": 7}})

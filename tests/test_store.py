@@ -11,20 +11,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from conftest import blobs, small_net
+from conftest import blobs, floco, small_net, write_blobs
 from floco import files, loop, session, store
 from floco.algorithms import ALGORITHMS, FlocoPlus
 from floco.contract import Algorithm
 from floco.errors import FlocoError, RunFailed
 from floco.files import read_tensors
 from floco.loop import Progress
-from floco.run import Run, fit
+from floco.run import Run, fit, open_run
 from floco.run import _configured as configured
-from floco.store import Store
+from floco.store import FORMAT, Store
 
 ALGORITHM = FlocoPlus(endpoints=3, assign_at=4)
 SETTINGS = {"rounds": 10, "fraction": 0.5, "batch_size": 8, "evaluate_every": 3, "engine": "serial"}
@@ -195,11 +196,30 @@ def test_an_edited_config_file_is_refused_by_key(tmp_path: Path) -> None:
         session.reopen(tmp_path / "run")
 
 
+def test_a_run_of_a_device_that_is_not_here_opens_predicts_and_exports_on_the_cpu(tmp_path: Path) -> None:
+    data, out = write_blobs(tmp_path / "blobs.npz"), tmp_path / "run"
+    given = ["-s", f"data.source=npz:{data}", "-s", "data.split=natural", "-s", "training.rounds=2", "-s", "algorithm.endpoints=2"]
+    assert floco("run", *given, "--out", out).exit_code == 0
+    expected = open_run(out).predict(np.zeros((3, 5), np.float32), "north")
+    for path, before, after in (("config.toml", 'device = "cpu"', 'device = "cuda:7"'), ("run.json", '"device": "cpu"', '"device": "cuda:7"')):
+        text = (out / path).read_text()
+        assert before in text
+        (out / path).write_text(text.replace(before, after))
+    there = open_run(out)
+    assert there.setup.device.type == "cpu"
+    assert there.predict(np.zeros((3, 5), np.float32), "north").equals(expected)
+    assert there.export(tmp_path / "north.pt2", ["north"])
+    assert next(there.personal("north").parameters()).device.type == "cpu"
+    resumed = floco("resume", out)
+    assert resumed.exit_code == 2
+    assert "run.device = 'cuda:7' cannot be used here" in resumed.output
+
+
 def test_another_format_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "run")
     path = tmp_path / "run" / "run.json"
-    path.write_text(path.read_text().replace('"format": 4', '"format": 99'))
-    with pytest.raises(FlocoError, match="format 99, this version of floco reads format 4"):
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
+    with pytest.raises(FlocoError, match=f"format 99, this version of floco reads format {FORMAT}"):
         Store(tmp_path / "run")
 
 

@@ -117,6 +117,14 @@ def test_local_buffers_stay_on_the_client() -> None:
     assert global_model(setup, setup.algorithm.message(progress[-1].state, "", "evaluate")) is None
 
 
+@pytest.mark.parametrize("algorithm", [FedAvg(), Ditto(), Floco(endpoints=2, assign_at=2)], ids=lambda a: a.name)
+def test_where_every_client_has_buffers_of_its_own_there_is_no_global_models_accuracy(algorithm: FedAvg) -> None:
+    row = train(make(algorithm, model=batchnorm_net, buffers="local"))[-1].evaluation.history
+    assert [row[f"{m}_global"] for m in ("accuracy", "balanced_accuracy", "loss", "ece", "brier")] == [None] * 5
+    assert row["accuracy_personal"] is not None
+    assert train(make(algorithm, model=batchnorm_net))[-1].evaluation.history["accuracy_global"] is not None
+
+
 def test_frozen_parameters_are_neither_sent_nor_decayed() -> None:
     def frozen() -> nn.Module:
         net = small_net()

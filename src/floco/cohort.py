@@ -14,6 +14,7 @@ from torch.func import vmap
 
 from floco.programs import Program, Programs, lasting, loss_key, step_key
 from floco.setup import Setup
+from floco.streams import one_thread
 from floco.training import Work, add_correction, move
 from floco.values import PADDED, Batch, Phase, Predict, Step, Tensors
 
@@ -26,8 +27,9 @@ def refusal(setup: Setup) -> str | None:
     x = setup.federation.inputs(setup.federation.clients[0].train[[0, -1]]).expand(2, -1, *setup.federation.shape).to(setup.device)
     moved = {n: tensors[n].requires_grad_() for n in setup.network.layout.parameters}
     try:
-        found = vmap(setup.predictor(train=True, fresh=True))({**tensors, **moved}, x)
-        torch.autograd.grad(found.sum(), list(moved.values()), materialize_grads=True)
+        with one_thread():
+            found = vmap(setup.predictor(train=True, fresh=True))({**tensors, **moved}, x)
+            torch.autograd.grad(found.sum(), list(moved.values()), materialize_grads=True)
     except Exception as error:  # noqa: BLE001  whatever it is, the answer is that it cannot
         return _reason(error)
     return None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from floco.errors import FlocoError
-from floco.streams import global_stream
+from floco.streams import global_stream, one_thread
 
 
 def head_layer(module: nn.Module, sample: torch.Tensor | None) -> str | None:
@@ -26,7 +26,7 @@ def head_layer(module: nn.Module, sample: torch.Tensor | None) -> str | None:
         FlocoError: the network fails on the sample, or gives something else than a tensor.
     """
     trial = copy.deepcopy(module).eval()
-    with global_stream(0, "head"), torch.enable_grad():
+    with one_thread(), global_stream(0, "head"), torch.enable_grad():
         try:
             found = _traced(trial) if sample is None else _seen(trial, sample)
         except FlocoError:

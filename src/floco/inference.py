@@ -11,7 +11,7 @@ import torch
 from floco.errors import FlocoError
 from floco.metrics import Score, score
 from floco.setup import Setup
-from floco.streams import global_stream
+from floco.streams import global_stream, one_thread
 from floco.trial import CHUNK, some_rows
 from floco.values import Facts, Message, Tensors, fast_copy
 
@@ -52,9 +52,9 @@ def check_model(setup: Setup) -> None:
     federation, mode = setup.federation, ""
     x = federation.x[some_rows(federation, _TRIED)[:_TRIED]]
     try:
-        found = logits(setup, {**setup.network.parameters, **setup.network.buffers}, x)
-        mode = " in training mode"
-        with torch.no_grad(), global_stream(setup.seed, "trial", device=setup.device):
+        with one_thread(), torch.no_grad(), global_stream(setup.seed, "trial", device=setup.device):
+            found = logits(setup, {**setup.network.parameters, **setup.network.buffers}, x)
+            mode = " in training mode"
             trained = setup.predictor(train=True, fresh=True)(setup.initial(), setup.inputs(x))
     except FlocoError:
         raise

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from floco.federation import Federation
-from floco.streams import global_stream, outside_torch
+from floco.streams import global_stream, one_thread, outside_torch
 from floco.values import Predict, Tensors
 
 CHUNK = 500
@@ -30,7 +30,7 @@ def unsteady(forward: Callable[[], torch.Tensor], module: nn.Module, seed: int, 
     """
 
     def once() -> tuple[torch.Tensor, bool, dict[str, Any]]:
-        with torch.no_grad(), global_stream(seed, "trial", device=device):
+        with one_thread(), torch.no_grad(), global_stream(seed, "trial", device=device):
             before = outside_torch()
             found = forward()
             return found, outside_torch() != before, _attributes(module)
@@ -94,12 +94,12 @@ class Split:
 
     def problem(self, one: Tensors, other: Tensors, chunks: Sequence[torch.Tensor]) -> str | None:
         """Return why the parts together are not the network, tried on inputs in chunks under two models that differ in the head; "" where they cannot be put together at all."""
-        for x in chunks:
-            try:
-                found = self([one, other], x)
-            except Exception:  # noqa: BLE001  whatever it is, the network cannot be cut there
-                return ""
-            with torch.no_grad():
+        with one_thread(), torch.no_grad():
+            for x in chunks:
+                try:
+                    found = self([one, other], x)
+                except Exception:  # noqa: BLE001  whatever it is, the network cannot be cut there
+                    return ""
                 if not all(torch.equal(a, self._predict(m, x)) for a, m in zip(found, (one, other), strict=True)):
                     return "its output is not that of its last linear layer alone"
         return None
