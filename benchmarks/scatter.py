@@ -1,7 +1,7 @@
-"""Does Floco lose where the assignment scatters clients of one kind? python benchmarks/scatter.py COMPARISON
+"""Does Floco lose where the assignment scatters clients of one kind? python benchmarks/scatter.py COMPARISON [CLIENTS.csv]
 
 For every seed and fold (client i is in fold i mod 5): the mean L1 distance between the centers of its clients, and how far Floco's personal
-accuracy is above FedAvg+FT's, in points; then the correlation of the two.
+accuracy is above FedAvg+FT's, in points; then the correlation of the two. Accuracies are those of CLIENTS.csv, if that is given: of methods that are not in the comparison.
 """
 
 import sys
@@ -13,10 +13,11 @@ import torch
 
 from floco import comparison
 from floco.store import Store
+from floco.tables import read_table
 
 FOLDS = 5
 made = comparison.reopen(Path(sys.argv[1]))
-clients = comparison.results(made).clients
+clients = read_table(Path(sys.argv[2])) if len(sys.argv) > 2 else comparison.results(made).clients
 clients["fold"] = clients["client"].str.rsplit("-").str[-1].astype(int) % FOLDS
 accuracy = 100 * clients.pivot_table(index=["seed", "fold"], columns="method", values="accuracy_personal")
 scattered = {}
