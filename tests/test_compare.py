@@ -180,6 +180,16 @@ def test_clients_that_were_not_evaluated_under_both_methods_are_left_out_and_cou
     assert tables.left_out(tables.methods(everybody)) == ""
 
 
+def test_runs_of_a_method_are_seeds_of_one_another_only_if_all_else_is_equal(tmp_path: Path) -> None:
+    short = ["-s", "training.rounds=1", "-s", "algorithm.name=fedavg", "-s", "run.engine=serial"]
+    for folder, more in {"a": ["seed=0"], "b": ["seed=1"], "c": ["seed=2", "training.epochs=2"], "d/a": ["seed=0"], "e/a": ["seed=0"]}.items():
+        assert floco("run", *short, *[s for m in more for s in ("-s", m)], "--out", tmp_path / folder).exit_code == 0
+    found = tables.load([tmp_path / f for f in ("a", "b", "c", "d/a", "e/a")])
+    assert {name: sorted(rows["seed"]) for name, rows in found.runs.groupby("method")} == {"fedavg": [0, 1], "fedavg (c)": [2], "fedavg (a)": [0], "fedavg (a 2)": [0]}
+    assert "training.epochs (3, 2)" in tables.unequal(found.paths.values())
+    assert tables.unequal([tmp_path / "a", tmp_path / "b"]) == ""
+
+
 def test_methods_differ_in_their_algorithm_only_and_share_what_they_inherit() -> None:
     base = read(None, ["algorithm.radius=0.25", "training.rounds=10", "algorithm.assign_at=3"])
     made = comparison.configurations(base, ["floco", "floco+", "ditto"], {"ditto": {"pull": 0.5}, "floco+": {"endpoints": 7}})

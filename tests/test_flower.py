@@ -30,12 +30,14 @@ from floco.flower import nodes as nodes_module
 from floco.flower import site as site_module
 from floco.flower.app import settings as run_settings
 from floco.flower.app import write
+from floco.flower.checks import Form, checked
 from floco.flower.demo import SITES, deal
+from floco.flower.joining import introduced
 from floco.flower.local import LocalFederation
-from floco.flower.nodes import Nodes, introduced
+from floco.flower.nodes import Nodes
 from floco.flower.questions import form
 from floco.flower.site import SiteConfig, answer, joined
-from floco.flower.wire import Answer, Ask, Form, checked
+from floco.flower.wire import FORMAT, Answer, Ask
 from floco.loop import begin
 from floco.metrics import Score
 from floco.store import Store
@@ -569,10 +571,10 @@ def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: 
     assert problem(found, question, form(setup, "north", question)) is None
     assert found.trained is not None
     assert found.trained.update is not None
-    setup.algorithm.aggregate(state, [found.trained.update], clients=1)
+    setup.algorithm.aggregate(state, [found.trained.update], clients={"north": found.trained.update.weight})
 
 
-FACTS = {"format": 1, "client": "west", "problem": "", "n_train": 3, "n_test": 1, "dtype": "uint8", "channels": "none", "count": 192, "sum": [1.0], "square": [1.0]}
+FACTS = {"format": FORMAT, "client": "west", "problem": "", "n_train": 3, "n_test": 1, "dtype": "uint8", "channels": "none", "count": 192, "sum": [1.0], "square": [1.0]}
 
 
 @pytest.mark.parametrize(
@@ -589,7 +591,7 @@ FACTS = {"format": 1, "client": "west", "problem": "", "n_train": 3, "n_test": 1
         ({"client": "(global test part)"}, "not begin with a bracket"),
         ({"sum": []}, "not those of its samples"),
         ({"square": [float("nan")]}, "not those of its samples"),
-        ({"square": [0.0]}, "not those of its samples"),
+        ({"square": [-1.0]}, "not those of its samples"),
         ({"sum": [1.7e308]}, "not those of its samples"),
         ({"count": 2**61}, "not those of its samples"),
         ({"client": "south", "dtype": "float32"}, "those of the other sites uint8"),

@@ -1,24 +1,31 @@
 """The server against sites that are broken, lie, or change: its own loop over the real ClientApp, in this process."""
 
 import json
+import math
 import re
+import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp.mod import LocalDpMod
 from flwr.supercore.task_identity import TaskIdentity
+from torch import nn
 
 from conftest import rows, same
-from floco import session
+from floco import ALGORITHMS, session
 from floco.config import Config, read
 from floco.errors import FlocoError, RunFailed
 from floco.files import read_tensors, to_safetensors
 from floco.flower import client_app, nodes, server
 from floco.flower.demo import SITES, deal
+from floco.flower.joining import introduced
+from floco.flower.wire import FORMAT
 
 NODES = dict(zip((10, 11, 12), SITES, strict=True))
 Tamper = Callable[[int, Message, Message], Message | None]
@@ -121,6 +128,52 @@ def garbage(content: RecordDict) -> None:
     content.config_records["answer"]["extra"] = b"no tensors"
 
 
+def answered(**change: Any) -> Callable[[RecordDict], None]:
+    """Change what an answer says besides tensors and scores; what it does not say stays unsaid."""
+
+    def tamper(content: RecordDict) -> None:
+        answer = content.config_records["answer"]
+        answer.update({key: value for key, value in change.items() if key in answer})
+
+    return tamper
+
+
+def tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[RecordDict], None]:
+    """Change one tensor of an update, and none where it is not sent."""
+    return with_arrays(lambda t: {n: change(v) if n == name else v for n, v in t.items()})
+
+
+def extra(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[RecordDict], None]:
+    """Change the tensors of an update that are sent beside the shared ones."""
+
+    def tamper(content: RecordDict) -> None:
+        answer = content.config_records["answer"]
+        if "extra" in answer:
+            answer["extra"] = to_safetensors({n: change(t) for n, t in safetensors.torch.load(answer["extra"]).items()})
+
+    return tamper
+
+
+def of_north(tamper: Callable[[RecordDict], None], *kinds: str) -> Tamper:
+    """Change what the site `north` answers, to questions of these kinds (none: of all)."""
+
+    def north_lies(node: int, message: Message, reply: Message) -> Message:
+        kind = message.metadata.message_type
+        if node == 11 and kind != "query" and (not kinds or kind in kinds):
+            tamper(reply.content)
+        return reply
+
+    return north_lies
+
+
+def normed(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """A network with statistics and a counter."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, classes))
+
+
+NORMED = f"model.name={__name__}:normed"
+
+
 @pytest.mark.parametrize(
     ("tamper", "words"),
     [
@@ -139,16 +192,99 @@ def garbage(content: RecordDict) -> None:
     ],
 )
 def test_a_site_that_sends_anything_is_left_out_and_named(tamper: Callable[[RecordDict], None], words: str, tmp_path: Path) -> None:
-    def north_lies(node: int, message: Message, reply: Message) -> Message:
-        if node == 11 and message.metadata.message_type != "query":
-            tamper(reply.content)
-        return reply
-
-    failures = carried(tmp_path, configuration(tmp_path, "floco", "run.evaluate_every=1"), InProcess(tmp_path, tamper=north_lies))
+    failures = carried(tmp_path, configuration(tmp_path, "floco", "run.evaluate_every=1"), InProcess(tmp_path, tamper=of_north(tamper)))
     assert failures
     assert {client for _, client, _ in failures} == {"north"}
     for _, _, reason in failures:
         assert re.search(words, reason), reason
+
+
+@pytest.mark.parametrize(
+    ("name", "tamper", "words"),
+    [
+        ("fedavg", tensor("4.weight", lambda t: t * 0 + 1001), r"it sent a '4.weight' of up to 1e\+03, and had got one of up to 0\.\d+$"),
+        ("fedavg", tensor("2.running_mean", lambda t: t * 0 - 2e6), r"it sent a '2.running_mean' of up to 2e\+06, and had got one of up to \d"),
+        ("fedavg", tensor("2.running_var", lambda t: t * 0 + 3e7), r"it sent a '2.running_var' of up to 3e\+07, and had got one of up to \d"),
+        ("fedavg", tensor("2.running_var", lambda t: t - 2 * t.max()), r"it sent a '2.running_var' down to -\d\S*, and had got one down to \d\S*: it is never negative"),
+        ("fedavg", tensor("2.running_var", lambda t: t * float("inf")), "it sent a '2.running_var' that is not finite"),
+        ("pfedme", tensor("2.num_batches_tracked", lambda t: t * 0 - 1), r"it sent a '2.num_batches_tracked' of -1, and had got one of \d+"),
+        ("fedavg", tensor("2.num_batches_tracked", lambda t: t + 1_000_000), r"it sent a '2.num_batches_tracked' of 10000\d0, and had got one of \d+"),
+        ("fedavg", tensor("2.num_batches_tracked", lambda t: t * 0 + 2**63 - 1), r"it sent a '2.num_batches_tracked' of 9223372036854775807, and"),
+        ("fedavg", tensor("2.num_batches_tracked", lambda t: t * 0 - 2**63), r"it sent a '2.num_batches_tracked' of -9223372036854775808, and"),
+        ("scaffold", extra(lambda t: t * 0 + 1001), r"it sent a 'variate/\S+' of up to 1e\+03, and had got one of up to \d"),
+        ("scaffold", extra(lambda t: t * float("nan")), r"it sent a 'variate/\S+' that is not finite"),
+        ("fedavg", answered(weight=321), "with weight 321, and was asked to train and has 320 samples"),
+        ("fedavg", answered(weight=2**62), "with weight 4611686018427387904, and was asked to train and has 320 samples"),
+        ("fedavg", answered(**{"trained.steps": 21}), "it says 21 steps, and should have taken 20$"),
+        ("fedavg", answered(**{"trained.steps": 2**39}), "it says 549755813888 steps, and should have taken 20$"),
+        ("fedavg", answered(**{"trained.steps": -20}), "it says -20 steps, and should have taken 20$"),
+        ("pfedme", answered(**{"trained.steps": 0}), "it says 0 steps, and should have taken 120$"),
+        ("fedavg", answered(**{"trained.steps": 2**39, "trained.failed": True, "trained.failure": "boom"}), "^boom$"),
+        ("fedavg", answered(**{"evaluated.steps": 1}), "it says 1 steps, and should have taken 0$"),
+        ("fedavg+ft", answered(**{"evaluated.steps": 2**39}), "it says 549755813888 steps, and should have taken 20$"),
+        ("fedavg", judged(losses=8.1e7), r"its losses are 1.01e\+06 nats a sample, and are counted as 1e\+06$"),
+        ("fedavg", judged(losses=1e299), r"its losses are 1.25e\+297 nats a sample, and are counted as 1e\+06$"),
+        ("fedavg", judged(losses=-1e-3), "not one of 80 samples"),
+        ("fedavg", judged(squares=161.0), "not one of 80 samples"),
+        ("fedavg", judged(gaps=[80.0] * 15), "not one of 80 samples"),
+        ("fedavg", judged(counts=[2**40], right=[2**40]), "not one of 80 samples"),
+    ],
+)
+def test_every_number_and_tensor_of_a_site_is_checked(name: str, tamper: Callable[[RecordDict], None], words: str, tmp_path: Path) -> None:
+    config = configuration(tmp_path, name, NORMED, "training.epochs=1", "training.batch_size=16")
+    failures = carried(tmp_path, config, InProcess(tmp_path, tamper=of_north(tamper)))
+    assert {client for _, client, _ in failures} == {"north"}
+    for _, _, reason in failures:
+        assert re.search(words, reason), reason
+    most = 3 * 2 * 20 * {"pfedme": 6}.get(name, 1)  # three sites, two rounds between two evaluations
+    for row in rows(tmp_path / "run" / "history.csv"):
+        assert 0 <= int(row["steps"]) <= most
+        assert 0 <= int(row["steps_adapt"]) <= most
+        assert 0 <= float(row["loss_global"]) <= 1e6 / 2  # of three sites, two or more are sound
+
+
+def test_a_signal_for_the_assignment_is_checked_as_any_update(tmp_path: Path) -> None:
+    probes = of_north(with_arrays(lambda t: {n: v * 0 - 2e3 for n, v in t.items()}), "train.probe")
+    failures = carried(tmp_path, configuration(tmp_path, "floco", "training.fraction=0.34", NORMED), InProcess(tmp_path, tamper=probes))
+    assert [(round_, client) for round_, client, _ in failures] == [(2, "north")]
+    assert re.search(r"it sent a '4.weight' of up to 2e\+03, and had got one of up to 0\.\d+$", failures[0][2])
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_an_honest_site_sends_is_taken(name: str, tmp_path: Path) -> None:
+    """Of a network with statistics and counters, several epochs, some who only probe."""
+    more = ["training.epochs=2", "training.fraction=0.67", "training.rounds=4", "training.batch_size=20", "run.evaluate_every=1"]
+    assert not carried(tmp_path, configuration(tmp_path, name, NORMED, *more), InProcess(tmp_path))
+
+
+def test_what_an_honest_site_sends_is_taken_where_statistics_stay(tmp_path: Path) -> None:
+    assert not carried(tmp_path, configuration(tmp_path, "floco+", NORMED, "training.buffers=local", "algorithm.personal_epochs=2"), InProcess(tmp_path))
+
+
+HUGE = 2**36
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavg+ft", "scaffold", "fedrod", "floco"])
+def test_the_server_holds_nothing_of_the_size_that_a_site_says(name: str, tmp_path: Path) -> None:
+    """North says that it has half a terabyte of positions, and all else that goes with it."""
+
+    def boasts(node: int, message: Message, reply: Message) -> Message:
+        content = reply.content
+        if node == 11:
+            answer = content.config_records["answer"]
+            sizes = {"n_train": HUGE, "n_test": HUGE} if message.metadata.message_type == "query" else {"weight": HUGE, "trained.steps": HUGE // 16}
+            answer.update({k: v for k, v in sizes.items() if k in answer})
+            if answer.get("evaluated.steps"):
+                answer["evaluated.steps"] = HUGE // 16
+            judged(counts=[HUGE], right=[HUGE // 2])(content)
+        return reply
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    config = configuration(tmp_path, name, "data.normalize=none", f"flower.most_samples={HUGE}", "training.epochs=1", "training.batch_size=16")
+    assert not carried(tmp_path, config, InProcess(tmp_path, tamper=boasts))
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2**29
+    last = {r["client"]: r for r in rows(tmp_path / "run" / "clients.csv")[-3:]}["north"]
+    assert (int(last["n_train"]), int(last["n_test"]), int(last["participated"])) == (HUGE, HUGE, 3)
 
 
 def test_a_reply_that_flower_cannot_read_is_that_nodes_failure(tmp_path: Path) -> None:
@@ -178,8 +314,52 @@ def test_what_a_site_says_is_short_and_one_line(tmp_path: Path) -> None:
     assert all(len(reason) < 510 and "\n" not in reason for _, _, reason in failures)
 
 
-@pytest.mark.parametrize("change", [{"sum": 5}, {"sum": ["a"]}, {"square": b"xy"}, {"client": "a\nb"}, {"n_train": "many"}, {"count": 2**61}])
-def test_a_site_that_says_anything_when_it_joins_stays_outside(change: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        answered(client="a\nb" * 1000),
+        answered(task="a\nb" * 1000),
+        answered(weight="a\nb" * 1000),
+        answered(**{"trained.steps": "9" * 4000}),
+        answered(**{"trained.failed": True, "trained.failure": "a\nb" * 1000}),
+        with_arrays(lambda t: {**t, "a\nb" * 1000: torch.zeros(2)}),
+    ],
+)
+def test_what_is_said_of_a_site_is_short_and_one_line(tamper: Callable[[RecordDict], None], tmp_path: Path) -> None:
+    failures = carried(tmp_path, configuration(tmp_path, "fedavg"), InProcess(tmp_path, tamper=of_north(tamper)))
+    assert failures
+    assert all(client == "north" and len(reason) < 600 and "\n" not in reason for _, client, reason in failures)
+
+
+def test_an_error_of_a_site_is_short_and_one_line(tmp_path: Path) -> None:
+    def never(node: int, message: Message, reply: Message) -> Message:
+        return Message(Error(0, "a\nb" * 1000), reply_to=message) if node == 11 and message.metadata.message_type == "train" else reply
+
+    failures = carried(tmp_path, configuration(tmp_path, "fedavg"), InProcess(tmp_path, tamper=never))
+    assert len(failures) >= 3
+    assert all(len(reason) < 600 and "\n" not in reason for _, _, reason in failures)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"sum": 5}, "cannot be read: TypeError"),
+        ({"sum": ["a"]}, "cannot be read: ValueError"),
+        ({"sum": [1e30]}, "not those of its samples"),
+        ({"sum": [float("nan")]}, "not those of its samples"),
+        ({"square": b"xy"}, "not those of its samples"),
+        ({"square": [-1e-9]}, "not those of its samples"),
+        ({"square": [1e60]}, "not those of its samples"),
+        ({"square": [float("nan")]}, "not those of its samples"),
+        ({"client": "a\nb"}, "1 to 100 printable characters"),
+        ({"n_train": "many"}, "'many' samples to train"),
+        ({"n_train": 0}, "has 0 samples to train and 80 to test: .* flower.most_samples = 10000000"),
+        ({"n_train": 10_000_001}, "10000001 samples to train and 80 to test: .* flower.most_samples = 10000000"),
+        ({"n_test": 2**39}, "549755813888 to test: .* flower.most_samples = 10000000"),
+        ({"count": 2**61}, "not those of its samples"),
+    ],
+)
+def test_a_site_that_says_anything_when_it_joins_stays_outside(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     def lie(node: int, message: Message, reply: Message) -> Message:
         if node == 11 and message.metadata.message_type == "query":
             for key, value in change.items():
@@ -188,8 +368,18 @@ def test_a_site_that_says_anything_when_it_joins_stays_outside(change: dict[str,
         return reply
 
     failures = carried(tmp_path, configuration(tmp_path, "fedavg", "flower.sites=2"), InProcess(tmp_path, tamper=lie))
-    assert [reason for _, _, reason in failures if "cannot join" in reason]
+    assert [reason for _, _, reason in failures if re.search(f"cannot join: .*{words}", reason)], failures
     assert {r["client"] for r in rows(tmp_path / "run" / "clients.csv")} == {"east", "south"}
+
+
+@pytest.mark.parametrize(("total", "square"), [(0.0, 0.0), (19200.0, 0.0), (-19200.0, 1e-30), (1e29, 1e59)])
+def test_sums_that_samples_can_have_are_taken(total: float, square: float) -> None:
+    """Of a constant channel too, whose deviations from its own mean are zero whatever its sum."""
+    told = {"format": FORMAT, "client": "west", "n_train": 3, "n_test": 1, "dtype": "float32", "channels": "none", "count": 192, "sum": [total], "square": [square]}
+    config = read(None, ["flower.shape=[8,8]", "flower.most_samples=3"])
+    assert introduced(told, config, {})[1]["square"] == [square]
+    with pytest.raises(FlocoError, match="it has 3 samples to train and 1 to test: each must be at least 1, and at most flower.most_samples = 2"):
+        introduced(told, replace(config, flower=replace(config.flower, most_samples=2)), {})
 
 
 def test_a_client_that_always_fails_does_not_stop_the_run(tmp_path: Path) -> None:
@@ -302,13 +492,21 @@ def test_before_there_is_a_run_a_slip_leaves_no_trace(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "history.csv").read_bytes() == (plain / "run" / "history.csv").read_bytes()
 
 
-def test_a_bad_round_that_is_averaged_does_not_end_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["fedavg", "scaffold"])
+@pytest.mark.parametrize("more", [[], [NORMED]], ids=["plain", "normed"])
+@pytest.mark.parametrize("scale", [100, 990])
+def test_a_bad_round_that_is_averaged_does_not_end_the_run(scale: int, more: list[str], name: str, tmp_path: Path) -> None:
+    """Parameters that are wrong but within the limits: what honest sites then say of the spoiled model is large, and is not refused."""
+
     def wild(node: int, message: Message, reply: Message) -> Message:
         if node == 11 and message.metadata.message_type == "train" and message.content.config_records["ask"]["round"] == 0:
-            with_arrays(lambda t: {n: torch.randn(v.shape, generator=torch.Generator().manual_seed(0)) * 100 for n, v in t.items()})(reply.content)
+            with_arrays(lambda t: {n: v.sign() * scale if n.endswith(("weight", "bias")) else v for n, v in t.items()})(reply.content)
         return reply
 
-    carried(tmp_path, configuration(tmp_path, "fedavg", "run.evaluate_every=1", "training.lr=0.001"), InProcess(tmp_path, tamper=wild))
+    config = configuration(tmp_path, name, "run.evaluate_every=1", "training.lr=0.01", *more)
+    failures = carried(tmp_path, config, InProcess(tmp_path, tamper=wild))
+    assert all("nats a sample, and are counted as" in reason for _, _, reason in failures), failures
+    assert all(int(r["participated"]) == 3 for r in rows(tmp_path / "run" / "clients.csv")[-3:])
 
 
 def test_a_silent_node_is_woken_three_times_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,12 @@ def arrays(**change: object) -> dict[str, object]:
         (Y[:, None], "one for each sample"),
         (np.array([b"caf\xe9", b"eau", b"jus"])[Y], "not UTF-8"),
         (np.array([1, "1", 2] * 20, dtype=object), "all whole numbers or all text"),
+        (np.where(HOLE, -9, Y), "7 of 60 labels are -9"),
+        (np.where(HOLE, -1, Y + 1), "7 of 60 labels are -1"),
+        (np.where(HOLE, "NA", "yes"), "7 of 60 labels are 'NA'"),
+        (np.where(HOLE, "null", "yes"), "7 of 60 labels are 'null'"),
         (np.array([-1, 1] * 30), None),
+        (np.array([-2, -1, 1] * 20), None),
         (np.arange(60) % 2 == 0, None),
         (pd.Categorical(["cat", "dog"] * 30), None),
     ],
@@ -74,6 +79,7 @@ def test_a_label_that_is_named_as_a_class_is_one() -> None:
         (np.repeat([0.5, 1.5, 2.5], 20), "fractions"),
         (np.float32(2**24) + np.repeat([0, 2, 4], 20).astype(np.float32), "cannot tell whole numbers of that size apart"),
         (np.ma.masked_where(HOLE, np.repeat([1, 2, 3], 20)), "7 values are masked"),
+        (np.where(HOLE, "a ", CLIENTS), "with and without blanks"),
     ],
 )
 def test_client_ids_that_are_missing_or_unclear_are_refused_by_name(client: object, says: str) -> None:
@@ -226,6 +232,35 @@ def test_a_test_part_of_another_scale_is_refused(train: np.ndarray, test: np.nda
         load(parts(train, test))
 
 
+@pytest.mark.parametrize("x", [PICTURES / 1.0, PICTURES.astype("f4")[..., None]], ids=["grid", "picture"])
+def test_samples_that_vary_by_far_less_than_the_training_data_are_said(x: np.ndarray) -> None:
+    with pytest.warns(UserWarning, match="another scaling"):
+        load(parts(x[:30], x[30:] / 255))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(parts(x[:30], x[30:]))
+        load(parts(x[:30], x[30:35] / 255))  # few may be alike
+
+
+def test_a_table_to_predict_has_the_columns_of_the_one_that_was_trained_on() -> None:
+    table = pd.DataFrame({"age": np.arange(60.0), "bmi": np.arange(60.0)[::-1], "crp": np.ones(60)})
+    form = load((table, Y)).split(Iid(), clients=2).form
+    assert form.samples(table, "x").shape == form.samples(table.to_numpy(), "x").shape
+    with pytest.raises(FlocoError, match="columns age, bmi, crp, in this order"):
+        form.samples(table[["crp", "age", "bmi"]], "x")
+
+
+def test_a_data_sets_column_of_labels_is_the_one_called_so() -> None:
+    from datasets import ClassLabel, Dataset, Features, Sequence, Value
+
+    kinds = {"x": Sequence(Value("float32")), "sex": ClassLabel(names=["f", "m"]), "stage": ClassLabel(names=["0", "1", "2"])}
+    rows = {"x": np.zeros((60, 2)).tolist(), "sex": (Y % 2).tolist(), "stage": Y.tolist()}
+    with pytest.raises(FlocoError, match='call it "label", or keep one class label of sex, stage'):
+        load(Dataset.from_dict(rows, features=Features(kinds)))
+    named = {"label": Value("int64"), **{k: v for k, v in kinds.items() if k != "stage"}}
+    assert load(Dataset.from_dict({"x": rows["x"], "sex": rows["sex"], "label": rows["stage"]}, features=Features(named))).names == ("0", "1", "2")
+
+
 # -- the order of time
 
 TIME = np.arange(200)
@@ -342,6 +377,17 @@ def test_an_array_that_may_be_either_way_round_is_refused_with_the_setting_that_
         load(arrays(x=x))
     assert load(arrays(x=x), channels="first").x.shape == shape
     assert load(arrays(x=x), channels="last").x.shape == (60, shape[-1], *shape[1:-1])
+
+
+def test_values_that_tell_that_the_features_are_last_are_heard() -> None:
+    g = np.random.default_rng(0)
+    x = g.normal(size=(60, 12, 20)) * (1 + np.arange(20)) + 100 * (np.arange(20) % 3)
+    with pytest.raises(FlocoError, match="differ in scale along the last dimension"):
+        load(arrays(x=x))
+    assert load(arrays(x=x), channels="first").x.shape == (60, 12, 20)
+    load(arrays(x=x.transpose(0, 2, 1)[:, :8].copy()))  # features first
+    beats = np.sin(np.linspace(0, 6, 100)) * np.arange(1, 7)[:, None] + 0.3 * g.normal(size=(60, 6, 100))  # aligned in time
+    load(arrays(x=beats))
 
 
 @pytest.mark.parametrize(

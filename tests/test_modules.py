@@ -366,6 +366,135 @@ class Locked(nn.Module):
         self.net, self.lock = small_net(), threading.Lock()
 
 
+# -- a function of its registered tensors
+
+
+class Odd(nn.Module):
+    """Computes in a way that does not survive when its tensors are put in from outside."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.body, self.head = kind, nn.Linear(5, 7), nn.Linear(7, 3)
+        self.kept, self.cached, self.merged = [self.head.weight, self.head.bias], None, False
+        self.register_buffer("mean", torch.zeros(5), persistent=kind != "a buffer that is not persistent")
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.cached = None
+        if self.kind == "weights merged in eval()" and not mode and not self.merged:
+            self.merged, self.kept[0] = True, self.head.weight.detach() * 2
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kind == "inputs changed in place":
+            x -= 1
+        if self.training and "buffer" in self.kind:
+            if self.kind == "a buffer that is assigned":
+                self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            else:
+                self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        h = torch.relu(self.body(x - self.mean))
+        if self.kind == "a cache of weights":
+            self.cached = self.head.weight * 1 if self.cached is None or self.training else self.cached
+            return nn.functional.linear(h, self.cached, self.head.bias)
+        if self.kind in ("a list of parameters", "weights merged in eval()"):
+            return nn.functional.linear(h, *self.kept)
+        if self.kind == "dropout in evaluation":
+            h = nn.functional.dropout(h, 0.5)
+        if self.kind == "a batch as a whole":
+            h = h - h.mean(0)
+        if self.kind == "a body without gradients":
+            h = h.detach()
+        return self.head(h)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("a buffer that is assigned", "re-assigns its buffer 'mean'"),
+        ("a buffer that is not persistent", "'mean', which is not persistent"),
+        ("a cache of weights", "other tensors than its registered"),
+        ("a list of parameters", "other tensors than its registered"),
+        ("weights merged in eval()", "other tensors than its registered"),
+        ("inputs changed in place", "changes its inputs in place"),
+    ],
+)
+def test_a_module_that_is_no_function_of_its_registered_tensors_is_refused(kind: str, says: str) -> None:
+    with pytest.raises(FlocoError, match=says):
+        check_model(make(FedAvg(), model=lambda: Odd(kind)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("dropout in evaluation", "not the same twice"),
+        ("a batch as a whole", "share a batch"),
+        ("a body without gradients", r"2 parameters get no gradient \(body.weight, body.bias\)"),
+    ],
+)
+def test_what_makes_a_modules_numbers_less_than_they_seem_is_said(kind: str, says: str) -> None:
+    with pytest.warns(UserWarning, match=says):
+        check_model(make(FedAvg(), model=lambda: Odd(kind)))
+
+
+SOUND: dict[str, Any] = {
+    "a buffer changed in place": lambda: Odd("a buffer changed in place"),
+    "batch norm": lambda: Backbone(frozen=False),
+    "frozen": lambda: Backbone(frozen=True),
+    "layer norm": lambda: nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3)),
+    "instance norm": lambda: nn.Sequential(nn.Unflatten(1, (1, 5)), nn.InstanceNorm1d(1, affine=True, track_running_stats=True), nn.Flatten(), nn.Linear(5, 3)),
+    "recurrent": lambda: nn.Sequential(nn.Unflatten(1, (5, 1)), Last(), nn.Linear(4, 3)),
+    "weight norm": lambda: nn.Sequential(nn.Linear(5, 7), parametrizations.weight_norm(nn.Linear(7, 3))),
+    "spectral norm": lambda: nn.Sequential(nn.Linear(5, 7), parametrizations.spectral_norm(nn.Linear(7, 3))),
+    "attention": lambda: Classifier("attention below"),
+}
+
+
+class Last(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru = nn.GRU(1, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gru(x)[1][-1]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_modules_pass(name: str, precision: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message=".*parameters get no gradient")  # the projector that the classifier has beside it
+        check_model(make(FedAvg(), model=SOUND[name], precision=precision))
+
+
+def test_a_gradient_hook_that_would_not_run_is_refused() -> None:
+    def masked() -> nn.Module:
+        net = small_net()
+        net[0].weight.register_hook(lambda g: 0 * g)
+        return net
+
+    with pytest.raises(FlocoError, match="'0.weight' has a gradient hook"):
+        network(masked, seed=0)
+
+
+def test_ids_that_are_normalised_before_an_embedding_are_said() -> None:
+    import floco
+
+    x, y = np.random.default_rng(0).integers(0, 50, (60, 6)), np.arange(60) % 3
+    net = lambda: nn.Sequential(Whole(), nn.Embedding(50, 4), nn.Flatten(), nn.Linear(24, 3))  # noqa: E731
+    with pytest.warns(UserWarning, match="data.normalize = none"):
+        floco.fit(net, floco.load((x, y)).split(floco.Dirichlet(10.0), clients=2), floco.FedAvg(), rounds=1, engine="serial")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        floco.fit(net, floco.load((x, y)).split(floco.Dirichlet(10.0), clients=2, normalize="none"), floco.FedAvg(), rounds=1, engine="serial")
+
+
+class Whole(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.long().clamp(0, 49)
+
+
 # -- small things that these rest on
 
 

@@ -24,7 +24,7 @@ LAYERS = [
     ("values",),
     ("head", "network", "simplex", "metrics"),
     ("models", "federation", "contract"),
-    ("trial", "setup"),
+    ("trial", "setup", "fitness"),
     ("training", "programs", "cohort", "inference", "client"),
     ("algorithms",),
     (
@@ -120,7 +120,7 @@ def test_budgets(path: Path) -> None:
     assert not [n for n in ast.walk(tree) if isinstance(n, ast.ExceptHandler) and n.type is None]
 
 
-# What reads, trains, keeps and continues a federation has a budget of its own (3,100 lines, and 750 for what must be read, tried out or refused before it gives a wrong number);
+# What reads, trains, keeps and continues a federation has a budget of its own (3,100 lines, and 850 for what must be read, tried out or refused before it gives a wrong number);
 # twelve compared methods, comparisons and the report came later, and what only makes it fast.
 AROUND = {"comparison", "tuning", "tables", "columns", "report", "page", "figures", "surface", "landscape", "trackers", "views"}
 FAST = {"cohort", "programs", "processes", "memories"}
@@ -132,13 +132,13 @@ def test_budgets_of_the_package() -> None:
     assert statistics.median(sizes) <= 8
     lines = {p: len(code_lines(p.read_text())) for p in FILES}
     core = {p: n for p, n in lines.items() if part(module(p)) not in AROUND | FAST | {"flower"} and p.stem not in AWAY | {"federate"}}
-    assert sum(n for p, n in core.items() if p.parent.name != "algorithms" or p.stem.startswith("floco")) <= 3850
+    assert sum(n for p, n in core.items() if p.parent.name != "algorithms" or p.stem.startswith("floco")) <= 3950
     assert sum(n for p, n in lines.items() if part(module(p)) in FAST) <= 520
     away = sum(n for p, n in lines.items() if p.stem in AWAY)
-    assert away <= 870
+    assert away <= 960
     flower = sum(n for p, n in lines.items() if p.parent.name == "flower" or p.stem == "federate")
-    assert flower <= 1160
-    assert sum(lines.values()) - away - flower <= 5900
+    assert flower <= 1250
+    assert sum(lines.values()) - away - flower <= 6050
 
 
 def test_public_names_are_few_explicit_and_documented() -> None:

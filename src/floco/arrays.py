@@ -15,6 +15,11 @@ CHANNELS = ("first", "last", "kept", "none")
 last, where they are `kept` for the network (sequences); or `none`, one that is left out (H, W)."""
 
 
+def column_names(x: object) -> tuple[str, ...]:
+    """Return the names of the columns of a table such as a DataFrame, () of anything else."""
+    return tuple(map(str, getattr(x, "columns", ())))
+
+
 def as_in_source(x: torch.Tensor, channels: str) -> torch.Tensor:
     """Return samples (N, C, ...) with the channels where their source has them: the inverse of `channels_first`."""
     if channels == "none":
@@ -88,7 +93,19 @@ def find_channels(x: np.ndarray, kind: str, channels: str, where: str) -> str:
             f"{where} has the shape {x.shape}: are the features of a sample (each with a mean and deviation of its own) its first dimension, {x.shape[1]}, "
             f"or its last, {x.shape[-1]}? Say data.channels = first or last (channels=...); for pictures data.kind = images"
         )
+    if x.ndim == 3 and x.shape[1] > 1 and x.dtype.kind in "iuf" and _looks_time_first(x):
+        raise FlocoError(
+            f"{where} has the shape {x.shape}, and its values differ in scale along the last dimension and not along the first: if a sample is (times, features), say "
+            "data.channels = last (channels=...), else first"
+        )
     return "first"
+
+
+def _looks_time_first(x: np.ndarray) -> bool:
+    """Return whether the means of values (N, A, B) depend on b, and hardly on a, beside how much the values vary: B may then be features."""
+    some = x[: 2**20 // max(1, x[0].size) + 2].astype(np.float64)
+    means, size = some.mean(0), some.std() or 1.0
+    return bool(means.std(1).mean() > 0.3 * size and means.std(0).mean() < 0.03 * size)
 
 
 def read_inputs(x: np.ndarray, where: str, channels: str) -> tuple[torch.Tensor, tuple[float, ...]]:

@@ -71,7 +71,8 @@ def markdown(facts: Card) -> str:
         steps = ["channels moved to the front"] if given["channels"] == "last" else ["one channel added in front"] if given["channels"] == "none" else []
         steps += ["divided by 255"] if given["divided_by"] == 255 else []
         steps += [f"mean {_few(given['mean'])} subtracted and divided by {_few(given['std'])}, per channel"] if given["mean"] else []
-        lines += [f"- Before the network: {', '.join(steps) or 'nothing'}. All digits are in the JSON file beside this card."]
+        exact = " Subtract in float64: float32 cannot tell these numbers apart." if given["dtype"] == "float64" else ""
+        lines += [f"- Before the network: {', '.join(steps) or 'nothing'}.{exact} All digits are in the JSON file beside this card."]
         lines += ["- The file is the state dict of the network below; nothing of floco is needed to use it."]
     else:
         lines += ["- The preprocessing is part of the graph. It returns logits and probabilities, (N, C) each."]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from floco.arrays import as_in_source, channels_first, float32, writeable
+from floco.arrays import as_in_source, channels_first, column_names, float32, writeable
 from floco.errors import FlocoError
 from floco.labels import array, plain_labels
 
+_SEVERAL, _NARROW = 10, 0.05  # samples that together vary by so little of the training data's range are hardly of the same scale
 _FAR = 10  # ranges of a channel by which a value may lie outside of it: beyond is another unit, not another sample
 
 
@@ -53,6 +55,8 @@ class Form:
     normalization: Normalization
     offset: tuple[float, ...] = ()
     """What is subtracted from each channel before numbers become float32; (): nothing."""
+    columns: tuple[str, ...] = ()
+    """Names of the features, where the source is a table that has some; a table to predict must have the same, in the same order."""
 
     @property
     def divisor(self) -> int:
@@ -83,8 +87,10 @@ class Form:
             where: what an error calls it.
 
         Raises:
-            FlocoError: another shape or type, a value that is not finite, or one far outside of the values that the model knows.
+            FlocoError: another shape, type or order of columns, a value that is not finite, or one far outside of the values that the model knows.
         """
+        if self.columns and (given := column_names(x)) not in ((), self.columns):
+            raise FlocoError(f"{where} must have the columns {', '.join(self.columns)}, in this order, as the data that the model was trained on; got {', '.join(given)}")
         x = array(x, where)
         if x.ndim == 0 or x.shape[1:] != self.shape or not len(x):
             raise FlocoError(f"{where} must have shape (N, {', '.join(map(str, self.shape))}), N >= 1, as the samples that the model was trained on; got {x.shape}")
@@ -106,6 +112,15 @@ class Form:
         return samples, classes
 
     def _check_range(self, raw: torch.Tensor, where: str) -> None:
+        known, given = torch.tensor(self.ranges), raw.transpose(0, 1).flatten(1)
+        wide, varied = known[:, 1] - known[:, 0], given.amax(1) - given.amin(1)
+        if len(raw) >= _SEVERAL and bool((wide > 0).all()) and bool((varied < _NARROW * wide).all()):
+            warnings.warn(
+                f"{where}: all channels of {len(raw)} samples vary by less than {_NARROW:.0%} of what the training data do: another unit, or another scaling?", stacklevel=4
+            )
+        if bool((off := (wide == 0) & ((given - known[:, :1]).abs().amax(1) > _NARROW * known[:, 0].abs())).any()):
+            shown = ", ".join(map(str, off.nonzero().flatten().tolist()[:8]))
+            warnings.warn(f"{where}: channel {shown} is always the same in the training data, and is not here: the model has learnt nothing of it", stacklevel=4)
         for channel, (low, high) in enumerate(self.ranges):
             values = raw[:, channel].reshape(len(raw), -1)
             reach = _FAR * (high - low)

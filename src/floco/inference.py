@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from floco.errors import FlocoError
+from floco.fitness import check_tensors
 from floco.metrics import Score, score
 from floco.setup import Setup
 from floco.streams import global_stream, one_thread
@@ -71,6 +73,7 @@ def check_model(setup: Setup) -> None:
             f"the loss is wrong; leave the {end} at the end of the model out",
             stacklevel=3,
         )
+    check_tensors(replace(setup, training=replace(setup.training, precision="float32")), setup.inputs(x))
 
 
 def _ends_in(outputs: torch.Tensor) -> str | None:

@@ -11,6 +11,8 @@ from floco.errors import FlocoError
 
 _NO_TEXT = ("", "nan", "NaN", "None", "<NA>", "NaT")
 """What becomes of a missing value that is turned to text."""
+_NO_LABEL = (*_NO_TEXT, "NA", "N/A", "#N/A", "null", "NULL", "?")
+"""What other programs write for one."""
 _EXACT = {2: 2**11, 4: 2**24, 8: 2**53}  # bytes of a float: whole numbers beyond may be rounded to their neighbours
 
 
@@ -68,14 +70,17 @@ def _objects(y: np.ndarray, where: str) -> np.ndarray:
 def check_labels(y: np.ndarray, where: str, known: Collection[str] = ()) -> None:
     """Raise if labels hold what stands for a missing one, unless it is among the `known` classes.
 
-    -1 beside labels from 0 on, 255 of uint8 with no 254 below it, and texts such as "" or "nan".
+    The one negative number beside several others, 255 of uint8 with no 254 below it, and texts such as "", "nan" or "NA".
     """
     if y.dtype.kind == "U":
-        marks = [t for t in _NO_TEXT if t not in known and (np.char.strip(y) == t).any()]
+        marks = [t for t in _NO_LABEL if t not in known and (np.char.strip(y) == t).any()]
         found = np.isin(np.char.strip(y), marks)
     else:
-        suspects = {-1: y.dtype.kind == "i" and bool((y == 0).any()), 255: y.dtype == np.uint8 and not (y == 254).any()}
-        marks = [str(v) for v, suspect in suspects.items() if suspect and (y == v).any() and str(v) not in known]
+        values = np.unique(y)
+        negative = [int(v) for v in values[values < 0]] if y.dtype.kind == "i" else []
+        suspects = negative if len(negative) == 1 and len(values) > 2 else []
+        suspects += [255] if y.dtype == np.uint8 and 255 in values and 254 not in values else []
+        marks = [str(v) for v in suspects if str(v) not in known]
         found = np.isin(y, [int(m) for m in marks])
     if marks:
         shown = ", ".join(repr(m) for m in marks) if y.dtype.kind == "U" else ", ".join(marks)
@@ -102,6 +107,11 @@ def client_ids(values: Any, where: str) -> np.ndarray:
         raise FlocoError(f"{where} must be whole numbers or text, one for each sample, got shape {ids.shape} of {ids.dtype}")
     if ids.dtype.kind == "U" and (empty := int(np.isin(np.char.strip(ids), _NO_TEXT).sum())):
         raise _missing(where, empty, len(ids), "empty, or text such as 'nan'")
+    if ids.dtype.kind == "U":
+        values = np.unique(ids)
+        plain, times = np.unique(np.char.strip(values), return_counts=True)
+        if (times > 1).any():
+            raise FlocoError(f"{where}: {str(plain[times > 1][0])!r} is there with and without blanks around it: are these one client, or several?")
     return ids
 
 

@@ -52,17 +52,17 @@ class Network:
         head = () if last is None else tuple(n for n in (last, f"{layer}.bias".removeprefix(".")) if n in parameters)
         return Layout(tuple(parameters), tuple(self.buffers), last, head)
 
-    def twin(self, device: torch.device, *, train: bool) -> nn.Module:
-        """Return a copy of the module in training or evaluation mode, to compute with; on the CPU it shares the module's tensors.
+    def twin(self, device: torch.device, *, train: bool, own: bool = False) -> nn.Module:
+        """Return a copy of the module in training or evaluation mode, to compute with; on the CPU it shares the module's tensors, unless it gets its `own`.
 
         In training mode, submodules that their owner has put into evaluation mode stay in it, as frozen backbones do; a module
         that is in evaluation mode as a whole, as many libraries load them, is trained as a whole.
         """
-        shared = (*self.module.parameters(), *self.module.buffers()) if device.type == "cpu" else ()
+        shared = (*self.module.parameters(), *self.module.buffers()) if device.type == "cpu" and not own else ()
         copied = copy.deepcopy(self.module, {id(t): t for t in shared}).to(device).train(train)
         if train and self.module.training:
-            for own, given in zip(copied.modules(), self.module.modules(), strict=True):
-                own.training = own.training and given.training
+            for mine, given in zip(copied.modules(), self.module.modules(), strict=True):
+                mine.training = mine.training and given.training
         return copied
 
     def holding(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -145,6 +145,8 @@ def network(model: nn.Module | Factory, *, seed: int, weights: Mapping[str, torc
         raise FlocoError(f"a model must be an nn.Module or a function that returns one, got {type(model).__name__}")
     if any(isinstance(p, nn.UninitializedParameter | nn.UninitializedBuffer) for p in (*model.parameters(), *model.buffers())):
         raise FlocoError("the model has lazy layers, whose shapes are not known yet: call it once on a batch of inputs, or use layers with shapes")
+    if hooked := [n for n, p in model.named_parameters() if p._backward_hooks]:
+        raise FlocoError(f"the parameter {hooked[0]!r} has a gradient hook, which floco does not run: put what it does into the forward pass, e.g. a mask of the weight")
     try:
         module = copy.deepcopy(model)
     except Exception as error:

@@ -99,7 +99,9 @@ def _comparison(results: Results, missing: str) -> Iterator[Section]:
         "Target: FedAvg's mean over its last tenth of the rounds. A dash: no such model, or never reached."
     )
     yield Section(
-        "Comparison", text(note, *(t for t in (tables.left_out(made), missing) if t)) + "".join(html_table(methods_table(made, c)) for c in (ACCURACY, CALIBRATION, COST))
+        "Comparison",
+        text(note, *(t for t in (tables.unequal(results.paths.values()), tables.left_out(made), missing) if t))
+        + "".join(html_table(methods_table(made, c)) for c in (ACCURACY, CALIBRATION, COST)),
     )
     variance = (
         "The update variance is that of the clients' updates of the parameters they send (for a simplex: of the model at 1/M), mean of the rounds between evaluations. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -201,7 +202,8 @@ def fit(
                 rows["clients"] = list(progress.evaluation.clients)
             watch(progress)
 
-        return Run(setup, session.advance(setup, config.run, None, loop.begin(setup, Memories(budget=config.run.memory_budget)), keep), rows=rows)
+        progress = session.advance(setup, config.run, None, loop.begin(setup, Memories(budget=config.run.memory_budget)), keep)
+        return _said(Run(setup, progress, rows=rows))
     path = Path(out)
     if not (resume and (path / "run.json").exists()):
         session.create(config, setup, path)
@@ -211,7 +213,20 @@ def fit(
         session.check_config(stored, dataclasses.replace(config, run=dataclasses.replace(config.run, **kept)), path)
         session.check(store, setup)
         store.rewind()
-        return Run(setup, session.advance(setup, stored.run, store, store.load(stored.run.memory_budget), watch), path)
+        return _said(Run(setup, session.advance(setup, stored.run, store, store.load(stored.run.memory_budget), watch), path))
+
+
+def _said(run: Run) -> Run:
+    """Warn of clients that were left out: means are of the others."""
+    failures = run.failures
+    if len(failures):
+        last, now = failures.iloc[-1], len(run.clients)
+        missing = f"; {len(run.setup.federation.clients) - now} are missing in the last evaluation" if now < len(run.setup.federation.clients) else ""
+        warnings.warn(
+            f"clients were left out {len(failures)} times{missing} (run.failures has the reasons; the last: round {last['round']}, client {last['client']!r}: {last['reason']})",
+            stacklevel=3,
+        )
+    return run
 
 
 def rounds(model: nn.Module | Factory, federation: Federation, algorithm: Algorithm, **settings: Any) -> Iterator[Evaluation]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from floco.arrays import find_channels, read_inputs
+from floco.arrays import column_names, find_channels, read_inputs
 from floco.errors import FlocoError, nearest
 from floco.federation import Client, Federation, normalization, sums
 from floco.form import Form, Normalization
@@ -42,11 +42,13 @@ class Samples:
     """Labels as the source has them, as text, by class number; empty: the names."""
     offset: tuple[float, ...] = ()
     """What was subtracted from each channel, so that float32 can tell large numbers apart; (): nothing."""
+    columns_of_x: tuple[str, ...] = ()
+    """Names of the features, where x is a table that has some (a DataFrame)."""
 
     @property
     def form(self) -> Form:
         """What samples and labels look like where they come from."""
-        return Federation(self.x, torch.from_numpy(self.y), (), self.names, channels=self.channels, values=self.values, offset=self.offset).form
+        return Federation(self.x, torch.from_numpy(self.y), (), self.names, channels=self.channels, values=self.values, offset=self.offset, columns=self.columns_of_x).form
 
     def split(
         self,
@@ -90,7 +92,7 @@ class Samples:
         members, kept = tuple(made[: len(made) - held_out]), tuple(made[len(made) - held_out :])
         y_test = None if self.y_test is None else torch.from_numpy(self.y_test)
         normal = self._normalization(normalize, members)
-        return Federation(self.x, torch.from_numpy(self.y), members, self.names, self.x_test, y_test, kept, normal, self.channels, self.values, self.offset)
+        return Federation(self.x, torch.from_numpy(self.y), members, self.names, self.x_test, y_test, kept, normal, self.channels, self.values, self.offset, self.columns_of_x)
 
     def _normalization(self, normalize: str | Normalization, members: tuple[Client, ...]) -> Normalization:
         """Return the statistics for samples less their offset."""
@@ -155,14 +157,15 @@ def checked(arrays: Arrays, source: str, kind: str = "auto", known_labels: Seque
     where = find_channels(raw[0], kind, channels, f"{source}: {needed[0]}")
     x, offset = read_inputs(raw[0], f"{source}: {needed[0]}", where)
     columns = _columns({n: v for n, v in arrays.items() if n not in (*needed, "names")}, len(x), source, needed[0])
-    made = Samples(x, encoded, tuple(map(str, names)), columns=columns, channels=where, values=tuple(str(v) for v in known), offset=offset)
+    features = column_names(arrays[needed[0]])
+    made = Samples(x, encoded, tuple(map(str, names)), columns=columns, channels=where, values=tuple(str(v) for v in known), offset=offset, columns_of_x=features)
     if len(raw) == 1:
         return made
     if raw[1].shape[1:] != raw[0].shape[1:]:
         raise FlocoError(f"{source}: x_test must have samples of the shape {raw[0].shape[1:]}, as the training part; those of {raw[1].shape[1:]} do not fit")
     if strange := sorted(set(labels[1].tolist()) - set(known.tolist()), key=str):
         raise FlocoError(f"{source}: y_test must have labels of the training part; {', '.join(map(repr, strange[:12]))} do not fit")
-    return replace(made, x_test=made.form.samples(raw[1], f"{source}: x_test"), y_test=_numbers(labels[1], known, f"{source}: y_test"))
+    return replace(made, x_test=made.form.samples(arrays["x_test"], f"{source}: x_test"), y_test=_numbers(labels[1], known, f"{source}: y_test"))
 
 
 def _labels(values: Any, where: str, samples: int, known: Sequence[str]) -> np.ndarray:

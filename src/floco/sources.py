@@ -130,7 +130,7 @@ def _arrays(data: Any, pictures: np.ndarray | None = None) -> Arrays:
 
     kinds = data.features
     x = next((n for n, f in kinds.items() if isinstance(f, Image)), "x")
-    y = next((n for n, f in kinds.items() if isinstance(f, ClassLabel)), "label" if "label" in kinds else "y")
+    y = next((n for n in ("label", "y") if n in kinds), None) or _only([n for n, f in kinds.items() if isinstance(f, ClassLabel)])
     if x not in kinds or y not in kinds:
         raise FlocoError(f'a data set needs an image column or "x", and a class label or "y"; it has {", ".join(kinds)}')
     if pictures is None and picture_column(data) == x:
@@ -142,3 +142,10 @@ def _arrays(data: Any, pictures: np.ndarray | None = None) -> Arrays:
     others = {n: np.asarray(data[n]) for n in kinds if n not in (x, y)}
     names = {"names": np.asarray(kinds[y].names)} if isinstance(kinds[y], ClassLabel) else {}
     return {"x": values, "y": np.asarray(data[y]), **others, **names}
+
+
+def _only(names: Sequence[str]) -> str:
+    """Return the name of the column of class labels, "y" if there is none."""
+    if len(names) > 1:
+        raise FlocoError(f'a data set needs one column of labels: call it "label", or keep one class label of {", ".join(names)}')
+    return names[0] if names else "y"

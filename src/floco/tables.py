@@ -65,7 +65,8 @@ def prediction_table(probabilities: torch.Tensor, names: Sequence[str]) -> pd.Da
 def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:
     """Return the results of those run directories that are finished.
 
-    A second run of a method and seed also goes by its folder's name, or that of its comparison.
+    Runs of a method are seeds of one another only if all else is equal: those with other settings, and a second run of a seed,
+    also go by their folder's name, or that of their comparison.
 
     Args:
         paths: run directories; others and repetitions are passed over.
@@ -77,6 +78,7 @@ def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:
     found: list[tuple[Path, str, int, Any]] = []
     first: dict[int, tuple[Path, Any]] = {}
     taken: set[tuple[str, int]] = set()
+    settings: dict[str, Any] = {}
     for path in dict.fromkeys(p.resolve() for p in paths):
         if not (path / "run.json").is_file():
             continue
@@ -88,8 +90,12 @@ def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:
         before, same = first.setdefault(seed, (path, (facts["data"], config["training"]["rounds"])))
         if same != (facts["data"], config["training"]["rounds"]):
             raise FlocoError(f"{before} and {path} have seed {seed}, and other data, splits or numbers of rounds: they cannot be compared")
-        if (name, seed) in taken:
-            name = f"{name} ({path.parent.parent.name if path.parent.name == 'runs' else path.name})"
+        own = _settings(config)
+        folder, number = path.parent.parent.name if path.parent.name == "runs" else path.name, 1
+        while (name, seed) in taken or settings.get(name, own) != own:
+            name = f"{config['algorithm']['name']} ({folder}{f' {number}' if number > 1 else ''})"
+            number += 1
+        settings[name] = own
         taken.add((name, seed))
         found.append((path, name, seed, history))
     found.sort(key=lambda f: order.index(f[1]) if f[1] in order else len(order))
@@ -98,12 +104,29 @@ def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:
         clients = read_table(path / "clients.csv")
         if "round" not in clients:
             raise FlocoError(f"{path} has no clients.csv any more: the run was changed")
+        everybody = clients["client"].nunique()  # some may have failed in the last evaluation
         clients = clients[clients["round"] == clients["round"].max()]
-        for kind, table in (("history", history), ("clients", clients), ("runs", _run_row(path, history, len(clients)))):
+        for kind, table in (("history", history), ("clients", clients), ("runs", _run_row(path, history, everybody))):
             tables[kind].append(pd.concat([pd.DataFrame({"method": name, "seed": seed}, index=table.index), table], axis=1))
     whole = {kind: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({"method": [], "seed": []}) for kind, parts in tables.items()}
     runs = _compared(whole["runs"], whole["history"], whole["clients"])
     return Results(whole["history"], whole["clients"], runs, {(name, seed): path for path, name, seed, _ in found})
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run that decide its numbers, but for the seed."""
+    return {f"{section}.{key}": value for section in ("data", "model", "training", "algorithm") for key, value in config[section].items()}
+
+
+def unequal(paths: Iterable[Path]) -> str:
+    """Return a sentence about settings in which runs that are shown side by side differ, beside their methods and step sizes; "" if there are none."""
+    seen: dict[str, list[Any]] = {}
+    for path in paths:
+        for key, value in _settings(read_json(path / "run.json")["config"]).items():
+            if not key.startswith("algorithm.") and key != "training.lr" and value not in seen.setdefault(key, []):
+                seen[key].append(value)
+    shown = [f"{key} ({', '.join(map(str, values))})" for key, values in seen.items() if len(values) > 1]
+    return f"Not under equal conditions: these runs differ in {', '.join(shown)}." if shown else ""
 
 
 def _run_row(path: Path, history: pd.DataFrame, clients: int) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -161,11 +161,15 @@ def newcomer_table(path: Path) -> Table:
     means = made.pivot_table(index="model", columns="size", values="accuracy", aggfunc="mean")
     means = means[[str(size) for size in made["size"].unique() if size in means]]
     counts = made.groupby("size")["client"].nunique()
+    judged: dict[Any, int] = made.dropna(subset="accuracy").groupby(["model", "size"])["client"].nunique().to_dict()  # a model that could not be made has none
     table = Table(title=f"newcomers: {made['client'].nunique()} clients that were held out, mean accuracy by number of labelled samples")
     for name in ("model", *(f"{n}" + ("" if counts[n] == counts.max() else f" ({counts[n]} clients)") for n in means.columns)):
         table.add_column(name, justify="left" if name == "model" else "right")
     for name in (m for m in ("placed", "global", "global+ft", "local") if m in means.index):
-        table.add_row(name, *(f"{100 * v:.1f} %" if v == v else "" for v in [float(v) for v in means.loc[name].to_numpy()]))
+        row: dict[Any, float] = means.loc[name].to_dict()
+        few = {size: f" (of {judged[name, size]})" if judged.get((name, size), 0) < counts[size] else "" for size in row}
+        cells = [f"{100 * mean:.1f} %{few[size]}" if mean == mean else "" for size, mean in row.items()]
+        table.add_row(name, *cells)
     return table
 
 

@@ -52,7 +52,7 @@ class SuPerFed(Algorithm):
         return {**message.shared, **memory, **prefixed({n: message.shared[n] for n in facts.layout.parameters}, RECEIVED)}
 
     def _active(self, message: Message, facts: Facts) -> bool:
-        return message.round > math.floor(self.start_share * facts.training.rounds)
+        return message.round > math.floor(self.start_share * facts.training.rounds + 1e-9)  # 0.29 * 100 is 28.999... in floating point
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return one phase: w_f alone before its time, both endpoints after."""

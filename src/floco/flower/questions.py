@@ -9,13 +9,14 @@ from flwr.app import Message
 
 from floco.client import concluded, prepared
 from floco.config import Config, as_dict
+from floco.flower.checks import Form, checked
 from floco.flower.nodes import Nodes
-from floco.flower.wire import LOG, Answer, Ask, Form, checked
+from floco.flower.wire import LOG, Answer, Ask
 from floco.form import Normalization
 from floco.jobs import Job, Result
 from floco.loop import Progress, size
 from floco.setup import Setup
-from floco.values import Task
+from floco.values import Facts, Phase, Task
 
 
 class Questions:
@@ -68,9 +69,10 @@ class Questions:
             try:
                 answer = Answer.of(reply.content)
                 if answer.client == client:
+                    answer = checked(answer, ask, form(setup, client, ask))
                     for note in answer.notes:
                         self._tell(client, note)
-                    return checked(answer, ask, form(setup, client, ask))
+                    return answer
                 failed = next((r.failure for r in (answer.trained, answer.evaluated) if r is not None and r.failure), "")
                 why = f"it calls itself {answer.client!r} now" + f": {failed}" * bool(failed)
                 self._nodes.doubt(client)
@@ -91,12 +93,19 @@ class Questions:
 
 
 def form(setup: Setup, client: str, ask: Ask) -> Form:
-    """Return what an honest answer looks like: as that of a client that has trained for no step."""
+    """Return what an honest answer looks like: as that of a client that has trained for no step, but for the number of its steps."""
     work = prepared(setup, client, ask.message(ask.task), None)
     update = concluded(setup, work, work.tensors)[0] if ask.task != "evaluate" else None
-    both = setup.algorithm.models(work.tensors, work.facts)
-    n_test = len(setup.federation.client(client).test)
-    return Form(update, frozenset(setup.network.layout.parameters), (both.global_ is not None, both.personal is not None), n_test, setup.federation.classes)
+    both, layout = setup.algorithm.models(work.tensors, work.facts), setup.network.layout
+    models, n_test = (both.global_ is not None, both.personal is not None), len(setup.federation.client(client).test)
+    taken = 0 if update is None else _steps(work.phases, work.facts), _steps(setup.algorithm.adapt(work.facts), work.facts)
+    return Form(update, frozenset(layout.parameters), frozenset(layout.buffers), models, n_test, setup.federation.classes, taken)
+
+
+def _steps(phases: Sequence[Phase], facts: Facts) -> int:
+    """Return the optimiser steps of a client's phases, which are `Work.steps`: here without the list of its batches, which would be as long as the site says."""
+    epochs = facts.training.epochs
+    return sum((epochs if p.epochs is None else p.epochs) * facts.batches * sum(s.repeat for s in p.steps) for p in phases)
 
 
 def _certain(result: Result | None, client: str) -> Result:

@@ -146,7 +146,8 @@ class _Server:
             begun, known = time.perf_counter(), set(self._nodes.facts)
             self._round = progress.round + 1
             setup, jobs, results, progress = self._asked(store, setup, progress)
-            progress = loop.after_round(setup, self._plan, progress, jobs, results)
+            everybody = replace(setup, federation=sizes_only(self._config, self._nodes.facts, self._normalization))  # those that are away count in SCAFFOLD's n
+            progress = loop.after_round(everybody, self._plan, progress, jobs, results)
             if broken := [n for n, t in progress.state.shared.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
                 raise RunFailed(f"round {self._round}: the average of {broken[0]!r} is not finite; look for a site whose numbers are extreme")
             store.add("timings", [{"round": progress.round, "seconds": round(time.perf_counter() - begun, 4)}])

@@ -112,6 +112,9 @@ def joined(site: SiteConfig, text: str) -> dict[str, Any]:
     form, client = federation.form, federation.client(site.client)
     if form.shape != config.flower.shape:
         raise FlocoError(f"the run is about samples of shape {config.flower.shape}, and those of {config.data.source} have {form.shape}")
+    if federation.offset:
+        large = ", ".join(str(i) for i, o in enumerate(federation.offset) if o)
+        raise FlocoError(f"channels {large} of {config.data.source} hold numbers that are large beside their differences: subtract a number that all sites agree on first")
     own: Sums = sums(federation.x, client.train) if config.data.normalize == "train" else (0, (), ())
     return {"n_train": len(client.train), "n_test": len(client.test), "dtype": form.dtype, "channels": form.channels, "count": own[0], "sum": list(own[1]), "square": list(own[2])}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors.torch
@@ -20,13 +20,12 @@ from floco.client import Scores
 from floco.errors import FlocoError
 from floco.files import to_safetensors
 from floco.jobs import Result
-from floco.metrics import BINS, Score
+from floco.metrics import Score
 from floco.values import Message, Task, Tensors, Update
 
-FORMAT = 1
+FORMAT = 2
 LOG = logging.getLogger("flwr")  # Flower's own: what is said at a site and in a run stands among what Flower says
 _MODELS = ("global_", "personal")
-_GROWTH = 1e3  # how much larger than what was sent, or than 1, a parameter may be
 _NOTES = 8
 
 
@@ -93,7 +92,7 @@ class Answer:
     @staticmethod
     def failed(client: str, why: str) -> Answer:
         """Return the answer of a client of which nothing can be used."""
-        nothing = Result(client, failure=why)
+        nothing = Result(client, failure=short(why))
         return Answer(client, nothing, nothing)
 
     def records(self, *, share_labels: bool) -> RecordDict:
@@ -124,8 +123,8 @@ class Answer:
         for name in ("trained", "evaluated"):
             if f"{name}.steps" in plain:
                 failure = short(str(plain[f"{name}.failure"])) if plain[f"{name}.failed"] else None
-                results[name] = Result(client, steps=int(plain[f"{name}.steps"]), failure=failure)
-        if "weight" in plain:
+                results[name] = Result(client, steps=int(plain[f"{name}.steps"]) if failure is None else 0, failure=failure)
+        if "weight" in plain and results["trained"].failure is None:
             update = Update(client, plain["task"], int(plain["weight"]), tensors_of(records), safetensors.torch.load(plain["extra"]))
             results["trained"] = Result(client, update, steps=results["trained"].steps)
         if "evaluated" in results and results["evaluated"].failure is None:
@@ -147,68 +146,6 @@ def _metrics(score: Score) -> dict[str, Any]:
 def _score(metrics: Mapping[str, Any]) -> Score:
     balanced = metrics.get("balanced")
     return Score(tuple(metrics["counts"]), tuple(metrics["right"]), metrics["losses"], metrics["squares"], tuple(metrics["gaps"]), balanced)
-
-
-@dataclass(frozen=True)
-class Form:
-    """What an honest answer of a client looks like."""
-
-    update: Update | None
-    """One with the same tensors, as to names, shapes and types; None if it is not asked to train or probe."""
-    parameters: frozenset[str]
-    """Those of them that are trained."""
-    models: tuple[bool, bool]
-    """Whether the method has a global and a personal model."""
-    n_test: int
-    classes: int
-
-
-def checked(answer: Answer, ask: Ask, form: Form) -> Answer:
-    """Return an answer in which what cannot be used, its training or its evaluation, is a failure that says why."""
-    trained, evaluated = answer.trained, answer.evaluated
-    if trained is not None and trained.update is not None and (why := _update_problem(trained.update, ask, form)):
-        trained = Result(answer.client, failure=why)
-    if evaluated is not None and evaluated.scores is not None:
-        fits = all(has == (s is not None) and (s is None or _plausible(s, form.n_test, form.classes)) for has, s in zip(form.models, evaluated.scores, strict=True))
-        evaluated = evaluated if fits else Result(answer.client, failure=f"its evaluation is not one of {form.n_test} samples and {form.classes} classes, or not finite")
-    if any(r is not None and not 0 <= r.steps < 2**40 for r in (trained, evaluated)):
-        trained = evaluated = Result(answer.client, failure="it tells an impossible number of steps")
-    return replace(answer, trained=trained, evaluated=evaluated)
-
-
-def _update_problem(update: Update, ask: Ask, form: Form) -> str | None:
-    wanted = form.update
-    if wanted is None or (update.task, update.weight) != (wanted.task, wanted.weight):
-        return f"it answered {update.task} with weight {update.weight}, and was asked to {ask.task}{f' and has {wanted.weight} samples' if wanted else ''}"
-    for sent, like in ((update.shared, wanted.shared), (update.extra, wanted.extra)):
-        if missing := sorted(like.keys() - sent.keys()):
-            return f"its update lacks {', '.join(missing)}"
-        if why := next((w for n, t in sent.items() if (w := _tensor_problem(n, t, like.get(n)))), None):
-            return why
-    for name in form.parameters & update.shared.keys():  # what is too large stays in the average, and spoils every later round
-        before, now = (float(t[name].abs().max()) if t[name].numel() else 0.0 for t in (ask.shared, update.shared))
-        if now > _GROWTH * max(1.0, before):
-            return f"it sent a {name!r} of up to {now:.3g}, and had got one of up to {before:.3g}"
-    return None
-
-
-def _tensor_problem(name: str, tensor: torch.Tensor, like: torch.Tensor | None) -> str | None:
-    if like is None or like.shape != tensor.shape or like.dtype != tensor.dtype:
-        was = "nothing of that name" if like is None else f"{tuple(like.shape)} {like.dtype}"
-        return f"it sent {name!r} as {tuple(tensor.shape)} {tensor.dtype}, and should have sent {was}"
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-        return f"it sent a {name!r} that is not finite"
-    return None
-
-
-def _plausible(score: Score, n_test: int, classes: int) -> bool:
-    """Return whether a score can be one of that many samples."""
-    n, counts, right = n_test * (1 + 1e-6), score.counts, score.right
-    counted = len(counts) == len(right) and len(counts) in (1, classes) and all(type(v) is int for v in (*counts, *right))
-    if not counted or score.n != n_test or not all(0 <= r <= c for r, c in zip(right, counts, strict=True)):
-        return False
-    balanced = score.balanced is None if len(counts) == classes else score.balanced is not None and 0 <= score.balanced <= 1
-    return balanced and len(score.gaps) == BINS and all(abs(g) <= n for g in score.gaps) and 0 <= score.squares <= 2 * n and 0 <= score.losses < 1e300
 
 
 def short(text: str) -> str:

@@ -1,0 +1,118 @@
+"""Whether a network can be trained by its named tensors: tried against the module itself, before the first round."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from floco.errors import FlocoError
+from floco.setup import Setup
+from floco.streams import global_stream, one_thread
+from floco.values import Tensors
+
+_FEW = 3  # samples of a batch whose outputs must not hang on the others
+
+
+def check_tensors(setup: Setup, x: torch.Tensor) -> None:
+    """Raise if a network is not a function of its registered parameters and buffers; warn of what makes its numbers less than they seem.
+
+    Its tensors are put in from outside, one client's after the other's. A module that computes with copies of them (a list, a cache,
+    weights that are merged in `eval()`), or that re-assigns a buffer, would train one thing, and be evaluated or handed out as another.
+
+    Args:
+        setup: what is fixed in the run, with arithmetic in float32.
+        x: inputs (n, ...), n >= 2, on the device.
+    """
+    with one_thread():
+        other = _other(setup)
+        _check_evaluation(setup, other, x)
+        _check_training(setup, other, x)
+    if setup.federation.normalization.mean and any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in setup.network.module.modules()):
+        warnings.warn("the model has an Embedding, and its inputs are normalised: ids that are shifted and scaled are other ids; set data.normalize = none", stacklevel=4)
+
+
+def _other(setup: Setup) -> Tensors:
+    """Return tensors near the initial ones: none of them is equal by chance."""
+    g = torch.Generator().manual_seed(0)
+
+    def moved(t: torch.Tensor, name: str) -> torch.Tensor:
+        if not t.is_floating_point():
+            return t
+        noise = torch.rand(t.shape, generator=g).to(t)
+        return t * (1 + 0.2 * noise) if name in setup.network.layout.buffers else t + (noise - 0.5) * (0.2 * t.abs().mean() + 0.02)
+
+    return {n: moved(t, n) for n, t in setup.initial().items()}
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def _copied(tensors: Tensors) -> Tensors:
+    return {n: t.clone() for n, t in tensors.items()}
+
+
+@torch.no_grad()
+def _check_evaluation(setup: Setup, other: Tensors, x: torch.Tensor) -> None:
+    predict, before = setup.predictor(train=False, fresh=True), x.clone()
+    predict(setup.initial(), x)
+    if not torch.equal(x, before):
+        raise FlocoError("the model changes its inputs in place, and several models are given the same inputs: write x = x - 1, not x -= 1, at the start of the forward pass")
+    found, again = predict(_copied(other), x), predict(_copied(other), x)
+    if not _close(found, again):
+        warnings.warn(
+            "the model's outputs in evaluation mode are not the same twice (dropout without training=self.training?): accuracies are those of a random model", stacklevel=5
+        )
+        return
+    if not _close(found, setup.network.holding({n: t.cpu() for n, t in other.items()}).to(setup.device)(x).float()):
+        raise FlocoError(
+            "the model computes with other tensors than its registered parameters and buffers (a list of parameters, a cache of weights, weights merged in eval()): "
+            "what is evaluated would not be the model that is handed out; use each parameter by its attribute, and keep no copy of it"
+        )
+    if len(x) > _FEW and not _close(predict(_copied(other), x[:_FEW]), found[:_FEW]):
+        warnings.warn(
+            "the model's outputs in evaluation mode hang on which samples share a batch (BatchNorm with track_running_stats=False?): accuracies are those of this order and size "
+            "of batches, and predictions of single samples differ",
+            stacklevel=5,
+        )
+
+
+def _check_training(setup: Setup, other: Tensors, x: torch.Tensor) -> None:
+    module, tensors = setup.network.twin(torch.device("cpu"), train=True, own=True).to(setup.device), _copied(other)
+    layout = setup.network.layout
+    module.load_state_dict(other, strict=False)
+    passing = {n: b.clone() for n, b in module.named_buffers() if n not in layout.buffers}
+    mine, theirs = [tensors[n].requires_grad_() for n in layout.parameters], dict(module.named_parameters())
+    expected, _ = _gradients(setup, lambda: module(x), [theirs[n] for n in layout.parameters])
+    found, unused = _gradients(setup, lambda: setup.predictor(train=True, fresh=True)(tensors, x), mine)
+    after = dict(module.named_buffers())
+    if lost := [n for n in layout.buffers if not _close(after[n], tensors[n].detach())]:
+        raise FlocoError(f"the model re-assigns its buffer {lost[0]!r} in the forward pass, so that its updates would be lost: change it in place, e.g. by copy_ or mul_")
+    if changed := [n for n, b in passing.items() if n in after and not _close(after[n], b)]:
+        raise FlocoError(f"the model changes its buffer {changed[0]!r}, which is not persistent and so belongs to no client's model: register it with persistent=True")
+    if wrong := [n for n, a, b in zip(layout.parameters, expected, found, strict=True) if not (a - b).norm() <= 1e-2 * a.norm() + 1e-4]:
+        raise FlocoError(f"the gradient of {wrong[0]!r} is another one when the tensors are put in from outside (torch.utils.checkpoint?): the model cannot be trained so")
+    _check_unused(layout.parameters, unused)
+
+
+def _gradients(setup: Setup, forward: Callable[[], torch.Tensor], parameters: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[bool]]:
+    """Return the gradients of a function of the outputs, and which parameters have none."""
+    with global_stream(setup.seed, "trial", device=setup.device), torch.enable_grad():
+        outputs = forward()
+    given: Sequence[torch.Tensor | None] = torch.autograd.grad(outputs.float().log_softmax(1)[:, 0].sum(), list(parameters), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, given, strict=True)], [g is None for g in given]
+
+
+def _check_unused(names: Sequence[str], unused: Sequence[bool]) -> None:
+    idle = [n for n, nothing in zip(names, unused, strict=True) if nothing]
+    if len(idle) == len(names):
+        raise FlocoError("no parameter gets a gradient: the model computes with others than it has registered (a function that closes over the module?), or under torch.no_grad()")
+    if idle:
+        warnings.warn(
+            f"{len(idle)} parameters get no gradient ({', '.join(idle[:3])}{', ...' if len(idle) > 3 else ''}): nothing trains them, and weight decay would "
+            "shrink them all the same; freeze them by requires_grad_(False)",
+            stacklevel=6,
+        )

@@ -1,0 +1,136 @@
+"""What an answer of a site may be: that of a client that did what it was asked, with numbers that can be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from floco.client import Scores
+from floco.flower.wire import Answer, Ask, short
+from floco.jobs import Result
+from floco.metrics import BINS, Score
+from floco.values import Update
+
+_GROWTH = 1e3  # how much larger than what was sent, or than 1, a tensor may be
+_STATISTICS = 1e6  # the same for a network's floating buffers: a variance grows as the square of what it is taken of
+_ORDINARY = 10.0  # parameters up to this size do not make statistics and gradients large
+_COUNTED = 10**6  # how much a counter may go up in a round, if its client does not take more steps
+_NATS = 1e6  # nats a sample that count: more says no more of a network
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an honest answer of a client looks like."""
+
+    update: Update | None
+    """One with the same tensors, as to names, shapes and types; None if it is not asked to train or probe."""
+    parameters: frozenset[str]
+    """Names of the network's parameters."""
+    buffers: frozenset[str]
+    """Names of its buffers."""
+    models: tuple[bool, bool]
+    """Whether the method has a global and a personal model."""
+    n_test: int
+    classes: int
+    steps: tuple[int, int]
+    """Optimiser steps of what it is asked to train, and of the adaptation before its evaluation."""
+
+
+def checked(answer: Answer, ask: Ask, form: Form) -> Answer:
+    """Return an answer in which what cannot be used, its training or its evaluation, is a failure that says why; losses beyond all measure are cut, with a note."""
+    trained, evaluated, notes = answer.trained, answer.evaluated, answer.notes
+    if trained is not None and trained.update is not None:
+        why = _steps_problem(trained, form.steps[0]) or _update_problem(trained.update, ask, form)
+        trained = trained if why is None else Result(answer.client, failure=short(why))
+    if evaluated is not None and (scores := evaluated.scores) is not None:
+        why = _steps_problem(evaluated, form.steps[1]) or _scores_problem(scores, form)
+        if why is not None:
+            evaluated = Result(answer.client, failure=short(why))
+        elif (most := max((s.loss for s in scores if s is not None), default=0.0)) > _NATS:
+            evaluated = replace(evaluated, scores=_capped(scores))
+            notes = (*notes, f"its losses are {most:.3g} nats a sample, and are counted as {_NATS:g}")
+    return replace(answer, trained=trained, evaluated=evaluated, notes=notes)
+
+
+def _steps_problem(result: Result, steps: int) -> str | None:
+    return None if result.steps == steps else f"it says {result.steps} steps, and should have taken {steps}"
+
+
+def _update_problem(update: Update, ask: Ask, form: Form) -> str | None:
+    wanted = form.update
+    if wanted is None or (update.task, update.weight) != (wanted.task, wanted.weight):
+        return f"it answered {update.task} with weight {update.weight}, and was asked to {ask.task}{f' and has {wanted.weight} samples' if wanted else ''}"
+    for sent, like in ((update.shared, wanted.shared), (update.extra, wanted.extra)):
+        if missing := sorted(like.keys() - sent.keys()):
+            return f"its update lacks {', '.join(missing)}"
+        for name, now in sent.items():
+            if why := _form_problem(name, now, like.get(name)) or _size_problem(name, now, ask, form):
+                return why
+    return None
+
+
+def _form_problem(name: str, now: torch.Tensor, like: torch.Tensor | None) -> str | None:
+    if like is None or like.shape != now.shape or like.dtype != now.dtype:
+        was = "nothing of that name" if like is None else f"{tuple(like.shape)} {like.dtype}"
+        return f"it sent {name!r} as {tuple(now.shape)} {now.dtype}, and should have sent {was}"
+    return None if bool(torch.isfinite(now).all()) else f"it sent a {name!r} that is not finite"
+
+
+def _size_problem(name: str, now: torch.Tensor, ask: Ask, form: Form) -> str | None:
+    """Return what is wrong with a tensor's numbers, beside those of the one that the site was sent: what is too large stays in the average, and spoils every later round."""
+    before = ask.shared.get(name, torch.zeros_like(now))
+    if not now.numel() or now.dtype == torch.bool:
+        return None
+    if not (now.is_floating_point() or now.is_complex()):
+        return _counter_problem(name, now.long(), before.long(), max(_COUNTED, form.steps[0]))
+    reach, had = _largest(now), _largest(before)
+    limit = (_STATISTICS if name in form.buffers else _GROWTH) * max(1.0, had)
+    if reach > limit and (name in form.parameters or reach > limit * _stretch(ask, form)):
+        return f"it sent a {name!r} of up to {reach:.3g}, and had got one of up to {had:.3g}"
+    if name in form.buffers and name.rpartition(".")[2] == "running_var" and float(now.min()) < 0:
+        return f"it sent a {name!r} down to {float(now.min()):.3g}, and had got one down to {float(before.min()):.3g}: it is never negative"
+    return None
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
+def _stretch(ask: Ask, form: Form) -> float:
+    """Return how many times larger statistics and gradients may be because the parameters that were sent are large."""
+    # another site may have spoiled them, within its limits: were the honest answers to that refused, one site would end the run
+    return max([1.0, *(_largest(t) / _ORDINARY for n, t in ask.shared.items() if n in form.parameters)]) ** 2
+
+
+def _counter_problem(name: str, now: torch.Tensor, before: torch.Tensor, most: int) -> str | None:
+    grown = now - before
+    wrong = ((now < before) | (grown < 0) | (grown > most)).flatten()  # a difference beyond int64 comes out negative
+    if not bool(wrong.any()):
+        return None
+    i = int(wrong.nonzero()[0])
+    return f"it sent a {name!r} of {int(now.flatten()[i])}, and had got one of {int(before.flatten()[i])}"
+
+
+def _scores_problem(scores: Scores, form: Form) -> str | None:
+    for has, score in zip(form.models, scores, strict=True):
+        if has != (score is not None) or (score is not None and not _plausible(score, form.n_test, form.classes)):
+            return f"its evaluation is not one of {form.n_test} samples and {form.classes} classes, or not finite"
+    return None
+
+
+def _capped(scores: Scores) -> Scores:
+    """Return scores with losses of at most `_NATS` a sample."""
+    # not refused: honest sites say as much of a model that another one has spoiled, and a round without any sound evaluation ends the run
+    return Scores(*(s if s is None else replace(s, losses=min(s.losses, _NATS * s.n)) for s in scores))
+
+
+def _plausible(score: Score, n_test: int, classes: int) -> bool:
+    """Return whether a score can be one of that many samples."""
+    n, counts, right = n_test * (1 + 1e-6), score.counts, score.right
+    counted = len(counts) == len(right) and len(counts) in (1, classes) and all(type(v) is int for v in (*counts, *right))
+    if not counted or score.n != n_test or not all(0 <= r <= c for r, c in zip(right, counts, strict=True)):
+        return False
+    balanced = score.balanced is None if len(counts) == classes else score.balanced is not None and 0 <= score.balanced <= 1
+    return balanced and len(score.gaps) == BINS and sum(map(abs, score.gaps)) <= n and 0 <= score.squares <= 2 * n and 0 <= score.losses < math.inf
