@@ -1,12 +1,16 @@
-"""How often does a check of a client's subregion say what it should? Its own later samples, those of a client like it, and those of one unlike it.
+"""How often does a check of a client's subregion say what it should, on later samples of several kinds?
 
     python benchmarks/drift.py RUN... [-o drift.csv]
 
-Runs of Floco after the assignment. Of each client, half of the test part is what is known of it, and the other half its later samples. A client like it
-has the same two most frequent labels, one unlike it none of them; each with half of its test part.
+Runs of Floco after the assignment. Of each client, half of the test part is what is known of it, and the other half its later samples. New samples are
+
+- its own, later ones;
+- its own with other labels: the two most frequent ones swapped; each label shifted, y -> y + 1 mod C; or all of them permuted at random, none left in place;
+- those of a client like it, with the same two most frequent labels, or of one unlike it, with none of them: half of that client's test part.
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,36 +19,55 @@ import torch
 
 import floco
 from floco.drift import drift
+from floco.federation import Client, Federation
 
 CLIENTS = 50
 
 
-def checks(path: Path) -> pd.DataFrame:
+def main_labels(federation: Federation, client: Client) -> list[int]:
+    """The two most frequent labels of a client."""
+    return federation.y[client.train].bincount(minlength=federation.classes).topk(2).indices.tolist()
+
+
+def codes(classes: int, main: list[int], seed: int) -> dict[str, torch.Tensor]:
+    """New label numbers (C,) by old ones."""
+    swapped = torch.arange(classes)
+    swapped[main] = torch.tensor(main[::-1])
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
+    permuted = torch.empty_like(order)
+    permuted[order] = order.roll(1)  # one cycle through all labels: none keeps its number
+    return {
+        "its own": torch.arange(classes),
+        "its own with two labels swapped": swapped,
+        "its own with shifted labels": (torch.arange(classes) + 1) % classes,
+        "its own with permuted labels": permuted,
+    }
+
+
+def checks(path: Path) -> Iterator[dict[str, str]]:
     run = floco.open_run(path)
     federation = run.setup.federation
     clients = federation.clients
     halves = {c.id: c.test[torch.randperm(len(c.test), generator=torch.Generator().manual_seed(0))].tensor_split(2) for c in clients}
-    main = {c.id: frozenset(federation.y[c.train].bincount(minlength=federation.classes).topk(2).indices.tolist()) for c in clients}
+    main = {c.id: main_labels(federation, c) for c in clients}
     setup = replace(run.setup, federation=replace(federation, clients=tuple(replace(c, test=halves[c.id][0]) for c in clients)))
-    rows = []
     for i, client in enumerate(clients[:CLIENTS]):
+        later = halves[client.id][1]
+        samples = {name: (later, code[federation.y[later]]) for name, code in codes(federation.classes, main[client.id], i).items()}
         after = [*clients[i + 1 :], *clients[:i]]
-        others = {
-            "its own": client.id,
-            "of a client like it": next(c.id for c in after if main[c.id] == main[client.id]),
-            "of a client unlike it": next(c.id for c in after if not main[c.id] & main[client.id]),
-        }
-        for whose, other in others.items():
-            found = drift(setup, run.progress, client.id, federation.x[halves[other][1]], federation.y[halves[other][1]])
-            rows.append({"new samples": whose, "client": client.id, "other": other, "verdict": found.verdict})
-    return pd.DataFrame(rows)
+        like = next(c.id for c in after if set(main[c.id]) == set(main[client.id]))
+        unlike = next(c.id for c in after if not set(main[c.id]) & set(main[client.id]))
+        for name, other in (("of a client like it", like), ("of a client unlike it", unlike)):
+            samples[name] = halves[other][1], federation.y[halves[other][1]]
+        for name, (chosen, y) in samples.items():
+            yield {"run": path.name, "new samples": name, "client": client.id, "verdict": drift(setup, run.progress, client.id, federation.x[chosen], y).verdict}
 
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     out = arguments[arguments.index("-o") + 1] if "-o" in arguments else None
     paths = [Path(a) for a in (arguments[: arguments.index("-o")] if out else arguments)]
-    made = pd.concat([checks(p).assign(run=p.name) for p in paths])
+    made = pd.DataFrame([row for p in paths for row in checks(p)])
     table = pd.crosstab([made.run, made["new samples"]], made.verdict)
     if out:
         table.to_csv(out)

@@ -3,8 +3,8 @@
     python benchmarks/placement.py [-o placement.csv]
 
 Every client probes on the simplex of some later round, as a newcomer does, and its signal goes through the stored map of the assignment. L1 distance of
-where it lands from its center (`apart`), of where it lands from the nearest other client's center less that from its own (`nearest`: share of clients
-that land nearest to themselves or to one of their fold), and of two clients' centers (`others`), means over clients and three seeds. Digits (20 clients),
+where it lands from its center (`apart`) and of two clients' centers (`others`), and the share of clients that land nearest to themselves or to one of their
+fold (`nearest`), means over clients and three seeds. Digits (20 clients),
 Fashion-MNIST (50 clients) and vowel (15 speakers, no folds). Needs data/fashion-mnist.npz and vowel.npz. About ten minutes on two cores.
 """
 

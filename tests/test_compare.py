@@ -329,15 +329,16 @@ def test_tuning_cuts_from_the_training_parts_and_cannot_reach_a_test_part() -> N
     assert not torch.equal(cut.clients[0].test, tuning.for_tuning(federation, 1).clients[0].test)
 
 
-def test_where_samples_are_in_order_the_end_of_each_recording_is_cut() -> None:
+def test_where_samples_have_an_order_the_latest_are_cut_and_each_recording_loses_the_one_before() -> None:
     from floco.federation import Client
 
     federation = blobs()
-    recordings = torch.tensor([*range(8), *range(20, 28)])
-    one = Client("a", recordings, torch.tensor([9]), when=torch.arange(8).repeat(2))
+    when = torch.tensor([*range(0, 32, 2), *range(0, 32, 4)])  # two recordings of the same time, one with half as many samples
+    one = Client("a", torch.arange(len(when)), torch.tensor([30]), when=when)
     cut = tuning.for_tuning(replace(federation, clients=(one,)), 0).clients[0]
-    assert cut.test.tolist() == [6, 7, 26, 27]
-    assert cut.train.tolist() == [0, 1, 2, 3, 4, 20, 21, 22, 23, 24]
+    assert when[cut.train].max() < when[cut.test].min()
+    assert cut.test.tolist() == [12, 13, 14, 15, 22, 23]
+    assert cut.train.tolist() == [*range(11), *range(16, 21)]
 
 
 def test_a_worker_that_died_says_nothing_about_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,6 +268,7 @@ def test_a_forward_pass_that_is_no_function_is_trained_one_client_at_a_time_to_t
 @pytest.mark.parametrize("model", [small_net, lambda: nn.Sequential(nn.Dropout(0.3), small_net()), lambda: Backbone(frozen=False)])
 def test_a_forward_pass_that_is_one_is_not_suspected(model: Any) -> None:
     assert make(FedAvg(), model=model).unsteady is None
+    assert make(FedAvg(), model=Lazy).unsteady is None
 
 
 def test_the_seed_reaches_numpy_and_random_inside_a_clients_step_and_nothing_leaks() -> None:
@@ -325,6 +326,17 @@ def test_what_is_no_tensor_of_logits_is_refused_before_the_first_round_in_traini
 def test_a_network_that_ends_in_probabilities_gets_a_warning_with_the_remedy(end: Any, name: str) -> None:
     with pytest.warns(UserWarning, match=f"leave the {name} at the end"):
         check_model(make(FedAvg(), model=lambda: Ends(end)))
+
+
+def test_a_deep_network_is_not_taken_for_one_that_ends_in_a_sigmoid() -> None:
+    def deep() -> nn.Module:
+        layers = [part for _ in range(5) for part in (nn.Linear(5, 5), nn.Tanh())]
+        return nn.Sequential(*layers, nn.Linear(5, 3))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(60):
+            check_model(make(FedAvg(), model=deep, seed=seed))
 
 
 @pytest.mark.parametrize("end", [lambda y, _: y, lambda y, _: y.log_softmax(1), lambda y, _: y.relu(), lambda y, _: 0 * y + 0.3])
@@ -447,6 +459,8 @@ SOUND: dict[str, Any] = {
     "weight norm": lambda: nn.Sequential(nn.Linear(5, 7), parametrizations.weight_norm(nn.Linear(7, 3))),
     "spectral norm": lambda: nn.Sequential(nn.Linear(5, 7), parametrizations.spectral_norm(nn.Linear(7, 3))),
     "attention": lambda: Classifier("attention below"),
+    "positions": lambda: Positions(),
+    "a constant made at first": lambda: Lazy(),
 }
 
 
@@ -488,6 +502,31 @@ def test_ids_that_are_normalised_before_an_embedding_are_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         floco.fit(net, floco.load((x, y)).split(floco.Dirichlet(10.0), clients=2, normalize="none"), floco.FedAvg(), rounds=1, engine="serial")
+
+
+class Positions(nn.Module):
+    """Adds an embedding of the position, which does not depend on the inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.place, self.head = nn.Linear(1, 4), nn.Embedding(5, 4), nn.Linear(20, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((self.value(x[..., None]) + self.place(torch.arange(5))).flatten(1))
+
+
+class Lazy(nn.Module):
+    """Makes a constant in its first forward pass, and keeps a number that is none yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.best = small_net(), float("nan")
+        self.register_buffer("mask", torch.zeros(5), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.mask.any():
+            self.mask = torch.ones(5)
+        return self.net(x * self.mask)
 
 
 class Whole(nn.Module):

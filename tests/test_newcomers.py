@@ -1,5 +1,7 @@
 """Newcomers, the best mixtures, and drift."""
 
+import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from floco.algorithms import FedAvg, Floco
 from floco.errors import FlocoError
 from floco.federation import Client
 from floco.mixtures import Mixtures
-from floco.newcomers import newcomer_rows, place
+from floco.newcomers import Guess, newcomer_rows, place, tried
 from floco.simplex.optimum import lowest
 
 FOLDS = ["-s", "data.clients=20", "-s", "data.held_out=5", "-s", "training.rounds=40", "-s", "run.evaluate_every=40", "-s", "run.engine=serial"]
@@ -35,6 +37,21 @@ def data_of(run: package.Run, client: str, part: str = "train") -> tuple[np.ndar
     federation = run.setup.federation
     chosen = getattr(federation.client(client), part)
     return federation.x[chosen].squeeze(1).numpy(), federation.y[chosen].numpy()
+
+
+def everything(run: package.Run) -> tuple[np.ndarray, np.ndarray]:
+    """The samples of all participants."""
+    x, y = zip(*(data_of(run, client, part) for client in run.setup.federation.ids for part in ("train", "test")), strict=True)
+    return np.concatenate(x), np.concatenate(y)
+
+
+def recoded(y: np.ndarray, how: str, classes: int = 10) -> np.ndarray:
+    """Labels with other numbers: the two commonest exchanged, or all of them shifted by one or by four."""
+    code = np.arange(classes)
+    if how == "swapped":
+        main = np.argsort(-np.bincount(y, minlength=classes), kind="stable")[:2]
+        code[main] = main[::-1]
+    return {"swapped": code, "shifted": (code + 1) % classes, "far": (code + 4) % classes}[how][y]
 
 
 def test_the_lowest_point_is_no_higher_than_any_of_a_fine_grid() -> None:
@@ -114,11 +131,110 @@ def test_samples_that_are_left_out_do_not_place_anybody() -> None:
     state = train(setup)[-1].state
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(40, 5, generator=g), torch.randint(3, (40,), generator=g)
-    placed = place(setup, state, x, y)
+    placed = tried(setup, state, x, y)
     by_rule = {c.rule: c for c in placed.candidates}
     mixtures = Mixtures(setup, setup.algorithm.mixing, state.shared, x)
     seen = float(cross_entropy(mixtures.logits(by_rule["data"].alpha), y))
     assert seen < by_rule["data"].loss
+
+
+@pytest.mark.parametrize(
+    ("y", "parts", "accuracy", "likelihood"),
+    [
+        ([0, 0, 1], [[0], [1], [2]], 2 / 3, (2 / 5) * (2 / 5) * (1 / 5)),
+        ([2, 2, 2, 2], [[3, 0], [1, 2]], 1.0, (3 / 5) ** 4),
+        ([0, 1, 2, 1], [[1, 2], [3, 0]], 1 / 2, (2 / 5) * (1 / 5) * (2 / 5) * (1 / 5)),
+    ],
+)
+def test_a_guess_is_the_commonest_label_and_the_frequencies_of_those_that_are_not_left_out(y: list[int], parts: list[list[int]], accuracy: float, likelihood: float) -> None:
+    guess = Guess.of(torch.tensor(y), [torch.tensor(p) for p in parts], 3)
+    assert (guess.samples, guess.accuracy) == (len(y), accuracy)
+    assert guess.loss == pytest.approx(-math.log(likelihood) / len(y), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("guess", "accuracy", "loss", "beaten"),
+    [
+        (Guess(50, 0.4, 1.6), 0.02, 6.0, True),  # exchanged labels
+        (Guess(6, 0.5, 1.87), 1 / 6, 3.5, True),
+        (Guess(6, 1 / 3, 2.3), 1 / 3, 3.5, True),  # no better than the commonest label is as bad
+        (Guess(50, 0.4, 1.6), 0.42, 2.0, False),  # a better accuracy is of use, however sure of itself the model is
+        (Guess(50, 0.4, 1.6), 0.38, 1.5, False),  # so is a better loss
+        (Guess(500, 1.0, 0.02), 0.94, 0.2, False),  # one label: nothing can be better than to name it
+        (Guess(500, 0.98, 0.12), 0.93, 0.3, False),
+        (Guess(500, 0.98, 0.12), 0.02, 5.0, True),
+        (Guess(2, 1.0, 1.7), 0.0, 2.5, False),  # twice unlucky
+        (Guess(2, 1.0, 1.7), 0.0, 5.0, True),
+    ],
+)
+def test_a_guess_beats_a_model_that_is_worse_by_both_measures_and_by_more_than_accident(guess: Guess, accuracy: float, loss: float, beaten: bool) -> None:
+    assert guess.beats(accuracy, loss) == beaten
+
+
+@pytest.mark.parametrize("samples", [6, 20, 60])
+@pytest.mark.parametrize("how", ["swapped", "shifted", "far"])
+def test_a_newcomer_whose_labels_are_coded_otherwise_gets_no_model(digits: Path, tmp_path: Path, how: str, samples: int) -> None:
+    run = package.open_run(digits)
+    for client in ("client-15", "client-17"):
+        x, y = (part[:samples] for part in data_of(run, client))
+        assert not tried(run.setup, run.progress.state, *run.setup.federation.form.labelled(x, y)).refusal
+        wrong = recoded(y, how)
+        with pytest.raises(FlocoError, match=rf"no better than a guess: of {samples} samples.*recognises.*commonest label.*its loss is.*check that labels and samples are coded"):
+            run.place(x, wrong)
+    np.savez(tmp_path / "new.npz", x=x, y=wrong)
+    done = floco("place", digits, tmp_path / "new.npz", "-o", tmp_path / "new.onnx")
+    assert done.exit_code == 2, done.output
+    assert "no better than a guess" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["new.npz"]
+
+
+@pytest.mark.parametrize(
+    ("main", "others"),
+    [(2, 0), (3, 0), (6, 0), (20, 0), (100, 0), (49, 1), (98, 2), (1, 1), (2, 1)],
+    ids=lambda n: str(n),
+)
+def test_a_newcomer_with_few_samples_or_nearly_one_label_gets_its_model(digits: Path, main: int, others: int) -> None:
+    """The model is good, and wrong for some: to name the one label is hard to beat."""
+    run = package.open_run(digits)
+    x, y = everything(run)
+    for label in (1, 8):
+        chosen = np.concatenate([np.flatnonzero(y == label)[:main], np.flatnonzero(y == (label + 1) % 10)[:others]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert run.place(x[chosen], y[chosen]).chosen.accuracy >= 0.5
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_model_that_is_only_less_often_right_than_the_commonest_label_comes_with_a_warning(digits: Path, tmp_path: Path) -> None:
+    run = package.open_run(digits)
+    x, y = everything(run)
+    x, y = x[y == 9][:100], y[y == 9][:100]
+    with pytest.warns(UserWarning, match=r"of 100 samples, left out in turn, it recognises 9\d.0 %, and 100.0 % have the commonest label") as caught:
+        placed = run.place(x, y)
+    assert caught[0].filename == __file__
+    assert placed.chosen.loss < placed.guess.loss
+    np.savez(tmp_path / "new.npz", x=x, y=y)
+    done = floco("place", digits, tmp_path / "new.npz", "-o", tmp_path / "new.safetensors")
+    assert done.exit_code == 0, done.output
+    assert "warning: these samples do not show" in done.stderr
+    assert "warning" not in done.stdout
+    assert (tmp_path / "new.safetensors").exists()
+
+
+def test_held_out_clients_whose_model_is_refused_are_among_those_of_whom_means_are_taken() -> None:
+    setup = make(Floco(endpoints=3, assign_at=2))
+    federation = setup.federation
+    members, kept = federation.clients[:-1], federation.clients[-1]
+    y = federation.y.clone()
+    y[kept.train] = (y[kept.train] + 1) % 3
+    held = make(Floco(endpoints=3, assign_at=2), federation=type(federation)(federation.x, y, members, federation.names, held_out=(kept,)))
+    table = newcomer_rows(held, train(held)[-1].state)
+    refused = [r for r in table if r["model"] == "placed" and r["size"] == "all"]
+    assert len(refused) == 1
+    assert "no better than a guess" in str(refused[0]["problem"])
+    assert refused[0]["rule"] in ("global", "signal", "data")
+    assert isinstance(refused[0]["accuracy"], float)
+    assert not [r for r in table if r["model"] != "placed" and r["problem"]]
 
 
 def test_one_sample_and_a_run_without_assignment_are_told(tmp_path: Path) -> None:
@@ -177,7 +293,7 @@ def test_a_subregion_fits_later_data_of_its_client_and_no_other_groups(groups: t
     for client in later:
         assert run.check(client, *later[client]).verdict == "fits"
         found = [run.check(client, *later[other]) for other in later if other != client]
-        assert all(f.evidence[0]["loss_new"] > f.evidence[0]["loss_known"] for f in found)
+        assert all(f.evidence[0]["loss_new"] > f.evidence[0]["loss_known"] for f in found if f.verdict != "fits")
         verdicts += [f.verdict for f in found]
     assert len(verdicts) == 20
     assert verdicts.count("moved") >= 16
@@ -190,6 +306,32 @@ def test_a_subregion_fits_later_data_of_its_client_and_no_other_groups(groups: t
     for words in ("its center", "best mixture", "center of c3", "moved: the subregion"):
         assert words in done.output
     assert [p.name for p in tmp_path.iterdir()] == ["moved.npz"]
+
+
+@pytest.mark.parametrize("how", ["swapped", "shifted", "far"])
+@pytest.mark.parametrize("samples", [10, 200])
+def test_labels_that_are_coded_otherwise_are_strange_to_the_whole_simplex(groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], how: str, samples: int) -> None:
+    run = package.open_run(groups[0])
+    for client, (x, y) in groups[1].items():
+        found = run.check(client, x[:samples], recoded(y, how)[:samples])
+        assert found.verdict == "strange", (client, found)
+        assert "check data and labels" in found.advice
+        assert found.evidence[-1]["loss_new"] < found.loss_best  # without a model
+
+
+def test_a_client_has_not_moved_to_a_point_that_is_worse_than_its_center(groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("floco.drift.LEVEL", 3.0)  # both tests find a change everywhere
+    run = package.open_run(groups[0])
+    found = [run.check(client, *later) for client, later in groups[1].items()]
+    assert {f.verdict for f in found if f.loss_best >= f.loss_center} == {"strange"}
+    assert {f.verdict for f in found if f.loss_best < f.loss_center} == {"moved"}
+
+
+def test_a_better_point_that_is_still_no_better_than_a_guess_is_strange(groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([0.0, 1.0])  # the advantage is larger, and the loss at the center is not
+    monkeypatch.setattr("floco.drift._p_larger", lambda *_: next(answers))
+    x, y = groups[1]["c1"]
+    assert package.open_run(groups[0]).check("c1", x, recoded(y, "shifted")).verdict == "strange"
 
 
 def test_a_check_needs_samples_and_a_center(digits: Path) -> None:
@@ -208,11 +350,11 @@ def test_floco_plus_places_and_finds_the_best_point_on_the_clients_own_simplex()
     run = package.Run(setup, progress)
     shared, own = (package.Run(make(a, fraction=1.0), progress) for a in (Floco(endpoints=3, assign_at=2), package.FlocoPlus(endpoints=3, assign_at=2)))
     assert not same(dict(shared.personal("north").state_dict()), dict(own.personal("north").state_dict()))
-    best = run.personal("north", at="best")
-    client: Client = setup.federation.client("north")
+    best = run.personal("east", at="best")
+    client: Client = setup.federation.client("east")
     inputs, labels = setup.federation.inputs(client.train), setup.federation.y[client.train]
     with torch.no_grad():
-        assert float(cross_entropy(best(inputs), labels)) < float(cross_entropy(run.personal("north")(inputs), labels))
+        assert float(cross_entropy(best(inputs), labels)) < float(cross_entropy(run.personal("east")(inputs), labels))
 
 
 def test_a_clients_model_is_at_its_center_or_at_the_best_mixture_for_its_training_part() -> None:
@@ -238,7 +380,7 @@ class Normed(nn.Module):
 def test_a_rule_that_the_network_cannot_bear_is_named_and_the_others_remain() -> None:
     """BatchNorm cannot train on the one sample that is left of two."""
     setup = make(Floco(endpoints=3, assign_at=2), model=Normed)
-    placed = place(setup, train(setup)[-1].state, torch.randn(2, 5), torch.tensor([0, 1]))
+    placed = tried(setup, train(setup)[-1].state, torch.randn(2, 5), torch.tensor([0, 1]))
     assert [c.rule for c in placed.candidates] == ["global", "data"]
     assert "more than 1 value" in placed.problems["signal"]
     federation = setup.federation

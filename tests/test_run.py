@@ -75,6 +75,7 @@ def test_a_failing_client_is_in_the_table_of_failures() -> None:
                 raise OSError("disk on fire")
             return self.net(x)
 
-    run = floco.fit(Fails, blobs(), floco.FedAvg(), **{**QUICK, "batch_size": 9, "fraction": 1.0})
+    with pytest.warns(UserWarning, match="clients were left out 4 times"):
+        run = floco.fit(Fails, blobs(), floco.FedAvg(), **{**QUICK, "batch_size": 9, "fraction": 1.0})
     assert run.failures.to_dict("records")[0] == {"round": 1, "client": "0", "reason": "OSError: disk on fire"}
     assert run.history["clients_failed"].tolist() == [2, 2]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 
-from floco.errors import FlocoError
+from floco.errors import FlocoError, warn
 
-_LARGE = 2.0**10  # a channel whose numbers are so much larger than their range loses its digits in float32
+_LARGE = 2.0**10  # a channel whose numbers are so much larger than their range may lose its digits in float32
+_LOST = 1e-4  # and has lost them, if rounding moves a number by so much of the range
 CHANNELS = ("first", "last", "kept", "none")
 """Where a source has the channels of a sample: `first`; `last`, and moved to the front for the network (images);
 last, where they are `kept` for the network (sequences); or `none`, one that is left out (H, W)."""
@@ -46,7 +45,11 @@ def offsets(x: np.ndarray, channels: str) -> tuple[float, ...]:
     least, most = x.min(axes), x.max(axes)
     reach = (most.astype(object) - least.astype(object)).astype(np.float64) if x.dtype.kind in "iu" else most - least  # exact, and in range
     low, size = least.astype(np.float64), np.maximum(abs(least.astype(np.float64)), abs(most.astype(np.float64)))
-    large = (reach > 0) & (size > _LARGE * reach) & ((x.dtype.kind == "f") | (size > 2**24))
+    large = (reach > 0) & (size > _LARGE * reach)
+    if large.any():
+        exact = x.astype(np.float64)
+        lost = np.abs(exact - exact.astype(np.float32)).max(axes)
+        large &= (lost > _LOST * reach) | (size > 2**53)
     return tuple(np.where(large, np.trunc(low + reach / 2), 0.0).tolist()) if large.any() else ()
 
 
@@ -94,8 +97,8 @@ def find_channels(x: np.ndarray, kind: str, channels: str, where: str) -> str:
             f"or its last, {x.shape[-1]}? Say data.channels = first or last (channels=...); for pictures data.kind = images"
         )
     if x.ndim == 3 and x.shape[1] > 1 and x.dtype.kind in "iuf" and _looks_time_first(x):
-        raise FlocoError(
-            f"{where} has the shape {x.shape}, and its values differ in scale along the last dimension and not along the first: if a sample is (times, features), say "
+        warn(
+            f"{where} has the shape {x.shape}, and its values differ along the last dimension and hardly along the first: if a sample is (times, features), say "
             "data.channels = last (channels=...), else first"
         )
     return "first"
@@ -116,18 +119,18 @@ def read_inputs(x: np.ndarray, where: str, channels: str) -> tuple[torch.Tensor,
         return channels_first(writeable(x.copy()), channels), ()
     offset = offsets(x, channels)
     made = float32(x, where, channels, offset)
-    if x.dtype.itemsize > 3 and x.dtype != np.float32 and made.abs().max() > 2**24 and not offset:
-        _warn_of_rounded_ids(x, made, where, channels)
+    if x.dtype.itemsize > 3 and x.dtype != np.float32 and made.abs().max() > 2**24:
+        _warn_of_rounded_ids(x, made, where, channels, offset)
     return (made if offset or x.dtype != np.float32 else made.clone()), offset
 
 
-def _warn_of_rounded_ids(x: np.ndarray, made: torch.Tensor, where: str, channels: str) -> None:
+def _warn_of_rounded_ids(x: np.ndarray, made: torch.Tensor, where: str, channels: str, offset: tuple[float, ...]) -> None:
     """Warn of features that are whole numbers of which some have become one another in float32: ids, perhaps."""
     given, found = (t.reshape(*t.shape[:2], -1) for t in (channels_first(torch.from_numpy(x.astype(np.float64)), channels), made))
-    whole = ((given == given.trunc()).all(2).all(0) & (given != found).any(2).any(0)).nonzero().flatten().tolist()
+    plain = torch.tensor([not o for o in offset] or [True]).expand(given.shape[1])
+    whole = (plain & (given == given.trunc()).all(2).all(0) & (given != found).any(2).any(0)).nonzero().flatten().tolist()
     if whole:
-        warnings.warn(
+        warn(
             f"{where}: feature {', '.join(map(str, whole[:8]))} holds whole numbers beyond 2**24, which float32 rounds: if they are ids, neighbours have become "
-            "equal; a client's id goes into the column client, other ids want an encoding",
-            stacklevel=5,
+            "equal; a client's id goes into the column client, other ids need an encoding"
         )

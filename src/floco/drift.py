@@ -12,6 +12,7 @@ from floco.errors import FlocoError
 from floco.evaluation import Row
 from floco.loop import Progress
 from floco.mixtures import Mixtures
+from floco.newcomers import Guess
 from floco.personal import own_point
 from floco.setup import Setup
 from floco.simplex import Mixing
@@ -32,8 +33,9 @@ class Drift:
 
     client: str
     verdict: str
-    """`moved`: another point of the simplex is better for the new data than its center, by more than for the known ones;
-    `strange`: the loss at its center is larger, and no other point is better by more than before; else `fits`."""
+    """`moved`: another point of the simplex is better for the new data than its center, by more than for the known ones, and its
+    model is one that `floco place` would give; `strange`: the data have changed, in one of the two tests, and there is no such point;
+    else `fits`."""
     p_moved: float
     """Chance that the advantage of another point would be so much larger by accident."""
     p_worse: float
@@ -52,8 +54,8 @@ class Drift:
         more = f"; another point was better before, and is so now (loss {self.loss_best:.3f} against {self.loss_center:.3f}): see --at best" if better else ""
         return {
             "fits": f'the subregion of client "{self.client}" fits the new data as it fits the known ones{more}',
-            "moved": f'the subregion of client "{self.client}" no longer fits: another point of the simplex is better for the new data; place them anew',
-            "strange": f'the loss of client "{self.client}" has grown, and no other point of the simplex makes up for it: check the data, or train again',
+            "moved": f'the subregion of client "{self.client}" no longer fits: another point of the simplex is better for the new data; give them a place with floco place',
+            "strange": f'the new data of client "{self.client}" are unlike the known ones, and no point of the simplex makes up for it: check data and labels, or train again',
         }[self.verdict]
 
 
@@ -64,6 +66,10 @@ def drift(setup: Setup, progress: Progress, client: str, x: torch.Tensor, y: tor
     part. Two permutation tests compare new and known samples, each at half of the level: is the advantage of the best mixture
     over the center larger, and is the loss at the center larger? The tests take as many samples of the one as of the other, at
     random: a mixture that is found on more samples is a better one.
+
+    A larger advantage counts only if the best mixture's loss is below the center's. Then the verdict is `moved`, unless a guess without
+    a model beats that mixture on the same samples (`newcomers.Guess.beats`): on the half that it was not found on, with label
+    frequencies from the other half. Such data are `strange`: so are labels that were exchanged.
 
     Raises:
         FlocoError: the client has no center, or there are too few samples.
@@ -84,9 +90,12 @@ def drift(setup: Setup, progress: Progress, client: str, x: torch.Tensor, y: tor
         others = sorted((theirs.loss(at), c) for c, at in centers.items() if c != client)[:_SHOWN]
         points = {"its center": center, **{f"center of {c}": centers[c] for _, c in others}, "middle": theirs.mixtures.middle}
         evidence: list[Row] = [{"point": name, "loss_known": ours.loss(at), "loss_new": theirs.loss(at)} for name, at in points.items()]
-    best: Row = {"point": "best mixture, on the half it has not seen", "loss_known": float(ours.at_best.mean()), "loss_new": float(theirs.at_best.mean())}
-    verdict = "moved" if p_moved < LEVEL / 2 else "strange" if p_worse < LEVEL / 2 else "fits"
-    return Drift(client, verdict, p_moved, p_worse, theirs.loss(center), float(theirs.at_best.mean()), (evidence[0], best, *evidence[1:]))
+    best: Row = {"point": "best mixture, on the half it has not seen", "loss_known": ours.loss_best, "loss_new": theirs.loss_best}
+    guess: Row = {"point": "no model: label frequencies of the other half", "loss_known": ours.guess.loss, "loss_new": theirs.guess.loss}
+    better = p_moved < LEVEL / 2 and theirs.loss_best < float(theirs.at_center.mean())
+    useless = theirs.guess.beats(theirs.accuracy_best, theirs.loss_best)
+    verdict = "moved" if better and not useless else "strange" if better or p_worse < LEVEL / 2 else "fits"
+    return Drift(client, verdict, p_moved, p_worse, theirs.loss(center), theirs.loss_best, (evidence[0], best, *evidence[1:], guess))
 
 
 class _Judged:
@@ -96,19 +105,25 @@ class _Judged:
         """Judge n of the samples, at random."""
         self.mixtures, self._y = Mixtures(setup, mixing, simplex, x), y
         chosen = torch.randperm(len(y), generator=stream(setup.seed, "halves"))[:n]
-        halves, at_center = chosen.tensor_split(2), self._losses(center)
-        at_best = at_center.clone()
+        halves = chosen.tensor_split(2)
+        mixed = self._logits(center)
+        at_center = self._losses(mixed)
         for mine, other in (halves, halves[::-1]):
-            at_best[mine] = self._losses(self.mixtures.best(y, near=center, rows=other))[mine]
-        self.at_center, self.at_best = at_center[chosen], at_best[chosen]
+            mixed[mine] = self._logits(self.mixtures.best(y, near=center, rows=other))[mine]
+        self.at_center, self.at_best = at_center[chosen], self._losses(mixed)[chosen]
+        self.loss_best, self.accuracy_best = float(self.at_best.mean()), int((mixed.argmax(1) == y)[chosen].sum()) / n
+        self.guess = Guess.of(y[chosen], torch.arange(n).tensor_split(2), setup.federation.classes)
 
-    def _losses(self, alpha: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return cross_entropy(self.mixtures.logits(alpha), self._y, reduction="none")
+    @torch.no_grad()
+    def _logits(self, alpha: torch.Tensor) -> torch.Tensor:
+        return self.mixtures.logits(alpha)
+
+    def _losses(self, logits: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(logits, self._y, reduction="none")
 
     def loss(self, alpha: torch.Tensor) -> float:
         """Return the mean loss at a mixture."""
-        return float(self._losses(alpha).mean())
+        return float(self._losses(self._logits(alpha)).mean())
 
 
 def _p_larger(new: torch.Tensor, known: torch.Tensor, seed: int) -> float:

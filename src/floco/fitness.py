@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from floco.errors import FlocoError
+from floco.errors import FlocoError, warn
 from floco.setup import Setup
 from floco.streams import global_stream, one_thread
 from floco.values import Tensors
@@ -30,8 +29,7 @@ def check_tensors(setup: Setup, x: torch.Tensor) -> None:
         other = _other(setup)
         _check_evaluation(setup, other, x)
         _check_training(setup, other, x)
-    if setup.federation.normalization.mean and any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in setup.network.module.modules()):
-        warnings.warn("the model has an Embedding, and its inputs are normalised: ids that are shifted and scaled are other ids; set data.normalize = none", stacklevel=4)
+        _check_ids(setup, x)
 
 
 def _other(setup: Setup) -> Tensors:
@@ -63,9 +61,7 @@ def _check_evaluation(setup: Setup, other: Tensors, x: torch.Tensor) -> None:
         raise FlocoError("the model changes its inputs in place, and several models are given the same inputs: write x = x - 1, not x -= 1, at the start of the forward pass")
     found, again = predict(_copied(other), x), predict(_copied(other), x)
     if not _close(found, again):
-        warnings.warn(
-            "the model's outputs in evaluation mode are not the same twice (dropout without training=self.training?): accuracies are those of a random model", stacklevel=5
-        )
+        warn("the model's outputs in evaluation mode are not the same twice (dropout without training=self.training?): accuracies are those of a random model")
         return
     if not _close(found, setup.network.holding({n: t.cpu() for n, t in other.items()}).to(setup.device)(x).float()):
         raise FlocoError(
@@ -73,21 +69,25 @@ def _check_evaluation(setup: Setup, other: Tensors, x: torch.Tensor) -> None:
             "what is evaluated would not be the model that is handed out; use each parameter by its attribute, and keep no copy of it"
         )
     if len(x) > _FEW and not _close(predict(_copied(other), x[:_FEW]), found[:_FEW]):
-        warnings.warn(
-            "the model's outputs in evaluation mode hang on which samples share a batch (BatchNorm with track_running_stats=False?): accuracies are those of this order and size "
-            "of batches, and predictions of single samples differ",
-            stacklevel=5,
+        warn(
+            "the model's outputs in evaluation mode depend on which samples share a batch (BatchNorm with track_running_stats=False?): accuracies are those of this order and size "
+            "of batches, and predictions of single samples differ"
         )
 
 
 def _check_training(setup: Setup, other: Tensors, x: torch.Tensor) -> None:
     module, tensors = setup.network.twin(torch.device("cpu"), train=True, own=True).to(setup.device), _copied(other)
     layout = setup.network.layout
+    with global_stream(setup.seed, "trial", device=setup.device), torch.no_grad():
+        module(x)  # the first time, a module may set itself up
     module.load_state_dict(other, strict=False)
     passing = {n: b.clone() for n, b in module.named_buffers() if n not in layout.buffers}
     mine, theirs = [tensors[n].requires_grad_() for n in layout.parameters], dict(module.named_parameters())
     expected, _ = _gradients(setup, lambda: module(x), [theirs[n] for n in layout.parameters])
-    found, unused = _gradients(setup, lambda: setup.predictor(train=True, fresh=True)(tensors, x), mine)
+    predict = setup.predictor(train=True, fresh=True)
+    with global_stream(setup.seed, "trial", device=setup.device), torch.no_grad():
+        predict(_copied(other), x)
+    found, unused = _gradients(setup, lambda: predict(tensors, x), mine)
     after = dict(module.named_buffers())
     if lost := [n for n in layout.buffers if not _close(after[n], tensors[n].detach())]:
         raise FlocoError(f"the model re-assigns its buffer {lost[0]!r} in the forward pass, so that its updates would be lost: change it in place, e.g. by copy_ or mul_")
@@ -96,6 +96,24 @@ def _check_training(setup: Setup, other: Tensors, x: torch.Tensor) -> None:
     if wrong := [n for n, a, b in zip(layout.parameters, expected, found, strict=True) if not (a - b).norm() <= 1e-2 * a.norm() + 1e-4]:
         raise FlocoError(f"the gradient of {wrong[0]!r} is another one when the tensors are put in from outside (torch.utils.checkpoint?): the model cannot be trained so")
     _check_unused(layout.parameters, unused)
+
+
+@torch.no_grad()
+def _check_ids(setup: Setup, x: torch.Tensor) -> None:
+    """Warn if inputs reach an Embedding as ids, and are normalised before: positions and the like do not depend on the inputs."""
+    normal, form = setup.federation.normalization, setup.federation.form
+    if not normal.mean or (not any(form.mean) and all(s == 1 for s in normal.std)):
+        return
+    module = setup.network.twin(setup.device, train=False)
+    given: list[torch.Tensor] = []
+    for m in module.modules():
+        if isinstance(m, nn.Embedding | nn.EmbeddingBag):
+            m.register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
+    module(x)
+    first, given[:] = list(given), []
+    module(x.roll(1, 0))
+    if any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(first, given, strict=False)):
+        warn("the model looks its inputs up in an Embedding, and they are normalised before: ids that are shifted and scaled are other ids; set data.normalize = none")
 
 
 def _gradients(setup: Setup, forward: Callable[[], torch.Tensor], parameters: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[bool]]:
@@ -111,8 +129,7 @@ def _check_unused(names: Sequence[str], unused: Sequence[bool]) -> None:
     if len(idle) == len(names):
         raise FlocoError("no parameter gets a gradient: the model computes with others than it has registered (a function that closes over the module?), or under torch.no_grad()")
     if idle:
-        warnings.warn(
+        warn(
             f"{len(idle)} parameters get no gradient ({', '.join(idle[:3])}{', ...' if len(idle) > 3 else ''}): nothing trains them, and weight decay would "
-            "shrink them all the same; freeze them by requires_grad_(False)",
-            stacklevel=6,
+            "shrink them all the same; freeze them by requires_grad_(False)"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from floco.arrays import as_in_source, channels_first, column_names, float32, writeable
-from floco.errors import FlocoError
+from floco.errors import FlocoError, warn
 from floco.labels import array, plain_labels
 
 _SEVERAL, _NARROW = 10, 0.05  # samples that together vary by so little of the training data's range are hardly of the same scale
@@ -79,12 +78,13 @@ class Form:
             x = x.double() + torch.tensor(self.offset, dtype=torch.float64).view(1, -1, *(1,) * (x.ndim - 2))
         return as_in_source(x, self.channels)
 
-    def samples(self, x: Any, where: str) -> torch.Tensor:
+    def samples(self, x: Any, where: str, *, far: float = 0.0) -> torch.Tensor:
         """Return checked samples (N, C, ...), channels first.
 
         Args:
             x: array (N, *shape).
             where: what an error calls it.
+            far: share of the samples that may be far outside of the values that the model knows; they are said.
 
         Raises:
             FlocoError: another shape, type or order of columns, a value that is not finite, or one far outside of the values that the model knows.
@@ -101,7 +101,7 @@ class Form:
         if self.dtype == "uint8":
             return channels_first(writeable(x.astype(np.uint8)), self.channels)
         raw = float32(x, where, self.channels, self.offset)
-        self._check_range(raw, where)
+        self._check_range(raw, where, far)
         return raw
 
     def labelled(self, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -111,16 +111,16 @@ class Form:
             raise FlocoError(f"there must be one label for each sample, got {len(samples)} samples and {len(classes)} labels")
         return samples, classes
 
-    def _check_range(self, raw: torch.Tensor, where: str) -> None:
+    def _check_range(self, raw: torch.Tensor, where: str, few: float) -> None:
         known, given = torch.tensor(self.ranges), raw.transpose(0, 1).flatten(1)
         wide, varied = known[:, 1] - known[:, 0], given.amax(1) - given.amin(1)
         if len(raw) >= _SEVERAL and bool((wide > 0).all()) and bool((varied < _NARROW * wide).all()):
-            warnings.warn(
-                f"{where}: all channels of {len(raw)} samples vary by less than {_NARROW:.0%} of what the training data do: another unit, or another scaling?", stacklevel=4
-            )
-        if bool((off := (wide == 0) & ((given - known[:, :1]).abs().amax(1) > _NARROW * known[:, 0].abs())).any()):
+            warn(f"{where}: all channels of {len(raw)} samples vary by less than {_NARROW:.0%} of what the training data do: another unit, or another scaling?")
+        off = (wide == 0) & ((given - known[:, :1]).abs().amax(1) > _NARROW * known[:, 0].abs())
+        if bool((wide > 0).any()) and bool(off.any()):
             shown = ", ".join(map(str, off.nonzero().flatten().tolist()[:8]))
-            warnings.warn(f"{where}: channel {shown} is always the same in the training data, and is not here: the model has learnt nothing of it", stacklevel=4)
+            warn(f"{where}: channel {shown} is always the same in the training data, and is not here: the model has learnt nothing of it")
+        noted: list[str] = []
         for channel, (low, high) in enumerate(self.ranges):
             values = raw[:, channel].reshape(len(raw), -1)
             reach = _FAR * (high - low)
@@ -129,7 +129,12 @@ class Form:
                 i = int(far.nonzero()[0])
                 worst = max(values[i].tolist(), key=lambda v: max(low - v, v - high))
                 worst, low, high = (v + (self.offset[channel] if self.offset else 0.0) for v in (worst, low, high))
-                raise FlocoError(f"{where}: sample {i} holds {worst:g} in channel {channel}, and the training data have {low:g} to {high:g}: another unit, or another scaling?")
+                text = f"{where}: sample {i} holds {worst:g} in channel {channel}, and the training data have {low:g} to {high:g}: another unit, or another scaling?"
+                if int(far.sum()) > few * len(raw):
+                    raise FlocoError(text)
+                noted.append(text)
+        if noted:
+            warn(noted[0] + (f" So do samples in {len(noted) - 1} other channels." if len(noted) > 1 else ""))
 
     def classes(self, y: Any, where: str) -> torch.Tensor:
         """Return class numbers (N,) int64 of labels (N,), which are values of the source, or names.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from floco.errors import FlocoError
+from floco.errors import FlocoError, warn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -134,7 +133,7 @@ def _below(root: Path, where: str) -> tuple[list[Path], list[Path]]:
     if loose := [f for f in pictures if len(f.parts) == 1]:
         raise FlocoError(f"{where}: pictures must be in a folder that is named after their class; {_few(loose)} are in none: move them into one, or away")
     if others:
-        warnings.warn(f"{where}: {len(others)} of {len(files)} files are left out, because their names do not end as those of pictures do: {_few(others)}", stacklevel=5)
+        warn(f"{where}: {len(others)} of {len(files)} files are left out, because their names do not end as those of pictures do: {_few(others)}")
     return pictures, [f for f, is_folder in found if is_folder]
 
 
@@ -166,11 +165,11 @@ def _warn_of_layout(files: Sequence[Path], folders: Sequence[Path], tops: Sequen
     """Warn of folders that should be a class, or a split, and hold no picture; and of classes that may have been meant as splits."""
     full = {p for f in files for p in f.parents}
     if empty := [d for d in folders if len(d.parts) <= level + 1 and d not in full]:
-        warnings.warn(f"{where}: folders that hold no picture are left out: {_few(empty)}", stacklevel=5)
+        warn(f"{where}: folders that hold no picture are left out: {_few(empty)}")
     flat = {f.parts[0] for f in files if len(f.parts) == 2}
     if not level and (suspects := [t for t in tops if t.lower() in _SPLITS and t not in flat]):
         others = _few(t for t in tops if t.lower() not in _SPLITS)
-        warnings.warn(f"{where}: {_few(suspects)} is read as a class and not as a split, because there are folders beside it that are no split: {others}", stacklevel=5)
+        warn(f"{where}: {_few(suspects)} is read as a class and not as a split, because there are folders beside it that are no split: {others}")
 
 
 def _cell(column: Any, row: int) -> Image:
@@ -196,7 +195,7 @@ def _decoded(named: Iterable[tuple[str, Callable[[], Image]]], where: str) -> li
         count, reason = f"{len(broken)} of {len(pictures) + len(broken)}", next(iter(broken.values()))
         raise FlocoError(f"{where}: {count} pictures cannot be read: {_few(broken)} ({reason}); replace them, or move them away")
     if short := [p.name for p in pictures if p.shortened]:
-        warnings.warn(f"{where}: {len(short)} of {len(pictures)} pictures have 16 bits for each of several channels, of which the upper 8 are read: {_few(short)}", stacklevel=6)
+        warn(f"{where}: {len(short)} of {len(pictures)} pictures have 16 bits for each of several channels, of which the upper 8 are read: {_few(short)}")
     return pictures
 
 
@@ -239,7 +238,7 @@ def _common_mode(pictures: Sequence[_Picture], where: str) -> str:
     mode = max(count, key=list(_MODES).index)
     if len(count) > 1:
         shown = " and ".join(f"{count[m]} {_MODES[m][0]}" for m in _MODES if count[m])
-        warnings.warn(f"{where}: {shown} pictures are all read as {mode}, so that they have one form", stacklevel=6)
+        warn(f"{where}: {shown} pictures are all read as {mode}, so that they have one form")
     return mode
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from floco.errors import FlocoError
+from floco.errors import FlocoError, warn
 from floco.fitness import check_tensors
 from floco.metrics import Score, score
 from floco.setup import Setup
@@ -67,22 +66,22 @@ def check_model(setup: Setup) -> None:
             few, shape = min(2, len(x)), given[:2].shape if len(given) == len(x) else given.shape
             wanted = (few, federation.classes)
             raise FlocoError(f"for {few} inputs and {federation.classes} classes the model must give logits of shape {wanted}{when}, got {tuple(shape)}")
-    if (end := _ends_in(found)) is not None:
-        warnings.warn(
+    with one_thread(), global_stream(setup.seed, "trial", device=setup.device), torch.enable_grad():
+        moved = {n: t.requires_grad_() if n in setup.network.layout.parameters else t for n, t in setup.initial().items()}
+        last = type(setup.predictor(train=False)(moved, setup.inputs(x[:2])).grad_fn).__name__
+    if (end := _ends_in(found, last)) is not None:
+        warn(
             f"the model's outputs look like those of a {end}: the loss is the cross-entropy of logits, which applies a softmax itself, so that training is slow and "
-            f"the loss is wrong; leave the {end} at the end of the model out",
-            stacklevel=3,
+            f"the loss is wrong; leave the {end} at the end of the model out"
         )
     check_tensors(replace(setup, training=replace(setup.training, precision="float32")), setup.inputs(x))
 
 
-def _ends_in(outputs: torch.Tensor) -> str | None:
-    """Return what outputs (n, C) seem to have passed last: a softmax or sigmoid, None for logits."""
+def _ends_in(outputs: torch.Tensor, last: str) -> str | None:
+    """Return what outputs (n, C), whose `last` operation autograd names, have passed last: a softmax or sigmoid, None for logits."""
     if outputs.min() < 0 or torch.equal(outputs, outputs[:1].expand_as(outputs)):
         return None
-    if torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-3):
-        return "softmax"
-    return "sigmoid" if outputs.min() > 0 and outputs.max() < 1 else None
+    return "softmax" if torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-3) else "sigmoid" if outputs.max() <= 1 and last == "SigmoidBackward0" else None
 
 
 def judge(setup: Setup, models: Sequence[Tensors], x: torch.Tensor, y: torch.Tensor) -> list[Score]:

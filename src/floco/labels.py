@@ -70,7 +70,7 @@ def _objects(y: np.ndarray, where: str) -> np.ndarray:
 def check_labels(y: np.ndarray, where: str, known: Collection[str] = ()) -> None:
     """Raise if labels hold what stands for a missing one, unless it is among the `known` classes.
 
-    The one negative number beside several others, 255 of uint8 with no 254 below it, and texts such as "", "nan" or "NA".
+    The one negative number beside several others, 255 of uint8 beside several others with no 254 below it, and texts such as "", "nan" or "NA".
     """
     if y.dtype.kind == "U":
         marks = [t for t in _NO_LABEL if t not in known and (np.char.strip(y) == t).any()]
@@ -79,7 +79,7 @@ def check_labels(y: np.ndarray, where: str, known: Collection[str] = ()) -> None
         values = np.unique(y)
         negative = [int(v) for v in values[values < 0]] if y.dtype.kind == "i" else []
         suspects = negative if len(negative) == 1 and len(values) > 2 else []
-        suspects += [255] if y.dtype == np.uint8 and 255 in values and 254 not in values else []
+        suspects += [255] if y.dtype == np.uint8 and 255 in values and 254 not in values and len(values) > 2 else []
         marks = [str(v) for v in suspects if str(v) not in known]
         found = np.isin(y, [int(m) for m in marks])
     if marks:

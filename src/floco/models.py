@@ -99,7 +99,7 @@ def model(name: str, federation: Federation) -> Factory:
     if name in MODELS and federation.channels == "kept":
         *rest, channels = federation.shape
         build = factory(name, (channels, *rest), federation.classes)
-        return lambda: nn.Sequential(ChannelsFirst(), *build().children())
+        return lambda: nn.Sequential(ChannelsFirst(), build())
     return factory(name, federation.shape, federation.classes)
 
 

@@ -28,7 +28,7 @@ class Network:
     loaded: frozenset[str] = frozenset()
     """Names whose values were loaded: further draws of the initialiser would not belong to them."""
     sample: torch.Tensor | None = field(default=None, repr=False, compare=False)
-    """Inputs (n, ...) on which it is seen which layer gives the logits; None: told from the module's code, where that can be traced."""
+    """Inputs (n, ...) on which it is seen which layer gives the logits; None: read from the module's code, where that can be traced."""
 
     @cached_property
     def parameters(self) -> Tensors:
@@ -148,7 +148,7 @@ def network(model: nn.Module | Factory, *, seed: int, weights: Mapping[str, torc
     if hooked := [n for n, p in model.named_parameters() if p._backward_hooks]:
         raise FlocoError(f"the parameter {hooked[0]!r} has a gradient hook, which floco does not run: put what it does into the forward pass, e.g. a mask of the weight")
     try:
-        module = copy.deepcopy(model)
+        module = copy.deepcopy(model).cpu()
     except Exception as error:
         raise FlocoError(f"the model cannot be copied ({type(error).__name__}: {error}); keep locks, open files and tensors computed from others out of its attributes") from error
     if weights is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,9 +15,9 @@ from floco.algorithms.floco import OnSimplex
 from floco.client import adapted, prepared
 from floco.errors import FlocoError
 from floco.evaluation import Row
-from floco.federation import Client, Federation
+from floco.federation import Client
 from floco.inference import global_model, judge
-from floco.metrics import METRICS, Score, score
+from floco.metrics import METRICS, score
 from floco.mixtures import Mixtures
 from floco.network import Network
 from floco.setup import Setup
@@ -29,6 +31,7 @@ _FOLDS = 5  # parts that are left out in turn if there are more
 SIZES = (5, 10, 20, 50)
 """Numbers of samples with which newcomers are tried, beside all that they have."""
 _NAME = "newcomer"
+_EVIDENCE = math.log(5)  # nats by which labels must be likelier without a model, before it is refused: few samples give less
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,40 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Guess:
+    """What n labels can be predicted by without a model: the commonest of them, and their frequencies."""
+
+    samples: int
+    accuracy: float
+    """Share of the commonest label, max_c n_c / n, in (0, 1]."""
+    loss: float
+    """-1/n sum_i log((m_c + 1) / (m + C)), in nats: of the m samples that are not left out with sample i, m_c have its label."""
+
+    @staticmethod
+    def of(y: torch.Tensor, parts: Sequence[torch.Tensor], classes: int) -> Guess:
+        """Return the guess of class numbers y (n,), of which each part (indices) is left out in turn, for C classes."""
+        counts = y.bincount(minlength=classes)
+        others = [(counts - y[part].bincount(minlength=classes) + 1).double() for part in parts]
+        losses = sum(float((n.sum() / n).log()[y[part]].sum()) for n, part in zip(others, parts, strict=True))
+        return Guess(len(y), int(counts.max()) / len(y), losses / len(y))
+
+    def beats(self, accuracy: float, loss: float) -> bool:
+        """Return whether a model of this accuracy and loss on the same samples is to be refused: it is no better than this guess.
+
+        accuracy <= self.accuracy, and accuracy < 1/2: where nearly all samples have one label, good models are below that share.
+        n (loss - self.loss) > log 5: the labels are five times likelier by their frequencies; few samples can be wrong by accident.
+        """
+        return accuracy <= self.accuracy and accuracy < 0.5 and self.samples * (loss - self.loss) > _EVIDENCE
+
+
+@dataclass(frozen=True)
 class Placement:
     """Where a newcomer is on the simplex, and what else it could have been."""
 
     candidates: tuple[Candidate, ...]
     problems: dict[str, str]
     """Rules that could not be carried out, and why."""
+    guess: Guess
     network: Network = field(repr=False)
     simplex: Tensors = field(repr=False)
     """The shared simplex, network tensors with endpoints (M, ...)."""
@@ -66,6 +97,18 @@ class Placement:
     def center(self) -> torch.Tensor:
         """Its place, (M,) float64."""
         return self.chosen.alpha
+
+    @property
+    def refusal(self) -> str:
+        """Why `place` does not give its model (`Guess.beats`), or ""."""
+        return f"the newcomer's model is no better than a guess: {self.compared}" if self.guess.beats(self.chosen.accuracy, self.chosen.loss) else ""
+
+    @property
+    def compared(self) -> str:
+        """The model and the guess without one, in numbers."""
+        model, guess = self.chosen, self.guess
+        right = f"of {guess.samples} samples, left out in turn, it recognises {100 * model.accuracy:.1f} %, and {100 * guess.accuracy:.1f} % have the commonest label"
+        return f"{right}; its loss is {model.loss:.3f}, and that of the label frequencies {guess.loss:.3f}"
 
     @property
     def tensors(self) -> Tensors:
@@ -84,11 +127,23 @@ def place(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) ->
     Three rules are tried: the middle; the stored map of the assignment, at the signal of one local training; and the best
     mixture for the samples, argmin of the loss (`Mixtures.best`). Each sample in turn (of more than 20: a fifth of them) is
     left out, the rules are carried out on the others, and the one with the least loss on those left out is taken, with
-    all samples. Nobody else changes.
+    all samples. Nobody else changes. A model that is no better than a guess is refused (`Guess.beats`); with one that is not
+    refused, and yet has a lower accuracy or a higher loss than the guess, comes a warning.
 
     Raises:
-        FlocoError: the run has no simplex or no assignment, or a newcomer has one sample only.
+        FlocoError: the run has no simplex or no assignment, a newcomer has one sample only, or its model is refused.
     """
+    found = tried(setup, state, x, y)
+    if found.refusal:
+        remedy = "check that labels and samples are coded as in the data of the run (exchanged or shifted labels look like this), train again with such data, or collect more"
+        raise FlocoError(f"{found.refusal}. It must be better in one of the two: {remedy}")
+    if found.chosen.accuracy < found.guess.accuracy or found.chosen.loss > found.guess.loss:
+        warnings.warn(f"these samples do not show that the newcomer's model is better than a guess: {found.compared}; check labels, or collect more of several", stacklevel=3)
+    return found
+
+
+def tried(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) -> Placement:
+    """Return what `place` would, also where it refuses or warns."""
     algorithm, stored = _assigned(setup, state)
     if len(y) < 2:
         raise FlocoError(f"a newcomer needs 2 labelled samples at least, one to place it and one to check, got {len(y)}")
@@ -109,7 +164,7 @@ def place(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) ->
                 problems[rule] = f"{type(error).__name__}: {error}"
     if not candidates:
         raise FlocoError(f"none of the rules can be carried out: {problems}")
-    return Placement(tuple(candidates), problems, setup.network, state.shared, algorithm.mixing)
+    return Placement(tuple(candidates), problems, Guess.of(y, parts, setup.federation.classes), setup.network, state.shared, algorithm.mixing)
 
 
 def _assigned(setup: Setup, state: ServerState) -> tuple[OnSimplex, Assignment]:
@@ -125,8 +180,7 @@ def _assigned(setup: Setup, state: ServerState) -> tuple[OnSimplex, Assignment]:
 
 
 def _left_out(n: int, seed: int) -> list[torch.Tensor]:
-    order = torch.randperm(n, generator=stream(seed, "left out"))
-    return list(order.tensor_split(n if n <= _ALL else _FOLDS))
+    return list(torch.randperm(n, generator=stream(seed, "left out")).tensor_split(n if n <= _ALL else _FOLDS))
 
 
 def _alone(setup: Setup, x: torch.Tensor, y: torch.Tensor, parts: list[torch.Tensor]) -> Setup:
@@ -134,8 +188,7 @@ def _alone(setup: Setup, x: torch.Tensor, y: torch.Tensor, parts: list[torch.Ten
     everything = torch.arange(len(y))
     clients = [Client(_NAME, everything, everything)]
     clients += [Client(f"{_NAME}-{i}", everything[~torch.isin(everything, part)], part) for i, part in enumerate(parts)]
-    federation = setup.federation
-    return replace(setup, federation=Federation(x, y, tuple(clients), federation.names, normalization=federation.normalization))
+    return replace(setup, federation=replace(setup.federation, x=x, y=y, clients=tuple(clients), x_test=None, y_test=None, held_out=()))
 
 
 def _by_signal(alone: Setup, algorithm: OnSimplex, stored: Assignment, state: ServerState, who: str) -> torch.Tensor:
@@ -156,7 +209,7 @@ def newcomer_rows(setup: Setup, state: ServerState) -> list[Row]:
 
     One row for each client, number of samples and model: `placed` (Floco and Floco+, after the assignment), `global`, `global+ft`
     (the global model after local epochs) and `local` (initial weights, as many epochs as a participant has in the mean). A model
-    that cannot be made has a row without metrics, which says why.
+    that cannot be made has a row without metrics, which says why; one that `place` refuses has them: means are of all newcomers.
     """
     rows: list[Row] = []
     for client in setup.federation.held_out:
@@ -164,45 +217,31 @@ def newcomer_rows(setup: Setup, state: ServerState) -> list[Row]:
         test = setup.federation.x[client.test], setup.federation.y[client.test]
         for n, size in [*((s, str(s)) for s in SIZES if s < len(order)), (len(order), "all")]:
             few = setup.federation.x[order[:n]], setup.federation.y[order[:n]]
-            rows += [
-                {
-                    "client": client.id,
-                    "size": size,
-                    "samples": n,
-                    "model": model,
-                    "rule": rule,
-                    **{m: None if judged is None else getattr(judged, m) for m in METRICS},
-                    "problem": problem,
-                }
-                for model, rule, judged, problem in _judged(setup, state, few, test)
-            ]
+            rows += [{"client": client.id, "size": size, "samples": n, **judged} for judged in _judged(setup, state, few, test)]
     return rows
 
 
-def _judged(setup: Setup, state: ServerState, few: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]) -> Iterator[tuple[str, str, Score | None, str]]:
+def _judged(setup: Setup, state: ServerState, few: tuple[torch.Tensor, torch.Tensor], test: tuple[torch.Tensor, torch.Tensor]) -> Iterator[Row]:
     """Yield name, rule, metrics and problem of each model that a newcomer could have."""
     names = (*setup.network.layout.parameters, *setup.network.layout.buffers)
-    epochs = max(1, round(setup.training.rounds * setup.training.fraction)) * setup.training.epochs
-    initial = {**setup.network.parameters, **setup.network.buffers}
+    in_a_round = max(1, round(setup.training.fraction * len(setup.federation.clients)))
+    epochs = max(1, round(setup.training.rounds * setup.training.epochs * in_a_round / len(setup.federation.clients)))
     shared = global_model(setup, Message(state.round, "evaluate", state.shared))
     middle = {n: shared[n] for n in names} if shared is not None else {}
-    makers: dict[str, Callable[[], tuple[str, Tensors]]] = {}
+    makers: dict[str, Callable[[], tuple[str, Tensors, str]]] = {}
     if isinstance(setup.algorithm, OnSimplex) and setup.algorithm.assignment(state) is not None and not setup.local_buffers:
-        makers["placed"] = lambda: _placed(place(setup, state, *few))
+        makers["placed"] = lambda: ((found := tried(setup, state, *few)).chosen.rule, found.tensors, found.refusal)
     if middle:
-        makers |= {"global": lambda: ("", middle), "global+ft": lambda: ("", _fine_tuned(setup, middle, few, None))}
-    makers["local"] = lambda: ("", _fine_tuned(setup, initial, few, epochs))
+        makers |= {"global": lambda: ("", middle, ""), "global+ft": lambda: ("", _fine_tuned(setup, middle, few, None), "")}
+    makers["local"] = lambda: ("", _fine_tuned(setup, {**setup.network.parameters, **setup.network.buffers}, few, epochs), "")
     with one_thread():
         for name, make in makers.items():
             try:
-                rule, tensors = make()
-                yield name, rule, judge(setup, [tensors], *test)[0], ""
+                rule, tensors, refusal = make()
+                judged = judge(setup, [tensors], *test)[0]
+                yield {"model": name, "rule": rule, **{m: getattr(judged, m) for m in METRICS}, "problem": refusal}
             except Exception as error:  # noqa: BLE001  a model that a newcomer's data cannot bear must not end a finished run; the row says why
-                yield name, "", None, f"{type(error).__name__}: {error}"
-
-
-def _placed(found: Placement) -> tuple[str, Tensors]:
-    return found.chosen.rule, found.tensors
+                yield {"model": name, "rule": "", **dict.fromkeys(METRICS), "problem": f"{type(error).__name__}: {error}"}
 
 
 def _fine_tuned(setup: Setup, start: Tensors, few: tuple[torch.Tensor, torch.Tensor], epochs: int | None) -> Tensors:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from floco.config import Run as RunSettings
 from floco.contract import Algorithm
 from floco.drift import Drift, drift
 from floco.engines import engine
+from floco.errors import warn
 from floco.evaluation import Evaluation, Row
 from floco.export import export, export_placed
 from floco.federation import Federation
@@ -222,10 +222,7 @@ def _said(run: Run) -> Run:
     if len(failures):
         last, now = failures.iloc[-1], len(run.clients)
         missing = f"; {len(run.setup.federation.clients) - now} are missing in the last evaluation" if now < len(run.setup.federation.clients) else ""
-        warnings.warn(
-            f"clients were left out {len(failures)} times{missing} (run.failures has the reasons; the last: round {last['round']}, client {last['client']!r}: {last['reason']})",
-            stacklevel=3,
-        )
+        warn(f"clients were left out {len(failures)} times{missing} (run.failures has the reasons; the last: round {last['round']}, client {last['client']!r}: {last['reason']})")
     return run
 
 

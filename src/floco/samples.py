@@ -165,7 +165,7 @@ def checked(arrays: Arrays, source: str, kind: str = "auto", known_labels: Seque
         raise FlocoError(f"{source}: x_test must have samples of the shape {raw[0].shape[1:]}, as the training part; those of {raw[1].shape[1:]} do not fit")
     if strange := sorted(set(labels[1].tolist()) - set(known.tolist()), key=str):
         raise FlocoError(f"{source}: y_test must have labels of the training part; {', '.join(map(repr, strange[:12]))} do not fit")
-    return replace(made, x_test=made.form.samples(arrays["x_test"], f"{source}: x_test"), y_test=_numbers(labels[1], known, f"{source}: y_test"))
+    return replace(made, x_test=made.form.samples(arrays["x_test"], f"{source}: x_test", far=0.5), y_test=_numbers(labels[1], known, f"{source}: y_test"))
 
 
 def _labels(values: Any, where: str, samples: int, known: Sequence[str]) -> np.ndarray:

@@ -29,7 +29,7 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: 
         labels: all labels as text, in the order of the classes (none: those that occur, sorted).
         channels: where a sample has its channels, or features, each of which has a mean and deviation of its own: "first", (F, T),
             or "last", (T, F). Sequences stay as they are for the network; images come to it with their channels first. "auto":
-            first, save for images; an array that looks like (N, T, F) is refused.
+            first, except for images; an array that looks like (N, T, F) is refused.
 
     Raises:
         FlocoError: no such source, or one that cannot be read.
@@ -47,7 +47,10 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: 
     if scheme == "folder" and channels != "auto":
         raise FlocoError(f"data.channels says where arrays have their channels, and pictures of a folder are read channels last: leave it at auto, got {channels!r}")
     if scheme in readers and (rest or scheme == "digits"):
-        return checked(readers[scheme](rest), source, kind, labels, channels)
+        arrays = readers[scheme](rest)
+        if scheme == "folder" and not labels:  # no name of a folder is a missing value
+            labels = sorted(set(np.asarray(arrays.get("y_train", arrays.get("y"))).tolist()))
+        return checked(arrays, source, kind, labels, channels)
     if not rest:
         raise FlocoError(f"data.source must be digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME or module:function, got {source!r}{nearest(scheme, readers)}")
     try:

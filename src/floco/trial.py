@@ -41,7 +41,7 @@ def unsteady(forward: Callable[[], torch.Tensor], module: nn.Module, seed: int, 
         return "its forward pass draws random numbers from numpy or Python's random"
     if first.shape != second.shape or not torch.allclose(first, second, rtol=1e-5, atol=1e-6, equal_nan=True):
         return "its forward pass is not the same twice: it has a state, or random numbers, of its own"
-    if changed := [name for name, value in after.items() if before.get(name) != value]:
+    if changed := [name for name, value in after.items() if repr(before.get(name)) != repr(value)]:
         return f"its forward pass changes {changed[0]}"
     return None
 
