@@ -157,7 +157,8 @@ def test_the_tables_of_the_page_are_those_of_the_files(page: Path) -> None:
     accuracy, calibration, cost = ({r["method"]: r for r in table(page, k)} for k in range(3))
     for name, row in methods.items():
         assert accuracy[name]["seeds"] == "2"
-        shown = f"{100 * float(row['accuracy_personal']):.1f} ± {100 * float(row['accuracy_personal_seed_std']):.1f}"
+        apart = 100 * float(row["accuracy_personal_seed_std"])
+        shown = f"{100 * float(row['accuracy_personal']):.1f}" + (f" ± {apart:.1f}" if apart else "")  # seeds may happen to agree
         assert accuracy[name]["personal %"] == shown
         assert calibration[name]["NLL, global"].startswith(f"{float(row['loss_global']):.3f} ± ")
         assert cost[name]["bytes up / FedAvg's"] == f"{float(row['bytes_up_ratio']):.2f}"
