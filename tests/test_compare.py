@@ -190,6 +190,16 @@ def test_runs_of_a_method_are_seeds_of_one_another_only_if_all_else_is_equal(tmp
     assert tables.unequal([tmp_path / "a", tmp_path / "b"]) == ""
 
 
+def test_seeds_of_a_comparison_stay_together_though_each_was_tuned_by_itself(tmp_path: Path) -> None:
+    for seed, lr in ((0, 0.1), (1, 0.05)):
+        given = ["-s", f"seed={seed}", "-s", f"training.lr={lr}", "-s", "training.rounds=1", "-s", "algorithm.name=fedavg", "-s", "run.engine=serial"]
+        assert floco("run", *given, "--out", tmp_path / "all" / "runs" / f"fedavg-seed{seed}").exit_code == 0
+    paths = sorted((tmp_path / "all" / "runs").iterdir())
+    assert len(tables.load(paths).names) == 2  # single runs with other settings
+    (tmp_path / "all" / "comparison.json").write_text("{}")
+    assert tables.methods(tables.load(paths))[["method", "seeds"]].values.tolist() == [["fedavg", 2]]
+
+
 def test_methods_differ_in_their_algorithm_only_and_share_what_they_inherit() -> None:
     base = read(None, ["algorithm.radius=0.25", "training.rounds=10", "algorithm.assign_at=3"])
     made = comparison.configurations(base, ["floco", "floco+", "ditto"], {"ditto": {"pull": 0.5}, "floco+": {"endpoints": 7}})

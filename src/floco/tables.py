@@ -65,8 +65,8 @@ def prediction_table(probabilities: torch.Tensor, names: Sequence[str]) -> pd.Da
 def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:
     """Return the results of those run directories that are finished.
 
-    Runs of a method are seeds of one another only if all else is equal: those with other settings, and a second run of a seed,
-    also go by their folder's name, or that of their comparison.
+    Runs of a method are seeds of one another if they are of one comparison, or if all else is equal: others, and a second run of a
+    seed, also go by their folder's name, or that of their comparison.
 
     Args:
         paths: run directories; others and repetitions are passed over.
@@ -87,11 +87,12 @@ def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:
         if not len(history) or history["round"].iloc[-1] != config["training"]["rounds"]:
             continue
         name, seed = config["algorithm"]["name"], config["seed"]
+        together = path.parents[1] if (path.parents[1] / "comparison.json").is_file() else None
         before, same = first.setdefault(seed, (path, (facts["data"], config["training"]["rounds"])))
         if same != (facts["data"], config["training"]["rounds"]):
             raise FlocoError(f"{before} and {path} have seed {seed}, and other data, splits or numbers of rounds: they cannot be compared")
-        own = _settings(config)
-        folder, number = path.parent.parent.name if path.parent.name == "runs" else path.name, 1
+        own = _settings(config) if together is None else together  # a comparison may tune every seed by itself
+        folder, number = path.name if together is None else together.name, 1
         while (name, seed) in taken or settings.get(name, own) != own:
             name = f"{config['algorithm']['name']} ({folder}{f' {number}' if number > 1 else ''})"
             number += 1
