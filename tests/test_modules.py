@@ -18,7 +18,8 @@ from floco.client import models
 from floco.contract import Algorithm
 from floco.engines import Serial, engine, resolve
 from floco.errors import FlocoError
-from floco.inference import check_model, logits, logits_of_each
+from floco.fitness import check_model
+from floco.inference import logits, logits_of_each
 from floco.jobs import Job, perform
 from floco.loop import begin
 from floco.network import network

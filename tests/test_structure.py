@@ -24,8 +24,8 @@ LAYERS = [
     ("values",),
     ("head", "network", "simplex", "metrics"),
     ("models", "federation", "contract"),
-    ("trial", "setup", "fitness"),
-    ("training", "programs", "cohort", "inference", "client"),
+    ("trial", "setup"),
+    ("training", "programs", "cohort", "inference", "fitness", "client"),
     ("algorithms",),
     (
         "partition",

@@ -252,7 +252,7 @@ def test_the_networks_own_values_are_copies() -> None:
 
 
 def test_a_model_that_does_not_fit_the_data_is_named_before_training() -> None:
-    from floco.inference import check_model
+    from floco.fitness import check_model
 
     with pytest.raises(FlocoError, match=r"must give logits of shape \(2, 3\), got \(2, 4\)"):
         check_model(make(FedAvg(), model=lambda: small_net(classes=4)))

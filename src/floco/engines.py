@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import warnings
 from collections.abc import Sequence
 from typing import Protocol
 
 from torch import nn
 
-from floco.errors import FlocoError
+from floco.errors import FlocoError, warn
 from floco.jobs import Job, Performer, Result, tell, units
 from floco.processes import Processes
 from floco.setup import Setup
@@ -50,12 +49,9 @@ class Serial:
 def _say_what_was_found(setup: Setup) -> None:
     """Warn of what is known of the network before the first round; found out here, workers need not do it again."""
     if setup.unsteady is not None:
-        warnings.warn(
-            f"clients train one at a time, each on a copy of the network as it was given: {setup.unsteady}, and what it keeps outside its tensors is not part of a model",
-            stacklevel=3,
-        )
-    if setup.uncut:
-        warnings.warn(f"evaluations run the whole network for every model: {setup.uncut}", stacklevel=3)
+        warn(f"clients train one at a time, each on a copy of the network as it was given: {setup.unsteady}, and what it keeps outside its tensors is not part of a model")
+    if setup.disagrees:
+        warn("evaluations run the whole network for every model: its output is not that of its last linear layer alone")
 
 
 _TOGETHER = {"cpu": 16, "cuda": 64}  # clients in a cohort: on the CPU more no longer fit into a core's cache
@@ -70,7 +66,7 @@ def engine(setup: Setup, kind: str, workers: int | None) -> Engine:
     together = 1
     if kind == "cohort":
         if (reason := _refusal(setup)) is not None and reason != setup.unsteady:
-            warnings.warn(f"engine cohort: clients train one at a time, because the network cannot be batched over clients: {reason}", stacklevel=2)
+            warn(f"engine cohort: clients train one at a time, because the network cannot be batched over clients: {reason}")
         elif reason is None:
             from floco.programs import warm_up
 

@@ -52,7 +52,7 @@ class Federation:
     """Labels as their source has them, as text, by class number; empty: the names."""
     offset: tuple[float, ...] = ()
     """What was subtracted from each channel of the source's samples; (): nothing."""
-    columns: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     """Names of the features, where the source is a table that has some."""
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class Federation:
         dtype = "uint8" if self.x.dtype == torch.uint8 else "float64" if self.offset else "float32"
         others = (0, *range(2, self.x.ndim))
         ranges = tuple(zip(self.x.amin(others).float().tolist(), self.x.amax(others).float().tolist(), strict=True))
-        return Form(shape, dtype, self.channels, self.names, self.values or self.names, ranges, self.normalization, self.offset, self.columns)
+        return Form(shape, dtype, self.channels, self.names, self.values or self.names, ranges, self.normalization, self.offset, self.features)
 
     def inputs(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the normalised inputs of the samples `indices`, (n, C, ...) float32."""

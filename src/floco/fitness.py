@@ -1,21 +1,61 @@
-"""Whether a network can be trained by its named tensors: tried against the module itself, before the first round."""
+"""Whether a network fits the data, and can be trained by its named tensors: tried before the first round."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from floco.errors import FlocoError, warn
+from floco.inference import logits
 from floco.setup import Setup
 from floco.streams import global_stream, one_thread
+from floco.trial import some_rows
 from floco.values import Tensors
 
-_FEW = 3  # samples of a batch whose outputs must not hang on the others
+_TRIED = 64  # samples on which a network is tried
+_FEW = 3  # samples of a batch whose outputs must not depend on the others
 
 
-def check_tensors(setup: Setup, x: torch.Tensor) -> None:
+def check_model(setup: Setup) -> None:
+    """Raise if the network does not give one logit a class for the federation's inputs, in evaluation and in training mode; warn if it gives probabilities."""
+    federation, mode = setup.federation, ""
+    x = federation.x[some_rows(federation, _TRIED)[:_TRIED]]
+    try:
+        with one_thread(), torch.no_grad(), global_stream(setup.seed, "trial", device=setup.device):
+            found = logits(setup, {**setup.network.parameters, **setup.network.buffers}, x)
+            mode = " in training mode"
+            trained = setup.predictor(train=True, fresh=True)(setup.initial(), setup.inputs(x))
+    except FlocoError:
+        raise
+    except Exception as error:
+        raise FlocoError(f"the model fails{mode} on inputs of shape {tuple(x[:2].shape)}: {error}") from error
+    for given, when in ((found, ""), (trained, " in training mode")):
+        if given.shape != (len(x), federation.classes):
+            few, shape = min(2, len(x)), given[:2].shape if len(given) == len(x) else given.shape
+            wanted = (few, federation.classes)
+            raise FlocoError(f"for {few} inputs and {federation.classes} classes the model must give logits of shape {wanted}{when}, got {tuple(shape)}")
+    with one_thread(), global_stream(setup.seed, "trial", device=setup.device), torch.enable_grad():
+        moved = {n: t.requires_grad_() if n in setup.network.layout.parameters else t for n, t in setup.initial().items()}
+        last = type(setup.predictor(train=False)(moved, setup.inputs(x[:2])).grad_fn).__name__
+    if (end := _ends_in(found, last)) is not None:
+        warn(
+            f"the model's outputs look like those of a {end}: the loss is the cross-entropy of logits, which applies a softmax itself, so that training is slow and "
+            f"the loss is wrong; leave the {end} at the end of the model out"
+        )
+    _check_tensors(replace(setup, training=replace(setup.training, precision="float32")), setup.inputs(x))
+
+
+def _ends_in(outputs: torch.Tensor, last: str) -> str | None:
+    """Return what outputs (n, C), whose `last` operation autograd names, have passed last: a softmax or sigmoid, None for logits."""
+    if outputs.min() < 0 or torch.equal(outputs, outputs[:1].expand_as(outputs)):
+        return None
+    return "softmax" if torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-3) else "sigmoid" if outputs.max() <= 1 and last == "SigmoidBackward0" else None
+
+
+def _check_tensors(setup: Setup, x: torch.Tensor) -> None:
     """Raise if a network is not a function of its registered parameters and buffers; warn of what makes its numbers less than they seem.
 
     Its tensors are put in from outside, one client's after the other's. A module that computes with copies of them (a list, a cache,

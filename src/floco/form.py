@@ -54,7 +54,7 @@ class Form:
     normalization: Normalization
     offset: tuple[float, ...] = ()
     """What is subtracted from each channel before numbers become float32; (): nothing."""
-    columns: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     """Names of the features, where the source is a table that has some; a table to predict must have the same, in the same order."""
 
     @property
@@ -89,8 +89,8 @@ class Form:
         Raises:
             FlocoError: another shape, type or order of columns, a value that is not finite, or one far outside of the values that the model knows.
         """
-        if self.columns and (given := column_names(x)) not in ((), self.columns):
-            raise FlocoError(f"{where} must have the columns {', '.join(self.columns)}, in this order, as the data that the model was trained on; got {', '.join(given)}")
+        if self.features and (given := column_names(x)) not in ((), self.features):
+            raise FlocoError(f"{where} must have the columns {', '.join(self.features)}, in this order, as the data that the model was trained on; got {', '.join(given)}")
         x = array(x, where)
         if x.ndim == 0 or x.shape[1:] != self.shape or not len(x):
             raise FlocoError(f"{where} must have shape (N, {', '.join(map(str, self.shape))}), N >= 1, as the samples that the model was trained on; got {x.shape}")

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
-from floco.errors import FlocoError, warn
-from floco.fitness import check_tensors
+from floco.errors import FlocoError
 from floco.metrics import Score, score
 from floco.setup import Setup
-from floco.streams import global_stream, one_thread
-from floco.trial import CHUNK, some_rows
+from floco.trial import CHUNK
 from floco.values import Facts, Message, Tensors, fast_copy
 
 _PARTS = 8  # jobs into which the global test part is cut: fixed, so that results do not depend on the engine
-_TRIED = 64  # samples on which a network is tried before the first round
 
 
 def logits(setup: Setup, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
@@ -46,42 +42,6 @@ def logits_of_each(setup: Setup, models: Sequence[Tensors], x: torch.Tensor) -> 
             found = [predict({**placed[0], **m}, inputs) for m in placed]
         parts.append(torch.stack(found).cpu())
     return list(torch.cat(parts, dim=1))
-
-
-def check_model(setup: Setup) -> None:
-    """Raise if the network does not give one logit a class for the federation's inputs, in evaluation and in training mode; warn if it gives probabilities."""
-    federation, mode = setup.federation, ""
-    x = federation.x[some_rows(federation, _TRIED)[:_TRIED]]
-    try:
-        with one_thread(), torch.no_grad(), global_stream(setup.seed, "trial", device=setup.device):
-            found = logits(setup, {**setup.network.parameters, **setup.network.buffers}, x)
-            mode = " in training mode"
-            trained = setup.predictor(train=True, fresh=True)(setup.initial(), setup.inputs(x))
-    except FlocoError:
-        raise
-    except Exception as error:
-        raise FlocoError(f"the model fails{mode} on inputs of shape {tuple(x[:2].shape)}: {error}") from error
-    for given, when in ((found, ""), (trained, " in training mode")):
-        if given.shape != (len(x), federation.classes):
-            few, shape = min(2, len(x)), given[:2].shape if len(given) == len(x) else given.shape
-            wanted = (few, federation.classes)
-            raise FlocoError(f"for {few} inputs and {federation.classes} classes the model must give logits of shape {wanted}{when}, got {tuple(shape)}")
-    with one_thread(), global_stream(setup.seed, "trial", device=setup.device), torch.enable_grad():
-        moved = {n: t.requires_grad_() if n in setup.network.layout.parameters else t for n, t in setup.initial().items()}
-        last = type(setup.predictor(train=False)(moved, setup.inputs(x[:2])).grad_fn).__name__
-    if (end := _ends_in(found, last)) is not None:
-        warn(
-            f"the model's outputs look like those of a {end}: the loss is the cross-entropy of logits, which applies a softmax itself, so that training is slow and "
-            f"the loss is wrong; leave the {end} at the end of the model out"
-        )
-    check_tensors(replace(setup, training=replace(setup.training, precision="float32")), setup.inputs(x))
-
-
-def _ends_in(outputs: torch.Tensor, last: str) -> str | None:
-    """Return what outputs (n, C), whose `last` operation autograd names, have passed last: a softmax or sigmoid, None for logits."""
-    if outputs.min() < 0 or torch.equal(outputs, outputs[:1].expand_as(outputs)):
-        return None
-    return "softmax" if torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-3) else "sigmoid" if outputs.max() <= 1 and last == "SigmoidBackward0" else None
 
 
 def judge(setup: Setup, models: Sequence[Tensors], x: torch.Tensor, y: torch.Tensor) -> list[Score]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import traceback
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from floco.client import Scores, concluded, prepared, scored
-from floco.errors import FlocoError
+from floco.errors import FlocoError, warn
 from floco.inference import global_model, judge
 from floco.memories import Memory
 from floco.metrics import Score
@@ -141,4 +140,4 @@ def tell(results: Sequence[Result], told: set[str]) -> None:
     """Warn of each reason why clients could not be trained together, once."""
     for reason in {r.alone for r in results} - told - {""}:
         told.add(reason)
-        warnings.warn(f"some clients train one at a time, because their training cannot be batched: {reason}", stacklevel=3)
+        warn(f"some clients train one at a time, because their training cannot be batched: {reason}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +12,7 @@ from torch import nn
 from floco.algorithms import FedAvgFT
 from floco.algorithms.floco import OnSimplex
 from floco.client import adapted, prepared
-from floco.errors import FlocoError
+from floco.errors import FlocoError, warn
 from floco.evaluation import Row
 from floco.federation import Client
 from floco.inference import global_model, judge
@@ -138,7 +137,7 @@ def place(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) ->
         remedy = "check that labels and samples are coded as in the data of the run (exchanged or shifted labels look like this), train again with such data, or collect more"
         raise FlocoError(f"{found.refusal}. It must be better in one of the two: {remedy}")
     if found.chosen.accuracy < found.guess.accuracy or found.chosen.loss > found.guess.loss:
-        warnings.warn(f"these samples do not show that the newcomer's model is better than a guess: {found.compared}; check labels, or collect more of several", stacklevel=3)
+        warn(f"these samples do not show that the newcomer's model is better than a guess: {found.compared}; check labels, or collect more of several")
     return found
 
 

@@ -21,7 +21,7 @@ from floco.errors import warn
 from floco.evaluation import Evaluation, Row
 from floco.export import export, export_placed
 from floco.federation import Federation
-from floco.inference import check_model
+from floco.fitness import check_model
 from floco.loop import Plan, Progress
 from floco.machine import device, environment
 from floco.memories import Memories

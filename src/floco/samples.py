@@ -42,13 +42,13 @@ class Samples:
     """Labels as the source has them, as text, by class number; empty: the names."""
     offset: tuple[float, ...] = ()
     """What was subtracted from each channel, so that float32 can tell large numbers apart; (): nothing."""
-    columns_of_x: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     """Names of the features, where x is a table that has some (a DataFrame)."""
 
     @property
     def form(self) -> Form:
         """What samples and labels look like where they come from."""
-        return Federation(self.x, torch.from_numpy(self.y), (), self.names, channels=self.channels, values=self.values, offset=self.offset, columns=self.columns_of_x).form
+        return Federation(self.x, torch.from_numpy(self.y), (), self.names, channels=self.channels, values=self.values, offset=self.offset, features=self.features).form
 
     def split(
         self,
@@ -92,7 +92,7 @@ class Samples:
         members, kept = tuple(made[: len(made) - held_out]), tuple(made[len(made) - held_out :])
         y_test = None if self.y_test is None else torch.from_numpy(self.y_test)
         normal = self._normalization(normalize, members)
-        return Federation(self.x, torch.from_numpy(self.y), members, self.names, self.x_test, y_test, kept, normal, self.channels, self.values, self.offset, self.columns_of_x)
+        return Federation(self.x, torch.from_numpy(self.y), members, self.names, self.x_test, y_test, kept, normal, self.channels, self.values, self.offset, self.features)
 
     def _normalization(self, normalize: str | Normalization, members: tuple[Client, ...]) -> Normalization:
         """Return the statistics for samples less their offset."""
@@ -157,8 +157,8 @@ def checked(arrays: Arrays, source: str, kind: str = "auto", known_labels: Seque
     where = find_channels(raw[0], kind, channels, f"{source}: {needed[0]}")
     x, offset = read_inputs(raw[0], f"{source}: {needed[0]}", where)
     columns = _columns({n: v for n, v in arrays.items() if n not in (*needed, "names")}, len(x), source, needed[0])
-    features = column_names(arrays[needed[0]])
-    made = Samples(x, encoded, tuple(map(str, names)), columns=columns, channels=where, values=tuple(str(v) for v in known), offset=offset, columns_of_x=features)
+    texts, features = tuple(map(str, names)), column_names(arrays[needed[0]])
+    made = Samples(x, encoded, texts, columns=columns, channels=where, values=tuple(map(str, known)), offset=offset, features=features)
     if len(raw) == 1:
         return made
     if raw[1].shape[1:] != raw[0].shape[1:]:

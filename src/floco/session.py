@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -15,12 +14,12 @@ from typing import Any
 from floco import loop
 from floco.config import Config, Run, as_dict, parse, read, to_toml
 from floco.engines import engine, resolve
-from floco.errors import FlocoError
+from floco.errors import FlocoError, warn
 from floco.evaluation import Row
 from floco.federation import Federation
 from floco.files import csv_text, read_tensors, replace_file
+from floco.fitness import check_model
 from floco.form import Normalization
-from floco.inference import check_model
 from floco.loop import Plan, Progress
 from floco.machine import device, environment
 from floco.models import model as named_model
@@ -187,7 +186,7 @@ def _track(tracker: Tracker, row: Row, trackers: list[Tracker]) -> None:
         tracker.add(row)
     except Exception as error:  # noqa: BLE001  a mirror must not end the run, whatever its library raises
         trackers.remove(tracker)
-        warnings.warn(f"round {row['round']}: {type(tracker).__name__} failed and is given up until the run is resumed: {error}", stacklevel=2)
+        warn(f"round {row['round']}: {type(tracker).__name__} failed and is given up until the run is resumed: {error}")
 
 
 def _trackers(settings: Run, store: Store | None) -> list[Tracker]:

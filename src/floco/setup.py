@@ -77,10 +77,10 @@ class Setup:
         return unsteady(lambda: predict(self.initial(), x), module, self.seed, self.device)
 
     @cached_property
-    def _cut(self) -> tuple[Split | None, str | None]:
+    def _cut(self) -> tuple[Split | None, bool]:
         head = self.network.layout.head
         if not head:
-            return None, ""
+            return None, False
         module = self.network.twin(self.device, train=False)
         layer = module.get_submodule(head[0].rpartition(".")[0])
         upper = predictor(layer, {n.rpartition(".")[2]: n for n in head}, self.training, self.device)
@@ -88,8 +88,8 @@ class Setup:
         one, g = self.initial(), torch.Generator().manual_seed(0)
         other = {**one, **{n: torch.randn(one[n].shape, generator=g).to(self.device) for n in head}}
         chunks = [self.inputs(raw) for raw in self.federation.x[some_rows(self.federation, 2 * CHUNK)].split(CHUNK)]
-        problem = split.problem(one, other, chunks)
-        return split if problem is None else None, problem
+        agrees = split.agrees(one, other, chunks)
+        return split if agrees else None, agrees is False
 
     @property
     def split(self) -> Split | None:
@@ -97,8 +97,8 @@ class Setup:
         return self._cut[0]
 
     @property
-    def uncut(self) -> str | None:
-        """Why evaluations do not use the network as body and head although its last linear layer seems to give the logits; "" or None: there is nothing to say."""
+    def disagrees(self) -> bool:
+        """Whether the network fits together from body and head, and then gives other logits: evaluations run it as a whole, and say so."""
         return self._cut[1]
 
     @property

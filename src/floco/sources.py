@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from floco.errors import FlocoError, nearest
+from floco.errors import FlocoError, nearest, warn
 from floco.images import picture_column, read_columns, read_folder
 from floco.models import load_object
 from floco.samples import Arrays, Samples, checked
@@ -43,7 +42,7 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: 
     if not isinstance(source, str):
         return checked(_arrays(source), "the source", kind, labels, channels)
     scheme, _, rest = source.partition(":")
-    readers: dict[str, Callable[[str], Arrays]] = {"digits": _digits, "npz": read_npz, "idx": _idx, "folder": _folder, "hub": _hub}
+    readers: dict[str, Callable[[str], Arrays]] = {"digits": _digits, "npz": read_npz, "idx": _idx, "folder": read_folder, "hub": _hub}
     if scheme == "folder" and channels != "auto":
         raise FlocoError(f"data.channels says where arrays have their channels, and pictures of a folder are read channels last: leave it at auto, got {channels!r}")
     if scheme in readers and (rest or scheme == "digits"):
@@ -98,10 +97,6 @@ def _idx_array(folder: Path, name: str) -> np.ndarray:
         raise FlocoError(f"data.source: {folder / name} cannot be read as idx: {error}") from error
 
 
-def _folder(folder: str) -> Arrays:
-    return read_folder(folder)
-
-
 def _hub(name: str) -> Arrays:
     from datasets import load_dataset
 
@@ -112,7 +107,7 @@ def _hub(name: str) -> Arrays:
     if "train" not in parts:
         raise FlocoError(f"hub:{name} must have a split train, and has {', '.join(parts)}: load it in a function of your own, module:function, that returns the split to train on")
     if others := [part for part in parts if part not in ("train", "test")]:
-        warnings.warn(f"hub:{name}: train and test are read, and further splits are left out: {', '.join(others)}", stacklevel=3)
+        warn(f"hub:{name}: train and test are read, and further splits are left out: {', '.join(others)}")
     used = {part: parts[part] for part in ("train", "test") if part in parts}
     pictures = read_columns(used, f"hub:{name}")  # of both parts together, so that they have one form
     train, *test = (_arrays(data, pictures.get(part)) for part, data in used.items())

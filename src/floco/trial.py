@@ -92,14 +92,14 @@ class Split:
             raise NotImplementedError("the last linear layer must be called once, with its input, and give the network's output")
         return [first, *(self._upper(m, calls[0][0][0]) for m in models[1:])]
 
-    def problem(self, one: Tensors, other: Tensors, chunks: Sequence[torch.Tensor]) -> str | None:
-        """Return why the parts together are not the network, tried on inputs in chunks under two models that differ in the head; "" where they cannot be put together at all."""
+    def agrees(self, one: Tensors, other: Tensors, chunks: Sequence[torch.Tensor]) -> bool | None:
+        """Return whether the parts together are the network, tried on inputs in chunks under two models that differ in the head; None where they do not fit together at all."""
         with one_thread(), torch.no_grad():
             for x in chunks:
                 try:
                     found = self([one, other], x)
                 except Exception:  # noqa: BLE001  whatever it is, the network cannot be cut there
-                    return ""
+                    return None
                 if not all(torch.equal(a, self._predict(m, x)) for a, m in zip(found, (one, other), strict=True)):
-                    return "its output is not that of its last linear layer alone"
-        return None
+                    return False
+        return True

@@ -6,7 +6,6 @@ A round, from the top: `select` -> `message` -> on each client `begin`, `phases`
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
@@ -15,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from floco.contract import Algorithm
-from floco.errors import FlocoError
+from floco.errors import FlocoError, warn
 from floco.network import Network
 from floco.settings import setting
 from floco.simplex import Assignment, Mixing, assign, sample_released, sample_simplex, sample_subregion
@@ -51,10 +50,9 @@ class OnSimplex(Algorithm):
             return replace(self, assign_at=at)
         names = Mixing.of(layout, self.mix).names
         if layout.buffers and not {*names} <= {*layout.head}:
-            warnings.warn(
+            warn(
                 f"algorithm.mix mixes {sum(n not in layout.head for n in names)} parameters below the head of a model with buffers ({layout.buffers[0]}, ...): statistics such as "
-                "BatchNorm's are averages over the mixtures of training, and wrong for any single one, the global model's too; use GroupNorm or LayerNorm, or mix the head alone",
-                stacklevel=2,
+                "BatchNorm's are averages over the mixtures of training, and wrong for any single one, the global model's too; use GroupNorm or LayerNorm, or mix the head alone"
             )
         return replace(self, assign_at=at, mix=names)
 

@@ -23,8 +23,8 @@ class SCAFFOLD(Algorithm):
 
     c_i+ = c_i - c + (w_t - w_i) / (steps lr), and on the server c <- c + sum_S n_i / n (c_i+ - c_i), with n the training samples
     of all clients; all variates start at zero. So c = sum_i n_i / n c_i in every round, whoever took part. For clients of equal
-    size it is the paper's c + |S| / K mean_S(c_i+ - c_i); the weights are those of FedAvg's objective. The derivation has no momentum, so there is none here,
-    whatever `training.momentum` says; the global step size is 1.
+    size it is the paper's c + |S| / K mean_S(c_i+ - c_i); the weights are those of FedAvg's objective. The derivation has no
+    momentum, so there is none here, whatever `training.momentum` says; the global step size is 1.
     Global and personal model: w.
     """
 
