@@ -1,0 +1,177 @@
+"""What numbers the package gives: the SHA-256 of histories, clients' rows and all tensors of small runs of every method.
+
+A change that must not move a number gives the same digests before and after, on one machine with one set of versions:
+
+    python benchmarks/digests.py            writes benchmarks/results/digests.json, in about a quarter of an hour
+    python benchmarks/digests.py --check    compares with it instead, and names what differs
+
+Everything runs through the command line, in folders of its own: unequal clients, half of them a round, through the assignment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+from torch import nn
+
+RESULTS = Path(__file__).with_name("results") / "digests.json"
+FLOCO = str(Path(sys.executable).with_name("floco"))
+METHODS = ["floco", "floco+", "fedavg", "fedavg+ft", "local", "fedprox", "scaffold", "ditto", "pfedme", "apfl", "fedper", "fedrep", "fedrod", "superfed"]
+UNEQUAL = ["data.split=dirichlet-sizes", "data.clients=12", "data.held_out=2"]
+BUDGET = ["training.rounds=6", "training.fraction=0.5", "training.epochs=1", "training.lr=0.05", "run.evaluate_every=2"]
+SERIAL = ["run.engine=serial", "model.name=cnn"]
+COHORT = ["run.engine=cohort", "run.workers=2", "model.name=mlp"]
+Digests = dict[str, dict[str, str]]
+
+
+def batch_norm(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return a network with floating buffers and a counter."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.2), nn.Linear(24, classes))
+
+
+def settings(method: str, *more: str) -> list[str]:
+    """Return the arguments of a method's run on the unequal clients."""
+    simplex = ["algorithm.assign_at=3"] if method.startswith("floco") else []
+    return [t for s in [*UNEQUAL, *BUDGET, f"algorithm.name={method}", *simplex, *more] for t in ("-s", s)]
+
+
+def floco(*arguments: str | Path) -> None:
+    """Run a command of the package to its end."""
+    done = subprocess.run([FLOCO, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment())
+    if done.returncode:
+        sys.exit(f"floco {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}")
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a command: this folder's functions are importable."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+
+
+def digest(folder: Path, files: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of files of a folder, and of all tensors below its checkpoint: names, types, shapes and values."""
+    found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+    stored = sorted((folder / "checkpoint").rglob("*.safetensors"))
+    if stored:
+        all_ = hashlib.sha256()
+        for file in stored:
+            for name, tensor in sorted(load_file(file).items()):
+                all_.update(repr((str(file.relative_to(folder)), name, tuple(tensor.shape), str(tensor.dtype))).encode())
+                all_.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        found["tensors"] = all_.hexdigest()
+    return found
+
+
+def one_run(folder: Path, arguments: list[str], *more: str) -> dict[str, str]:
+    """Return the digests of a run."""
+    floco("run", *arguments, "--out", folder)
+    held = ["newcomers.csv"] if (folder / "newcomers.csv").exists() else []
+    return digest(folder, ["history.csv", "clients.csv", *held, *more])
+
+
+def killed(folder: Path, arguments: list[str]) -> dict[str, str]:
+    """Return the digests of a run that is killed after its third round at the earliest, and resumed."""
+    with subprocess.Popen([FLOCO, "run", *arguments, "--out", str(folder)], env=environment(), start_new_session=True) as process:
+        pointer = folder / "checkpoint" / "latest"
+        while process.poll() is None and not (pointer.exists() and int(pointer.read_text().strip() or 0) >= 3):
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+    floco("resume", folder)
+    return digest(folder, ["history.csv", "clients.csv"])
+
+
+def latest(folder: Path) -> dict[str, str]:
+    """Return the digests of a run with a global test part, natural clients of unequal size, and the latest samples as test parts."""
+    x, y = load_digits(return_X_y=True)
+    draw = np.random.default_rng(0)
+    client = np.sort(draw.integers(0, 40, 1400) // np.array(8))
+    folder.mkdir(parents=True)
+    np.savez(folder / "digits.npz", x_train=x[:1400], y_train=y[:1400], x_test=x[1400:], y_test=y[1400:], client=client, position=draw.integers(0, 90, 1400))
+    arguments = [f"data.source=npz:{folder / 'digits.npz'}", "data.split=natural", "data.order=position", "algorithm.assign_at=3", *BUDGET, "run.engine=serial"]
+    return one_run(folder / "run", [t for s in arguments for t in ("-s", s)])
+
+
+def compared(folder: Path) -> dict[str, str]:
+    """Return the digests of a tuned comparison and of what its report measures."""
+    arguments = ["data.split=dirichlet-sizes", "data.clients=8", *BUDGET, "training.rounds=4", "run.engine=serial", "floco.assign_at=2"]
+    floco("compare", "-a", "floco,fedavg,ditto", "--seeds", "2", "--tune", *[t for s in arguments for t in ("-s", s)], "--out", folder)
+    floco("report", folder, "-o", folder / "report.html")
+    return digest(folder, sorted(p.name for p in folder.glob("*.csv") if p.name != "failures.csv"))
+
+
+def federation(folder: Path) -> dict[str, str]:
+    """Return the digests of a run on Flower."""
+    arguments = ["training.rounds=6", "algorithm.assign_at=3", "run.evaluate_every=2"]
+    floco("flower", "demo", "--out", folder, *[t for s in arguments for t in ("-s", s)])
+    return digest(folder / "run", ["history.csv", "clients.csv"])
+
+
+def cases(folder: Path) -> dict[str, Callable[[], dict[str, str]]]:
+    """Return what to run, by name."""
+    made: dict[str, Callable[[], dict[str, str]]] = {}
+
+    def add(name: str, *arguments: str) -> None:
+        made[name] = lambda: one_run(folder / name.replace(" ", "-"), settings(*arguments))
+
+    for method in METHODS:
+        add(f"{method} serial", method, *SERIAL)
+        add(f"{method} cohort", method, *COHORT)
+    add("floco processes", "floco", "run.engine=processes", "run.workers=2", "model.name=cnn")
+    add("floco all", "floco", "algorithm.mix=all", "run.engine=serial", "model.name=mlp")
+    add("floco released", "floco", "algorithm.sampler=released", "algorithm.normalize=false", "run.engine=serial", "model.name=mlp")
+    for method in ("floco", "fedavg", "ditto"):
+        for buffers in ("average", "local"):
+            add(f"{method} batch-norm {buffers}", method, f"training.buffers={buffers}", "run.engine=serial", "model.name=digests:batch_norm")
+    add("fedavg batch-norm cohort", "fedavg", "run.engine=cohort", "run.workers=1", "model.name=digests:batch_norm")
+    made["floco latest"] = lambda: latest(folder / "latest")
+    made["floco+ killed"] = lambda: killed(folder / "killed", settings("floco+", *SERIAL))
+    made["floco,fedavg,ditto compared"] = lambda: compared(folder / "compared")
+    made["floco on Flower"] = lambda: federation(folder / "flower")
+    return made
+
+
+def main() -> None:
+    """Write the digests, or compare them with those that are committed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--only", default="", help="a part of the names of the cases to run")
+    options = parser.parse_args()
+    packages = ("torch", "numpy", "scipy", "scikit-learn", "flwr-datasets")
+    versions = {"python": platform.python_version(), **{p: version(p) for p in packages}, "cpu": torch.backends.cpu.get_cpu_capability()}
+    found: Digests = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, case in cases(Path(folder)).items():
+            if options.only in name:
+                started = time.monotonic()
+                found[name] = case()
+                print(f"{name}: {time.monotonic() - started:.1f} s", flush=True)
+    if found.get("floco+ killed", {}).get("tensors") != found.get("floco+ serial", {}).get("tensors"):
+        sys.exit("the resumed run is not the uninterrupted one")
+    if not options.check:
+        RESULTS.write_text(json.dumps({"versions": versions, "digests": found}, indent=1) + "\n")
+        return
+    known = json.loads(RESULTS.read_text())
+    if known["versions"] != versions:
+        print(f"other versions, so that bits may differ: {known['versions']}")
+    wrong = [f"{name}: {file}" for name, files in found.items() for file, value in files.items() if known["digests"].get(name, {}).get(file) != value]
+    wrong += [f"{name}: {file} is missing" for name in found for file in known["digests"].get(name, {}) if file not in found[name]]
+    sys.exit("\n".join(["differ:", *wrong]) if wrong else f"{len(found)} cases, all digests equal")
+
+
+if __name__ == "__main__":
+    main()
