@@ -16,6 +16,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Speed and memory against yardsticks: a quarter of an hour on two quiet cores, results in benchmarks/results.
 bench: $(VENV)/.installed

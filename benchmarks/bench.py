@@ -26,21 +26,21 @@ import bare
 import many
 import torch
 
-from floco import loop
 from floco.algorithms import FedAvg, Floco
-from floco.contract import Algorithm
-from floco.engines import engine
-from floco.federation import Client, Federation
-from floco.form import Normalization
-from floco.jobs import Job, Result
-from floco.models import model
-from floco.network import network
-from floco.partition import Folds
-from floco.setup import Setup
+from floco.client.setup import Setup
+from floco.core.algorithm import Algorithm
+from floco.core.network import network
+from floco.core.values import Training
+from floco.data.federation import Client, Federation
+from floco.data.models import model
+from floco.data.partition import Folds
+from floco.data.schema import Normalization
+from floco.data.sources import load
+from floco.engines.engine import engine
+from floco.engines.jobs import Job, Result
+from floco.server import rounds as loop
 from floco.simplex import Assignment, assign
 from floco.simplex.components import Centered
-from floco.sources import load
-from floco.values import Training
 
 OUT = Path(__file__).parent / "results"
 Row = dict[str, Any]

@@ -18,8 +18,8 @@ import pandas as pd
 import torch
 
 import floco
-from floco.drift import drift
-from floco.federation import Client, Federation
+from floco.data.federation import Client, Federation
+from floco.deliver.drift import drift
 
 CLIENTS = 50
 

@@ -20,13 +20,13 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from floco.algorithms import FedAvg
-from floco.client import concluded, prepared, scored
-from floco.inference import global_model, global_parts, judge
-from floco.setup import Setup
-from floco.streams import stream
-from floco.training import run
-from floco.values import Message as Model
-from floco.values import Tensors, Update
+from floco.client.predict import global_model, global_parts, judge
+from floco.client.round import concluded, prepared, scored
+from floco.client.setup import Setup
+from floco.client.sgd import run
+from floco.core.random import stream
+from floco.core.values import Message as Model
+from floco.core.values import Tensors, Update
 
 ROUNDS = 3
 client_app, server_app = ClientApp(), ServerApp()

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from floco import FlocoPlus
-from floco.federation import Client, Federation
-from floco.run import fit
+from floco.api import fit
+from floco.data.federation import Client, Federation
 
 A_ROUND, ROUNDS, SAMPLES, FEATURES, CLASSES = 300, 60, 20, 64, 10  # 5 of 6 of 10,000 clients train at least once
 

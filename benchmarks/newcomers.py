@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import t
 
-from floco.tables import read_table
+from floco.storage.tables import read_table
 
 if __name__ == "__main__":
     where = sys.argv.index("-o")

@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 
 import floco
-from floco.config import read
-from floco.jobs import Job, perform
-from floco.loop import Progress
-from floco.session import federation
-from floco.setup import Setup
+from floco.client.setup import Setup
+from floco.engines.jobs import Job, perform
+from floco.runs.config import read
+from floco.runs.session import federation
+from floco.server.rounds import Progress
 
 LATER = (1, 10, 30)
 """Rounds after tau."""

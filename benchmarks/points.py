@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 
 import floco
-from floco.metrics import METRICS, score
-from floco.mixtures import Mixtures
-from floco.personal import own_point
+from floco.core.metrics import METRICS, score
+from floco.core.random import stream
+from floco.deliver.mixtures import Mixtures
+from floco.deliver.personal import own_point
 from floco.simplex import sample_subregion
-from floco.streams import stream
 
 DRAWS = 20
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from floco import comparison
-from floco.store import Store
-from floco.tables import read_table
+from floco.analysis import comparison
+from floco.runs.checkpoint import Store
+from floco.storage.tables import read_table
 
 FOLDS = 5
 made = comparison.reopen(Path(sys.argv[1]))

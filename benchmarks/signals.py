@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 
 import floco
-from floco.federation import Federation
-from floco.values import ServerState, Update
+from floco.core.values import ServerState, Update
+from floco.data.federation import Federation
 
 CLIENTS, FOLDS, EPOCHS, BATCH = 50, 5, 3, 32
 SIZES = np.geomspace(15, 256, CLIENTS // FOLDS).round().astype(int)

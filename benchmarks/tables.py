@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from floco.columns import ACCURACY, CALIBRATION, COST, methods_table
-from floco.tables import read_table
+from floco.analysis.columns import ACCURACY, CALIBRATION, COST, methods_table
+from floco.storage.tables import read_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 KINDS = {"accuracy": ACCURACY, "calibration": CALIBRATION, "cost": COST}

@@ -10,8 +10,8 @@ dir=$(realpath -m "${1:-$(mktemp -d)}")
 mkdir -p "$dir"/{certs,keys,logs,flwr}
 cd "$dir"
 export FLWR_HOME="$dir/flwr" FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_UPDATE_CHECK=1
-port=$(python -c 'from floco.flower.local import free_port; print(free_port())')
-node_port() { python -c 'from floco.flower.local import free_port; print(free_port())'; }
+port=$(python -c 'from floco.flower.processes import free_port; print(free_port())')
+node_port() { python -c 'from floco.flower.processes import free_port; print(free_port())'; }
 
 echo "-- certificates: an authority of the federation's own, and one for the SuperLink's address"
 openssl req -x509 -newkey rsa:3072 -nodes -days 30 -subj "/CN=floco federation" -keyout certs/ca.key -out certs/ca.crt 2>/dev/null
@@ -25,8 +25,8 @@ for site in east north south stranger; do ssh-keygen -q -t ecdsa -b 384 -N "" -C
 echo "-- data and app"
 python - <<'PYTHON'
 from pathlib import Path
-from floco.config import read
-from floco.flower.app import write
+from floco.runs.config import read
+from floco.flower.scaffold import write
 from floco.flower.demo import deal
 source = deal(Path("."))
 settings = ["training.rounds=3", "training.fraction=1.0", "algorithm.assign_at=2", "run.evaluate_every=3", "flower.sites=3"]

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import floco
-from floco.views import simplex_picture
+from floco.cli.views import simplex_picture
 
 run, picture = sys.argv[1:]
 simplex_picture(floco.open_run(run), Path(picture))

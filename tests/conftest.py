@@ -11,15 +11,15 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from floco import loop
 from floco.cli import app
-from floco.contract import Algorithm
-from floco.engines import Engine, Serial
-from floco.federation import Client, Federation
-from floco.loop import Plan, Progress
-from floco.network import network
-from floco.setup import Setup
-from floco.values import Tensors, Training
+from floco.client.setup import Setup
+from floco.core.algorithm import Algorithm
+from floco.core.network import network
+from floco.core.values import Tensors, Training
+from floco.data.federation import Client, Federation
+from floco.engines.engine import Engine, Serial
+from floco.server import rounds as loop
+from floco.server.rounds import Plan, Progress
 
 GOLDEN = Path(__file__).parent / "golden"
 IDS = ("north", "south", "east", "west", "Straße 7/b", "0")

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from conftest import UNEQUAL, blobs, make, same, small_net, train
-from floco import loop
 from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, Ditto, FedAvg, FedAvgFT, FedPer, FedProx, FedRep, FedRoD, Floco, FlocoPlus, Local, PFedMe, SuPerFed
 from floco.algorithms.floco import OnSimplex
-from floco.client import models
-from floco.contract import Algorithm
-from floco.engines import Serial
-from floco.errors import FlocoError
-from floco.setup import Setup
+from floco.client.round import models
+from floco.client.setup import Setup
+from floco.core.algorithm import Algorithm
+from floco.core.errors import FlocoError
+from floco.core.values import ServerState, Tensors, Training
+from floco.engines.engine import Serial
+from floco.server import rounds as loop
 from floco.simplex import Mixing, assign
-from floco.values import ServerState, Tensors, Training
 
 TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has a global model
     (Floco(endpoints=4, assign_at=3), True),
@@ -88,7 +88,7 @@ def test_contract_with_unequal_clients_few_of_whom_take_part(algorithm: Algorith
 
 @pytest.mark.parametrize(("algorithm", "has_global"), TABLE, ids=lambda v: getattr(v, "name", ""))
 def test_a_rounds_shared_tensors_are_the_mean_by_samples_of_those_who_trained(algorithm: Algorithm, has_global: bool) -> None:
-    from floco.jobs import Job, perform
+    from floco.engines.jobs import Job, perform
 
     setup = make(algorithm, federation=blobs(sizes=UNEQUAL), rounds=3, fraction=0.3)
     before, after = train(setup)[-2:]
@@ -159,7 +159,7 @@ def test_centers_are_the_assignment_of_the_signals() -> None:
     setup = make(Floco(endpoints=3, assign_at=2))
     progress = train(setup)
     before, after = progress[0].state, progress[1].state
-    from floco.jobs import Job, perform
+    from floco.engines.jobs import Job, perform
 
     signals = []
     for c in setup.federation.ids:
@@ -239,7 +239,7 @@ def test_local_is_training_alone() -> None:
 
 def test_weighted_mean_is_by_sample_count() -> None:
     setup = make(FedAvg(), rounds=1, fraction=1.0)
-    from floco.jobs import Job, perform
+    from floco.engines.jobs import Job, perform
 
     start = loop.begin(setup).state
     updates = [perform(setup, Job(c, "train", setup.algorithm.message(start, c, "train"))).update for c in setup.federation.ids]
@@ -363,7 +363,7 @@ def test_personal_epochs_count(algorithm: type[Ditto]) -> None:
 
 def test_a_late_client_is_placed_by_the_stored_map() -> None:
     setup = make(Floco(endpoints=3, assign_at=1), rounds=2, fraction=1.0)
-    from floco.jobs import Job, perform
+    from floco.engines.jobs import Job, perform
 
     algorithm, start = setup.algorithm, loop.begin(setup).state
     updates = {c: perform(setup, Job(c, "train", algorithm.message(start, c, "train"))).update for c in setup.federation.ids}

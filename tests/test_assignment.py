@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from conftest import GOLDEN
-from floco.errors import FlocoError
+from floco.core.errors import FlocoError
 from floco.simplex import assign, log_energy
 from floco.simplex.components import Centered, principal
 

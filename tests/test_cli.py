@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from conftest import floco, rows
-from floco.errors import FlocoError
+from floco.core.errors import FlocoError
 
 FLOCO = [str(Path(sys.executable).with_name("floco"))]
 QUICK = ["-s", "training.rounds=4", "-s", "training.fraction=0.2", "-s", "run.evaluate_every=2", "-s", "run.workers=2"]

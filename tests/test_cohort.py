@@ -12,18 +12,19 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from conftest import blobs, make, same, small_net, train
-from floco import loop, programs
 from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
-from floco.cohort import Cohorts, refusal
-from floco.contract import Algorithm
-from floco.engines import Serial, engine
-from floco.federation import Federation
-from floco.loop import Plan, Progress
-from floco.memories import Memories
-from floco.processes import Processes
-from floco.setup import Setup
-from floco.training import Work
-from floco.values import RECEIVED, Batch, Facts, Message, Phase, Predict, Step, Tensors, prefixed, under
+from floco.client.setup import Setup
+from floco.client.sgd import Work
+from floco.core.algorithm import Algorithm
+from floco.core.values import RECEIVED, Batch, Facts, Message, Phase, Predict, Step, Tensors, prefixed, under
+from floco.data.federation import Federation
+from floco.engines import tracing as programs
+from floco.engines.cohort import Cohorts, refusal
+from floco.engines.engine import Serial, engine
+from floco.engines.processes import Processes
+from floco.server import rounds as loop
+from floco.server.rounds import Plan, Progress
+from floco.storage.memories import Memories
 from test_algorithms import TABLE
 
 

@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from conftest import blobs, floco, rows, write_blobs
-from floco import comparison, tables, tuning
 from floco.algorithms import ALGORITHMS
-from floco.config import read
-from floco.errors import FlocoError
-from floco.tables import Results
+from floco.analysis import comparison, tables, tuning
+from floco.analysis.tables import Results
+from floco.core.errors import FlocoError
+from floco.runs.config import read
+from floco.storage.tables import read_table
 
 METHODS = ("floco", "fedavg", "fedavg+ft", "local")
 
@@ -150,7 +151,7 @@ def test_equal_gaps_are_equal_to_the_test() -> None:
 
 def test_a_number_that_is_none_does_not_break_a_table(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("client,loss\nnan,nan\n7,0.5\n")
-    table = tables.read_table(tmp_path / "t.csv")
+    table = read_table(tmp_path / "t.csv")
     assert table["client"].tolist() == ["nan", "7"]
     assert table["loss"].mean() == 0.5
 
@@ -340,7 +341,7 @@ def test_tuning_cuts_from_the_training_parts_and_cannot_reach_a_test_part() -> N
 
 
 def test_where_samples_have_an_order_the_latest_are_cut_and_each_recording_loses_the_one_before() -> None:
-    from floco.federation import Client
+    from floco.data.federation import Client
 
     federation = blobs()
     when = torch.tensor([*range(0, 32, 2), *range(0, 32, 4)])  # two recordings of the same time, one with half as many samples
@@ -352,7 +353,7 @@ def test_where_samples_have_an_order_the_latest_are_cut_and_each_recording_loses
 
 
 def test_a_worker_that_died_says_nothing_about_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from floco.errors import WorkerDied
+    from floco.core.errors import WorkerDied
 
     def dies(*_: Any) -> Any:
         raise WorkerDied("worker process 7 died")
@@ -395,7 +396,7 @@ def test_tuned_runs_use_the_best_trial_and_all_training_data_and_trials_are_not_
 
 
 def test_test_parts_do_not_matter_to_tuning(tmp_path: Path) -> None:
-    from floco import session
+    from floco.runs import session
 
     config = comparison.configurations(read(None, settings(tmp_path)[1::2]), ["fedprox"])["fedprox"]
     federation = session.federation(config)

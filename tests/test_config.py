@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from floco.algorithms import ALGORITHMS, Ditto, Floco, FlocoPlus
-from floco.config import Config, methods, parse, read, reference, to_toml
-from floco.errors import FlocoError
-from floco.values import Training
+from floco.core.errors import FlocoError
+from floco.core.values import Training
+from floco.runs.config import Config, methods, parse, read, reference, to_toml
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 

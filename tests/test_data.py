@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floco.errors import FlocoError
-from floco.federation import Federation
-from floco.folds import FoldsPartitioner
-from floco.form import Normalization
-from floco.partition import SPLITS, Dirichlet, DirichletSizes, Folds, Iid, Natural, Pathological, Single, heterogeneity, partition
-from floco.sources import load
+from floco.core.errors import FlocoError
+from floco.data.federation import Federation
+from floco.data.folds import FoldsPartitioner
+from floco.data.partition import SPLITS, Dirichlet, DirichletSizes, Folds, Iid, Natural, Pathological, Single, heterogeneity, partition
+from floco.data.schema import Normalization
+from floco.data.sources import load
 
 DIGITS = load("digits")
 
@@ -264,7 +264,7 @@ def test_arrays_that_do_not_fit_are_named(arrays: dict[str, object], says: str) 
         ("digit", "did you mean 'digits'"),
         ("npz", "npz:PATH"),
         ("no_such_module:load", "No module named"),
-        ("floco.sources:lod", "has no 'lod'"),
+        ("floco.data.sources:lod", "has no 'lod'"),
     ],
 )
 def test_sources_that_cannot_be_read_are_named(source: str, says: str) -> None:

@@ -9,13 +9,13 @@ from torch import nn
 
 from conftest import make, same, small_net, train
 from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
-from floco.contract import Algorithm
-from floco.engines import Serial, resolve
-from floco.errors import FlocoError, RunFailed
-from floco.jobs import Job, units
-from floco.loop import Plan, begin
-from floco.processes import Processes, _dumps
-from floco.values import Message
+from floco.core.algorithm import Algorithm
+from floco.core.errors import FlocoError, RunFailed
+from floco.core.values import Message
+from floco.engines.engine import Serial, resolve
+from floco.engines.jobs import Job, units
+from floco.engines.processes import Processes, _dumps
+from floco.server.rounds import Plan, begin
 
 
 @pytest.mark.parametrize("algorithm", [Floco(endpoints=4, assign_at=3), FlocoPlus(endpoints=4, assign_at=3), FedAvg(), Ditto()], ids=lambda a: a.name)

@@ -15,10 +15,10 @@ from torch import nn
 
 import floco as package
 from conftest import blobs, floco, small_net, write_blobs
-from floco.errors import FlocoError
-from floco.files import checksum
-from floco.form import Normalization
-from floco.portable import FORMATS
+from floco.core.errors import FlocoError
+from floco.data.schema import Normalization
+from floco.deliver.graph import FORMATS
+from floco.storage.files import checksum
 
 ROOT = Path(__file__).parents[1]
 QUICK: dict[str, Any] = {"rounds": 4, "fraction": 1.0, "evaluate_every": 4, "lr": 0.1, "workers": 1, "engine": "serial"}

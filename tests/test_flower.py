@@ -21,27 +21,27 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import floco as package
 from conftest import floco, rows, same
-from floco import session
-from floco.config import Flower, as_dict, read
-from floco.errors import FlocoError
-from floco.files import read_json, read_tensors
+from floco.core.errors import FlocoError
+from floco.core.metrics import Score
+from floco.core.values import Tensors
 from floco.flower import client_app
 from floco.flower import nodes as nodes_module
 from floco.flower import site as site_module
-from floco.flower.app import settings as run_settings
-from floco.flower.app import write
 from floco.flower.checks import Form, checked
 from floco.flower.demo import SITES, deal
+from floco.flower.dispatch import form
 from floco.flower.joining import introduced
-from floco.flower.local import LocalFederation
-from floco.flower.nodes import Nodes
-from floco.flower.questions import form
+from floco.flower.processes import LocalFederation
+from floco.flower.protocol import FORMAT, Answer, Ask
+from floco.flower.roster import Nodes
+from floco.flower.scaffold import settings as run_settings
+from floco.flower.scaffold import write
 from floco.flower.site import SiteConfig, answer, joined
-from floco.flower.wire import FORMAT, Answer, Ask
-from floco.loop import begin
-from floco.metrics import Score
-from floco.store import Store
-from floco.values import Tensors
+from floco.runs import session
+from floco.runs.checkpoint import Store
+from floco.runs.config import Flower, as_dict, read
+from floco.server.rounds import begin
+from floco.storage.files import read_json, read_tensors
 
 METHODS = ("floco", "floco+", "fedavg", "ditto")
 SETTINGS = ["training.rounds=4", "training.fraction=0.67", "run.evaluate_every=2", "run.engine=serial", "flower.sites=3", "flower.deadline=300"]

@@ -18,14 +18,15 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
 from conftest import rows, same
-from floco import ALGORITHMS, session
-from floco.config import Config, read
-from floco.errors import FlocoError, RunFailed
-from floco.files import read_tensors, to_safetensors
+from floco import ALGORITHMS
+from floco.core.errors import FlocoError, RunFailed
 from floco.flower import client_app, nodes, server
 from floco.flower.demo import SITES, deal
 from floco.flower.joining import introduced
-from floco.flower.wire import FORMAT
+from floco.flower.protocol import FORMAT
+from floco.runs import session
+from floco.runs.config import Config, read
+from floco.storage.files import read_tensors, to_safetensors
 
 NODES = dict(zip((10, 11, 12), SITES, strict=True))
 Tamper = Callable[[int, Message, Message], Message | None]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from floco.errors import FlocoError
-from floco.sources import load
+from floco.core.errors import FlocoError
+from floco.data.sources import load
 
 RED = Image.new("RGB", (6, 4), (200, 10, 30))
 

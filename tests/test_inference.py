@@ -8,9 +8,9 @@ from torch import nn
 
 from conftest import make
 from floco.algorithms import FedAvg
-from floco.inference import logits, logits_of_each
-from floco.setup import Setup
-from floco.values import Tensors
+from floco.client.predict import logits, logits_of_each
+from floco.client.setup import Setup
+from floco.core.values import Tensors
 
 
 class Net(nn.Module):

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 import floco
-from floco.errors import FlocoError
-from floco.federation import joined, normalization, sums
-from floco.form import Normalization
-from floco.partition import DirichletSizes, Iid, Natural, Pathological
-from floco.sources import load
+from floco.core.errors import FlocoError
+from floco.data.federation import joined, normalization, sums
+from floco.data.partition import DirichletSizes, Iid, Natural, Pathological
+from floco.data.schema import Normalization
+from floco.data.sources import load
 
 Y = np.arange(60) % 3
 CLIENTS = np.repeat(list("abc"), 20)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from conftest import make, same, train
-from floco import loop
 from floco.algorithms import Ditto, FlocoPlus
-from floco.engines import Serial
-from floco.memories import Memories, Memory
-from floco.processes import Processes, _dumps
-from floco.values import Tensors
+from floco.core.values import Tensors
+from floco.engines.engine import Serial
+from floco.engines.processes import Processes, _dumps
+from floco.server import rounds as loop
+from floco.storage.memories import Memories, Memory
 
 
 @pytest.fixture

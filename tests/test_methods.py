@@ -15,18 +15,18 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from conftest import UNEQUAL, blobs, make, same, small_net, train
-from floco import loop
 from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, FedAvg, FedPer, FedProx, FedRep, FedRoD, PFedMe, SuPerFed
-from floco.client import models
-from floco.contract import Algorithm
-from floco.engines import Serial
-from floco.errors import FlocoError
-from floco.federation import Federation
-from floco.jobs import Job, perform
-from floco.loop import Progress
-from floco.setup import Setup
-from floco.streams import derive, stream
-from floco.values import OWN, ServerState, Tensors, Update, under
+from floco.client.round import models
+from floco.client.setup import Setup
+from floco.core.algorithm import Algorithm
+from floco.core.errors import FlocoError
+from floco.core.random import derive, stream
+from floco.core.values import OWN, ServerState, Tensors, Update, under
+from floco.data.federation import Federation
+from floco.engines.engine import Serial
+from floco.engines.jobs import Job, perform
+from floco.server import rounds as loop
+from floco.server.rounds import Progress
 
 LR, MOMENTUM, DECAY = 0.1, 0.5, 0.01
 BODY, HEAD = ("0.weight", "0.bias"), ("2.weight", "2.bias")

@@ -5,12 +5,12 @@ import torch
 
 from conftest import make, train
 from floco.algorithms import FedAvgFT, Floco
-from floco.client import Scores
-from floco.evaluation import Counts, client_row, evaluation, update_spread
-from floco.loop import Plan
-from floco.metrics import METRICS, Score, mean, pooled, score, worst
-from floco.setup import batch_sizes
-from floco.values import Layout
+from floco.client.round import Scores
+from floco.client.setup import batch_sizes
+from floco.core.metrics import METRICS, Score, mean, pooled, score, worst
+from floco.core.values import Layout
+from floco.server.evaluation import Counts, client_row, evaluation, update_spread
+from floco.server.rounds import Plan
 
 
 def test_scores_are_those_of_scikit_learn() -> None:

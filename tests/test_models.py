@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from floco.errors import FlocoError
-from floco.models import MODELS, cifar_cnn, factory, femnist_cnn
-from floco.network import network
+from floco.core.errors import FlocoError
+from floco.core.network import network
+from floco.data.models import MODELS, cifar_cnn, factory, femnist_cnn
 
 
 def size(model: nn.Module) -> int:

@@ -14,17 +14,17 @@ from torch.nn.utils import parametrizations
 
 from conftest import blobs, make, same, small_net, train
 from floco.algorithms import FedAvg, FedPer, FedRep, FedRoD, Floco
-from floco.client import models
-from floco.contract import Algorithm
-from floco.engines import Serial, engine, resolve
-from floco.errors import FlocoError
-from floco.fitness import check_model
-from floco.inference import logits, logits_of_each
-from floco.jobs import Job, perform
-from floco.loop import begin
-from floco.network import network
-from floco.setup import Setup, batch_sizes, batches
-from floco.streams import global_stream, outside_torch
+from floco.client.fitness import check_model
+from floco.client.predict import logits, logits_of_each
+from floco.client.round import models
+from floco.client.setup import Setup, batch_sizes, batches
+from floco.core.algorithm import Algorithm
+from floco.core.errors import FlocoError
+from floco.core.network import network
+from floco.core.random import global_stream, outside_torch
+from floco.engines.engine import Serial, engine, resolve
+from floco.engines.jobs import Job, perform
+from floco.server.rounds import begin
 
 # -- which layer is the head
 
@@ -162,7 +162,7 @@ def test_where_the_cut_disagrees_with_the_network_it_is_not_made_and_said() -> N
 
 
 def test_the_cut_is_tried_on_samples_of_all_clients_and_in_more_than_one_chunk() -> None:
-    from floco.trial import CHUNK, some_rows
+    from floco.client.trial import CHUNK, some_rows
 
     for sizes in ((40,) * 60, (400,) * 5, (8,) * 2000):
         federation = blobs(sizes=sizes)

@@ -15,10 +15,10 @@ from torch.nn.functional import cross_entropy
 import floco as package
 from conftest import floco, make, rows, same, train, write_blobs
 from floco.algorithms import FedAvg, Floco
-from floco.errors import FlocoError
-from floco.federation import Client
-from floco.mixtures import Mixtures
-from floco.newcomers import Guess, newcomer_rows, place, tried
+from floco.core.errors import FlocoError
+from floco.data.federation import Client
+from floco.deliver.mixtures import Mixtures
+from floco.deliver.newcomers import Guess, newcomer_rows, place, tried
 from floco.simplex.optimum import lowest
 
 FOLDS = ["-s", "data.clients=20", "-s", "data.held_out=5", "-s", "training.rounds=40", "-s", "run.evaluate_every=40", "-s", "run.engine=serial"]
@@ -320,7 +320,7 @@ def test_labels_that_are_coded_otherwise_are_strange_to_the_whole_simplex(groups
 
 
 def test_a_client_has_not_moved_to_a_point_that_is_worse_than_its_center(groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("floco.drift.LEVEL", 3.0)  # both tests find a change everywhere
+    monkeypatch.setattr("floco.deliver.drift.LEVEL", 3.0)  # both tests find a change everywhere
     run = package.open_run(groups[0])
     found = [run.check(client, *later) for client, later in groups[1].items()]
     assert {f.verdict for f in found if f.loss_best >= f.loss_center} == {"strange"}
@@ -329,7 +329,7 @@ def test_a_client_has_not_moved_to_a_point_that_is_worse_than_its_center(groups:
 
 def test_a_better_point_that_is_still_no_better_than_a_guess_is_strange(groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([0.0, 1.0])  # the advantage is larger, and the loss at the center is not
-    monkeypatch.setattr("floco.drift._p_larger", lambda *_: next(answers))
+    monkeypatch.setattr("floco.deliver.drift._p_larger", lambda *_: next(answers))
     x, y = groups[1]["c1"]
     assert package.open_run(groups[0]).check("c1", x, recoded(y, "shifted")).verdict == "strange"
 

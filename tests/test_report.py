@@ -13,14 +13,14 @@ import torch
 
 from conftest import floco, make, rows, train, write_blobs
 from floco.algorithms import FedAvg, Floco
-from floco.errors import FlocoError
-from floco.inference import logits
-from floco.landscape import barrier, between, common_sample, landscape, measured, network_of
-from floco.metrics import score
-from floco.mixtures import Mixtures
-from floco.report import write
-from floco.setup import Setup
-from floco.values import ServerState
+from floco.analysis.landscape import barrier, between, common_sample, landscape, measured, network_of
+from floco.analysis.report.sections import write
+from floco.client.predict import logits
+from floco.client.setup import Setup
+from floco.core.errors import FlocoError
+from floco.core.metrics import score
+from floco.core.values import ServerState
+from floco.deliver.mixtures import Mixtures
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]

@@ -6,7 +6,7 @@ from torch import nn
 
 import floco
 from conftest import IDS, blobs, small_net
-from floco.errors import FlocoError
+from floco.core.errors import FlocoError
 
 QUICK = {"rounds": 4, "fraction": 0.5, "batch_size": 8, "lr": 0.1, "evaluate_every": 2, "engine": "serial"}
 

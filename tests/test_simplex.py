@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from floco.errors import FlocoError
+from floco.core.errors import FlocoError
 from floco.simplex import project, sample_released, sample_simplex, sample_subregion
 
 

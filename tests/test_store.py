@@ -17,15 +17,18 @@ import torch
 from torch import nn
 
 from conftest import blobs, floco, small_net, write_blobs
-from floco import files, loop, session, store
 from floco.algorithms import ALGORITHMS, FlocoPlus
-from floco.contract import Algorithm
-from floco.errors import FlocoError, RunFailed
-from floco.files import read_tensors
-from floco.loop import Progress
-from floco.run import Run, fit, open_run
-from floco.run import _configured as configured
-from floco.store import FORMAT, Store
+from floco.api import Run, fit, open_run
+from floco.api import _configured as configured
+from floco.core.algorithm import Algorithm
+from floco.core.errors import FlocoError, RunFailed
+from floco.runs import checkpoint as store
+from floco.runs import session
+from floco.runs.checkpoint import FORMAT, Store
+from floco.server import rounds as loop
+from floco.server.rounds import Progress
+from floco.storage import files
+from floco.storage.files import read_tensors
 
 ALGORITHM = FlocoPlus(endpoints=3, assign_at=4)
 SETTINGS = {"rounds": 10, "fraction": 0.5, "batch_size": 8, "evaluate_every": 3, "engine": "serial"}

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 
 from conftest import IDS, blobs, make, same, small_net, train
-from floco import loop
 from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
-from floco.client import models
-from floco.errors import FlocoError
-from floco.inference import global_model, logits
-from floco.network import Network, network
-from floco.setup import Setup, batch_sizes
-from floco.training import Work, move, run, sgd_step
-from floco.values import Batch, Message, Phase, Step, Tensors, Training, plain_loss
+from floco.client.predict import global_model, logits
+from floco.client.round import models
+from floco.client.setup import Setup, batch_sizes
+from floco.client.sgd import Work, move, run, sgd_step
+from floco.core.errors import FlocoError
+from floco.core.network import Network, network
+from floco.core.values import Batch, Message, Phase, Step, Tensors, Training, plain_loss
+from floco.server import rounds as loop
 
 
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.5, 0.01)])
@@ -252,7 +252,7 @@ def test_the_networks_own_values_are_copies() -> None:
 
 
 def test_a_model_that_does_not_fit_the_data_is_named_before_training() -> None:
-    from floco.fitness import check_model
+    from floco.client.fitness import check_model
 
     with pytest.raises(FlocoError, match=r"must give logits of shape \(2, 3\), got \(2, 4\)"):
         check_model(make(FedAvg(), model=lambda: small_net(classes=4)))
@@ -306,7 +306,7 @@ def test_an_initialiser_that_repeats_itself_is_refused() -> None:
 
 
 def test_a_personal_tensor_that_is_not_finite_fails_the_client() -> None:
-    from floco.loop import Plan
+    from floco.server.rounds import Plan
 
     setup = make(Ditto(pull=1e38), rounds=2, fraction=1.0)
     with pytest.raises(FlocoError, match="non-finite personal/"):

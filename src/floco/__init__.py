@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     from floco.algorithms import Floco as Floco
     from floco.algorithms import FlocoPlus as FlocoPlus
     from floco.algorithms import Local as Local
-    from floco.contract import Algorithm as Algorithm
-    from floco.errors import FlocoError as FlocoError
-    from floco.federation import Federation as Federation
-    from floco.models import model as model
-    from floco.partition import Dirichlet as Dirichlet
-    from floco.partition import Folds as Folds
-    from floco.partition import Natural as Natural
-    from floco.run import Run as Run
-    from floco.run import fit as fit
-    from floco.run import open_run as open_run
-    from floco.run import rounds as rounds
-    from floco.sources import load as load
+    from floco.api import Run as Run
+    from floco.api import fit as fit
+    from floco.api import open_run as open_run
+    from floco.api import rounds as rounds
+    from floco.core.algorithm import Algorithm as Algorithm
+    from floco.core.errors import FlocoError as FlocoError
+    from floco.data.federation import Federation as Federation
+    from floco.data.models import model as model
+    from floco.data.partition import Dirichlet as Dirichlet
+    from floco.data.partition import Folds as Folds
+    from floco.data.partition import Natural as Natural
+    from floco.data.sources import load as load
 
 _HOMES = {
     "algorithms": ("ALGORITHMS", "Ditto", "FedAvg", "FedAvgFT", "Floco", "FlocoPlus", "Local"),
-    "contract": ("Algorithm",),
-    "errors": ("FlocoError",),
-    "federation": ("Federation",),
-    "models": ("model",),
-    "partition": ("Dirichlet", "Folds", "Natural"),
-    "run": ("Run", "fit", "open_run", "rounds"),
-    "sources": ("load",),
+    "core.algorithm": ("Algorithm",),
+    "core.errors": ("FlocoError",),
+    "data.federation": ("Federation",),
+    "data.models": ("model",),
+    "data.partition": ("Dirichlet", "Folds", "Natural"),
+    "api": ("Run", "fit", "open_run", "rounds"),
+    "data.sources": ("load",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -14,7 +14,7 @@ from floco.algorithms.local import Local
 from floco.algorithms.pfedme import PFedMe
 from floco.algorithms.scaffold import SCAFFOLD
 from floco.algorithms.superfed import SuPerFed
-from floco.contract import Algorithm
+from floco.core.algorithm import Algorithm
 
 _ALL: tuple[type[Algorithm], ...] = (Floco, FlocoPlus, FedAvg, FedAvgFT, Local, FedProx, SCAFFOLD, Ditto, PFedMe, APFL, FedPer, FedRep, FedRoD, SuPerFed)
 ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import cross_entropy
 
-from floco.contract import Algorithm
-from floco.settings import setting
-from floco.values import OWN, Batch, Facts, Message, Models, Phase, Predict, Step, Tensors, Update, plain_loss, prefixed, under
+from floco.core.algorithm import Algorithm
+from floco.core.settings import setting
+from floco.core.values import OWN, Batch, Facts, Message, Models, Phase, Predict, Step, Tensors, Update, plain_loss, prefixed, under
 
 _A = "mixture/a"
 

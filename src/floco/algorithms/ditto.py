@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 
 from floco.algorithms.fedavg import FedAvg
-from floco.contract import Algorithm
-from floco.settings import setting
-from floco.values import OWN, RECEIVED, Facts, Loss, Message, Models, Phase, Step, Tensors, Update, personally, plain_loss, prefixed, pull, under
+from floco.core.algorithm import Algorithm
+from floco.core.settings import setting
+from floco.core.values import OWN, RECEIVED, Facts, Loss, Message, Models, Phase, Step, Tensors, Update, personally, plain_loss, prefixed, pull, under
 
 Draws = Callable[[Tensors, int, torch.Generator], torch.Tensor]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from floco.contract import Algorithm
-from floco.values import Facts, Message, Phase, Step, plain_loss
+from floco.core.algorithm import Algorithm
+from floco.core.values import Facts, Message, Phase, Step, plain_loss
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from floco.algorithms.fedavg import FedAvg
-from floco.contract import Algorithm
-from floco.settings import setting
-from floco.values import OWN, Facts, Message, Models, Phase, Step, Tensors, personally, plain_loss, prefixed, under
+from floco.core.algorithm import Algorithm
+from floco.core.settings import setting
+from floco.core.values import OWN, Facts, Message, Models, Phase, Step, Tensors, personally, plain_loss, prefixed, under
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from floco.algorithms.fedavg import FedAvg
-from floco.contract import Algorithm
-from floco.errors import FlocoError
-from floco.network import Network
-from floco.values import Facts, Layout, Message, Models, Phase, ServerState, Tensors, Training, Update
+from floco.core.algorithm import Algorithm
+from floco.core.errors import FlocoError
+from floco.core.network import Network
+from floco.core.values import Facts, Layout, Message, Models, Phase, ServerState, Tensors, Training, Update
 
 
 @dataclass(frozen=True)

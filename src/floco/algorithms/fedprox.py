@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from floco.contract import Algorithm
-from floco.settings import setting
-from floco.values import RECEIVED, Facts, Message, Phase, Step, Tensors, plain_loss, prefixed, pull
+from floco.core.algorithm import Algorithm
+from floco.core.settings import setting
+from floco.core.values import RECEIVED, Facts, Message, Phase, Step, Tensors, plain_loss, prefixed, pull
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from floco.algorithms.fedper import OwnHead
-from floco.settings import setting
-from floco.values import Facts, Message, Phase, Step, plain_loss
+from floco.core.settings import setting
+from floco.core.values import Facts, Message, Phase, Step, plain_loss
 
 
 @dataclass(frozen=True)

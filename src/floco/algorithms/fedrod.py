@@ -8,10 +8,10 @@ from typing import ClassVar, Self
 import torch
 from torch.nn.functional import cross_entropy
 
-from floco.contract import Algorithm
-from floco.errors import FlocoError
-from floco.network import Network
-from floco.values import OWN, Batch, Facts, Layout, Message, Models, Phase, Predict, Step, Tensors, Training, Update
+from floco.core.algorithm import Algorithm
+from floco.core.errors import FlocoError
+from floco.core.network import Network
+from floco.core.values import OWN, Batch, Facts, Layout, Message, Models, Phase, Predict, Step, Tensors, Training, Update
 
 _LOG_COUNTS = "log_counts"
 

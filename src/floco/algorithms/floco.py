@@ -13,13 +13,13 @@ from typing import ClassVar, Self
 import torch
 from torch.nn.functional import cross_entropy
 
-from floco.contract import Algorithm
-from floco.errors import FlocoError, warn
-from floco.network import Network
-from floco.settings import setting
+from floco.core.algorithm import Algorithm
+from floco.core.errors import FlocoError, warn
+from floco.core.network import Network
+from floco.core.random import stream
+from floco.core.settings import setting
+from floco.core.values import Batch, Facts, Layout, Message, Models, Phase, Predict, Selection, ServerState, Step, Tensors, Training, Update, averaged, prefixed, under
 from floco.simplex import Assignment, Mixing, assign, sample_released, sample_simplex, sample_subregion
-from floco.streams import stream
-from floco.values import Batch, Facts, Layout, Message, Models, Phase, Predict, Selection, ServerState, Step, Tensors, Training, Update, averaged, prefixed, under
 
 _CENTER = "center"  # as the server knows it and sends it
 AT = "at/center"  # among working tensors, where a network may have a parameter of that name

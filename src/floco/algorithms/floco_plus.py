@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from floco.algorithms.ditto import own, personal_phase, with_personal
 from floco.algorithms.floco import OnSimplex
-from floco.settings import setting
-from floco.values import OWN, Facts, Message, Phase, Tensors, Update, under
+from floco.core.settings import setting
+from floco.core.values import OWN, Facts, Message, Phase, Tensors, Update, under
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from floco.contract import Algorithm
-from floco.network import Network
-from floco.values import OWN, Facts, Message, Models, Phase, ServerState, Step, Tensors, Update, personally, plain_loss, prefixed, under
+from floco.core.algorithm import Algorithm
+from floco.core.network import Network
+from floco.core.values import OWN, Facts, Message, Models, Phase, ServerState, Step, Tensors, Update, personally, plain_loss, prefixed, under
 
 
 @dataclass(frozen=True)

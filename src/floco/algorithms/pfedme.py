@@ -8,10 +8,29 @@ from typing import ClassVar, Self
 
 import torch
 
-from floco.contract import Algorithm
-from floco.errors import FlocoError
-from floco.settings import setting
-from floco.values import OWN, Batch, Facts, Layout, Message, Models, Phase, Predict, ServerState, Step, Tensors, Training, Update, averaged, personally, plain_loss, prefixed, under
+from floco.core.algorithm import Algorithm
+from floco.core.errors import FlocoError
+from floco.core.settings import setting
+from floco.core.values import (
+    OWN,
+    Batch,
+    Facts,
+    Layout,
+    Message,
+    Models,
+    Phase,
+    Predict,
+    ServerState,
+    Step,
+    Tensors,
+    Training,
+    Update,
+    averaged,
+    personally,
+    plain_loss,
+    prefixed,
+    under,
+)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 
-from floco.contract import Algorithm
-from floco.network import Network
-from floco.values import Facts, Message, Phase, ServerState, Step, Tensors, Update, averaged, plain_loss, prefixed, weighted_mean
+from floco.core.algorithm import Algorithm
+from floco.core.network import Network
+from floco.core.values import Facts, Message, Phase, ServerState, Step, Tensors, Update, averaged, plain_loss, prefixed, weighted_mean
 
 _C = "variate/"  # c, sent to everybody
 _CI = "own variate/"  # c_i, kept by the client

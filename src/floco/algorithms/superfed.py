@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from floco.contract import Algorithm
-from floco.network import Network
-from floco.settings import setting
-from floco.values import OWN, RECEIVED, Batch, Facts, Message, Models, Phase, Predict, Step, Tensors, Update, prefixed
+from floco.core.algorithm import Algorithm
+from floco.core.network import Network
+from floco.core.settings import setting
+from floco.core.values import OWN, RECEIVED, Batch, Facts, Message, Models, Phase, Predict, Step, Tensors, Update, prefixed
 
 _AT = "mixture/personal"  # the mixture at which the client's own model lies: 0 until w_l has been trained
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from floco.errors import FlocoError, RunFailed
+from floco.core.errors import FlocoError, RunFailed
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Personalized federated learning on a solution simplex.")
 out_console = Console(soft_wrap=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from floco.cli.console import Debug, app, out_console, say, told
-from floco.errors import FlocoError
+from floco.core.errors import FlocoError
 
 if TYPE_CHECKING:
-    from floco.run import Run
+    from floco.api import Run
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Client = Annotated[str | None, typer.Option("--client", metavar="ID", help="Whose model.")]
@@ -98,8 +98,8 @@ def place(
 
 
 def _place(run: Run, arrays: dict[str, Any], data: Path, out: Path, kind: str | None) -> None:
-    from floco import views
-    from floco.export import target
+    from floco.cli import views
+    from floco.deliver.export import target
 
     target(out, data.stem, kind)  # what cannot be written is said before the work
     placed = run.place(arrays["x"], arrays["y"])
@@ -109,7 +109,7 @@ def _place(run: Run, arrays: dict[str, Any], data: Path, out: Path, kind: str | 
 
 
 def _check(run: Run, client: str, arrays: dict[str, Any]) -> None:
-    from floco import views
+    from floco.cli import views
 
     found = run.check(client, arrays["x"], arrays["y"])
     out_console.print(views.drift_table(found))
@@ -118,13 +118,13 @@ def _check(run: Run, client: str, arrays: dict[str, Any]) -> None:
 
 
 def _opened(path: Path) -> Run:
-    from floco.run import open_run
+    from floco.api import open_run
 
     return open_run(path)
 
 
 def _arrays(path: Path, *needed: str) -> dict[str, Any]:
-    from floco.sources import read_npz
+    from floco.data.sources import read_npz
 
     arrays = dict(read_npz(str(path), "data"))
     for name in needed:
@@ -134,7 +134,7 @@ def _arrays(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    from floco.files import replace_file
+    from floco.storage.files import replace_file
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from floco.cli.console import ConfigFile, Debug, Overrides, app, out_console, say, told
-from floco.errors import FlocoError
+from floco.core.errors import FlocoError
 
 flower_app = typer.Typer(no_args_is_help=True, help="The same run across organisations, on Flower (docs/flower.md).")
 app.add_typer(flower_app, name="flower")
@@ -24,9 +24,9 @@ def new(
     """Write a Flower app for a run, to be started with flwr run."""
     with told(debug):
         _needs_flower()
-        from floco import session
-        from floco.config import read
-        from floco.flower.app import write
+        from floco.flower.scaffold import write
+        from floco.runs import session
+        from floco.runs.config import read
 
         write(folder, session.settled(read(config, s or [])))
         say(f"the app is {folder}; its README.md says how to start it")
@@ -41,7 +41,7 @@ def demo(
     """Run a federation of three sites on this machine: a real SuperLink, three real SuperNodes, embedded data. About three minutes."""
     with told(debug):
         _needs_flower()
-        from floco import views
+        from floco.cli import views
         from floco.flower.demo import demonstrate
 
         folder = demonstrate(out, s or [], say)

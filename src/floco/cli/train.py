@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from floco.cli.console import ConfigFile, Debug, Overrides, app, err_console, out_console, say, told
-from floco.errors import RunFailed
+from floco.core.errors import RunFailed
 
 if TYPE_CHECKING:
-    from floco.comparison import Comparison
-    from floco.loop import Progress
-    from floco.setup import Setup
+    from floco.analysis.comparison import Comparison
+    from floco.client.setup import Setup
+    from floco.server.rounds import Progress
 
 
 @app.command()
@@ -29,8 +29,8 @@ def run(
 ) -> None:
     """Train one federation and leave each client with its own model."""
     with told(debug):
-        from floco import session
-        from floco.config import read, to_toml
+        from floco.runs import session
+        from floco.runs.config import read, to_toml
 
         settings = session.settled(read(config, s or []))
         if print_config:
@@ -59,9 +59,10 @@ def compare(
     -s KEY=VALUE is for all methods, -s METHOD.KEY=VALUE (e.g. ditto.pull=0.5) for one.
     """
     with told(debug):
-        from floco import comparison, session
         from floco.algorithms import ALGORITHMS
-        from floco.config import override, read
+        from floco.analysis import comparison
+        from floco.runs import session
+        from floco.runs.config import override, read
 
         own: dict[str, dict[str, Any]] = {}
         for text in [t for t in s or [] if t.partition(".")[0] in ALGORITHMS]:
@@ -78,7 +79,7 @@ def compare(
 def resume(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or that of a comparison.")], debug: Debug = False) -> None:
     """Continue a stopped or killed run or comparison, to the same bits as if it had never stopped."""
     with told(debug):
-        from floco import comparison
+        from floco.analysis import comparison
 
         if comparison.is_comparison(path):
             _compare(comparison.reopen(path), debug)
@@ -94,7 +95,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page: curves, comparison, clients, the simplex and the loss over it."""
     with told(debug):
-        from floco import report
+        from floco.analysis.report import sections as report
 
         path = report.write(runs, out or (runs[0] / "report.html" if len(runs) == 1 and runs[0].is_dir() else Path("report.html")))
         say(f"the report is {path}")
@@ -109,8 +110,9 @@ def data(
 ) -> None:
     """Show who has what: clients by labels, sizes, heterogeneity."""
     with told(debug):
-        from floco import session, views
-        from floco.config import read
+        from floco.cli import views
+        from floco.runs import session
+        from floco.runs.config import read
 
         federation = session.federation(read(config, s or []))
         out_console.print(views.label_table(federation))
@@ -132,7 +134,8 @@ def _describe(setup: Setup) -> str:
 
 def _continue(path: Path, setup: Setup | None, debug: bool) -> None:
     """Carry a run directory to its last round, showing progress, and print the closing table."""
-    from floco import session, views
+    from floco.cli import views
+    from floco.runs import session
 
     with _stoppable(path), ExitStack() as stack:
         session.carry(path, setup, lambda setup, start: _begun(stack, path, setup, start, debug))
@@ -144,7 +147,9 @@ def _continue(path: Path, setup: Setup | None, debug: bool) -> None:
 
 def _compare(made: Comparison, debug: bool) -> None:
     """Do all runs of a comparison that are not finished, and print its table."""
-    from floco import comparison, tables, views
+    from floco.analysis import comparison, tables
+    from floco.cli import views
+    from floco.storage.tables import read_table
 
     with _stoppable(made.path), ExitStack() as stack:
 
@@ -155,7 +160,7 @@ def _compare(made: Comparison, debug: bool) -> None:
 
         failures = comparison.carry(made, start, say)
     out_console.print(views.comparison_table(made.path))
-    if note := tables.left_out(tables.read_table(made.path / "methods.csv")):
+    if note := tables.left_out(read_table(made.path / "methods.csv")):
         say(note)
     say(f"the comparison lies in {made.path}")
     if failures:

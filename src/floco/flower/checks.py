@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from floco.client import Scores
-from floco.flower.wire import Answer, Ask, short
-from floco.jobs import Result
-from floco.metrics import BINS, Score
-from floco.values import Update
+from floco.client.round import Scores
+from floco.core.metrics import BINS, Score
+from floco.core.values import Update
+from floco.engines.jobs import Result
+from floco.flower.protocol import Answer, Ask, short
 
 _GROWTH = 1e3  # how much larger than what was sent, or than 1, a tensor may be
 _STATISTICS = 1e6  # the same for a network's floating buffers: a variance grows as the square of what it is taken of

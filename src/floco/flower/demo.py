@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from floco.config import override, read
-from floco.errors import FlocoError, RunFailed
-from floco.flower.app import write
-from floco.flower.local import LocalFederation
-from floco.partition import Folds
-from floco.sources import load
+from floco.core.errors import FlocoError, RunFailed
+from floco.data.partition import Folds
+from floco.data.sources import load
+from floco.flower.processes import LocalFederation
+from floco.flower.scaffold import write
+from floco.runs.config import override, read
 
 SITES = ("east", "north", "south")
 _SETTINGS = ("training.rounds=20", "training.fraction=1.0", "algorithm.assign_at=8", "run.evaluate_every=4", "flower.sites=3", "flower.deadline=120")

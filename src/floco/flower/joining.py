@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from floco.arrays import CHANNELS, channels_first
-from floco.config import Config
-from floco.errors import FlocoError
-from floco.federation import Client, Federation
-from floco.flower.wire import FORMAT
-from floco.form import Normalization
+from floco.core.errors import FlocoError
+from floco.data.arrays import CHANNELS, channels_first
+from floco.data.federation import Client, Federation
+from floco.data.schema import Normalization
+from floco.flower.protocol import FORMAT
+from floco.runs.config import Config
 
 Facts = dict[str, Any]
 """What a site says of itself: its sizes, the type and layout of its samples, and its sums for a common normalisation."""

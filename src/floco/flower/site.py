@@ -18,19 +18,19 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from floco import session
-from floco.config import Config, parse
-from floco.errors import FlocoError
-from floco.federation import Federation, Sums, sums
-from floco.files import checksum, file_name, read_json, read_tensors, replace_file, to_json, to_safetensors
-from floco.flower.wire import LOG, Answer, Ask
-from floco.jobs import Job, Result, perform
-from floco.loop import Progress
-from floco.memories import Memories, Memory
-from floco.setup import Setup
-from floco.store import Store
-from floco.streams import one_thread
-from floco.values import Message, ServerState, Tensors, Update, prefixed, under
+from floco.client.setup import Setup
+from floco.core.errors import FlocoError
+from floco.core.random import one_thread
+from floco.core.values import Message, ServerState, Tensors, Update, prefixed, under
+from floco.data.federation import Federation, Sums, sums
+from floco.engines.jobs import Job, Result, perform
+from floco.flower.protocol import LOG, Answer, Ask
+from floco.runs import session
+from floco.runs.checkpoint import Store
+from floco.runs.config import Config, parse
+from floco.server.rounds import Progress
+from floco.storage.files import checksum, file_name, read_json, read_tensors, replace_file, to_json, to_safetensors
+from floco.storage.memories import Memories, Memory
 
 _OWNER = "client"  # file in a state directory that names its client
 _PATIENCE = 120  # seconds to wait for somebody who is exporting a model

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from floco.errors import FlocoError
+from floco.core.errors import FlocoError
 from floco.simplex.components import Centered, lengths, principal
 from floco.simplex.projection import project
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from floco.errors import FlocoError, nearest
-from floco.values import Layout, Tensors, fast_copy
+from floco.core.errors import FlocoError, nearest
+from floco.core.values import Layout, Tensors, fast_copy
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from floco.errors import FlocoError
+from floco.core.errors import FlocoError
 
 _GAP = 1e-3  # how far the value found may be above the least one
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from floco.errors import FlocoError
+from floco.core.errors import FlocoError
 
 
 def project(points: torch.Tensor, total: float = 1.0) -> torch.Tensor:

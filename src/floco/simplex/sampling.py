@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from floco.errors import FlocoError
+from floco.core.errors import FlocoError
 
 _MAX_DRAWS = 2_000_000  # proposals per call before a sampler gives up
 

@@ -1,0 +1,154 @@
+"""`floco report`: one self-contained HTML page about one or several runs. It needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from floco import __version__
+from floco.algorithms import ALGORITHMS
+from floco.algorithms.floco import OnSimplex
+from floco.analysis import comparison, tables
+from floco.analysis.columns import ACCURACY, CALIBRATION, COST, methods_table
+from floco.analysis.report import figures, surface
+from floco.analysis.report.page import Section, html_table, plots, render, text
+from floco.analysis.tables import Results
+from floco.api import Run, open_run
+from floco.core.errors import FlocoError
+from floco.core.values import Row
+from floco.runs.session import PYTHON
+from floco.storage.files import csv_text, read_json, write_file
+
+
+def write(paths: Sequence[Path], out: Path) -> Path:
+    """Write the report on runs and comparisons to the file `out`, and beside it what was measured over the simplex; return `out`."""
+    if out.is_dir() or not out.parent.is_dir():
+        raise FlocoError(f"the report must be a file in an existing folder, got {out}")
+    runs, order = _expand(paths)
+    results = tables.load(runs, order)
+    if not results.names:
+        raise FlocoError(f"{', '.join(map(str, paths))} holds no finished run; finish one first: floco resume RUN")
+    simplex = next((p for p in results.paths.values() if issubclass(ALGORITHMS[_config(p)["algorithm"]["name"]], OnSimplex)), None)
+    opened, problem = _opened(simplex or next(iter(results.paths.values())))
+    sections = [*_comparison(results, _missing(runs, results)), *_clients(results, opened, problem)]
+    measured: list[Row] = []
+    if opened is not None and isinstance(opened.setup.algorithm, OnSimplex):
+        section, measured = surface.loss(opened, opened.setup.algorithm, results)
+        sections += [*surface.clients(opened), section]
+    sections.append(_settings(results))
+    names = ", ".join(results.names)
+    title = f"Federated learning: {names}" if len(names) < 60 else f"Federated learning: {len(results.names)} methods"
+    about = f"{len(results.paths)} finished runs of {names}; {_environment(next(iter(results.paths.values())))}; page written by floco {__version__}"
+    try:
+        write_file(out, render(title, about, sections).encode())
+        if measured:
+            write_file(out.with_name(f"{out.stem}-landscape.csv"), csv_text(measured, header=True).encode())
+    except OSError as error:
+        raise FlocoError(f"cannot write the report {out}: {error.strerror or error}") from error
+    return out
+
+
+def _expand(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the run directories among `paths`, those of comparisons included, and the methods of the comparisons in order."""
+    found: list[Path] = []
+    order: list[str] = []
+    for path in paths:
+        if comparison.is_comparison(path):
+            made = comparison.reopen(path)
+            found += made.runs.values()
+            order += made.configs
+        elif (path / "run.json").is_file():
+            found.append(path)
+        else:
+            raise FlocoError(f"{path} is neither a run directory nor that of a comparison: it has no run.json and no comparison.json")
+    return found, order
+
+
+def _missing(runs: Sequence[Path], results: Results) -> str:
+    """Return a sentence about the runs that are not in the tables."""
+    missing = [p.name for p in runs if p.resolve() not in results.paths.values()]
+    return f"Not finished, and not in any table: {', '.join(missing)}." if missing else ""
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return dict(read_json(path / "run.json")["config"])
+
+
+def _environment(path: Path) -> str:
+    known = read_json(path / "environment.json")
+    return f"floco {known.get('floco')}, torch {known.get('torch')}, {known.get('machine')} ({known.get('cpu')})"
+
+
+def _opened(path: Path) -> tuple[Run | None, str]:
+    """Return a run with its data and models, or why it cannot be opened."""
+    if _config(path)["data"]["source"] == PYTHON:
+        return None, "the run was made from Python, which alone knows its data"
+    try:
+        return open_run(path), ""
+    except FlocoError as error:
+        return None, str(error)
+
+
+def _comparison(results: Results, missing: str) -> Iterator[Section]:
+    made = tables.methods(results)
+    note = (
+        "Means over seeds, ± their standard deviation. Global: one model on the global test part, or without one on the union of the clients' test parts. "
+        "Personal: each client's own model on its own test part, unweighted mean over all clients, trained or not. "
+        "Target: FedAvg's mean over its last tenth of the rounds. A dash: no such model, or never reached."
+    )
+    yield Section(
+        "Comparison",
+        text(note, *(t for t in (tables.unequal(results.paths.values()), tables.left_out(made), missing) if t))
+        + "".join(html_table(methods_table(made, c)) for c in (ACCURACY, CALIBRATION, COST)),
+    )
+    variance = (
+        "The update variance is that of the clients' updates of the parameters they send (for a simplex: of the model at 1/M), mean of the rounds between evaluations. "
+        "FedPer and FedRep send the body only; history.csv has the variance of body and head apart."
+    )
+    curves = [
+        figures.curve(results, "accuracy_global", "Global model", "accuracy, %", percent=True),
+        figures.curve(results, "accuracy_personal", "Personal models, mean over clients", "accuracy, %", percent=True),
+        figures.curve(results, "update_variance_relative", "Update variance, relative", "variance / |mean update|²", log=True),
+        figures.curve(results, "update_variance", "Update variance, absolute", "variance", log=True),
+    ]
+    yield Section("Curves", text(variance) + plots(*(c for c in curves if c.data)))
+    table = tables.pairs(results, results.names[0])
+    if len(table):
+        table = table.assign(mean_difference=table["mean_difference"].round(4), p=table["p"].map("{:.2g}".format), p_holm=table["p_holm"].map("{:.2g}".format))
+        note = (
+            f"Personal accuracy of the same client under {results.names[0]} and under another method, over all clients of all common seeds. "
+            "p: Wilcoxon's signed-rank test, two-sided; p_holm: corrected for the number of methods. "
+            "Clients of one run share a model, so they are not independent, and p is too small rather than too large."
+        )
+        yield Section("Paired tests", text(note) + html_table(table))
+
+
+def _clients(results: Results, opened: Run | None, problem: str) -> Iterator[Section]:
+    seed = opened.setup.seed if opened is not None else int(results.runs["seed"].iloc[0])
+    federation = opened.setup.federation if opened is not None else None
+    worst = figures.worst_clients(results, federation, seed)
+    note = f"The clients that {worst.attrs['by']} serves worst under seed {seed}, with the personal accuracy in per cent under every method."
+    yield Section("Clients", plots(figures.distributions(results)) + text(note) + html_table(worst, ["labels"]))
+    if federation is None:
+        yield Section("Data and simplex", text(f"Not shown: {problem}"))
+    else:
+        yield Section("Who has what", text(f"The federation of seed {seed}.") + plots(figures.labels(federation)))
+
+
+def _settings(results: Results) -> Section:
+    """Return every method's own settings, and the configuration and environment of the first run."""
+    rows = []
+    for (name, seed), path in results.paths.items():
+        config = _config(path)
+        own = {k: v for k, v in config["algorithm"].items() if k != "name"}
+        rows.append({"method": name, "seed": seed, "training.lr": config["training"]["lr"], "settings": ", ".join(f"{k} = {v}" for k, v in own.items()) or "none"})
+    table = pd.DataFrame(rows)
+    if table["seed"].nunique() > 1:  # one line for seeds with equal settings
+        table = table.groupby(["method", "training.lr", "settings"], sort=False)["seed"].agg(lambda s: ", ".join(map(str, s))).reset_index()
+    first = next(iter(results.paths.values()))
+    files = (f"<pre>{escape((first / name).read_text(encoding='utf-8'))}</pre>" for name in ("config.toml", "environment.json"))
+    return Section("Settings and environment", html_table(table, ["settings"]) + text(f"Configuration and environment of {first.name}:") + "".join(files))

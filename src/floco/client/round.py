@@ -1,0 +1,85 @@
+"""What one client does in a round: prepare its training, conclude it, evaluate its models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from floco.client.predict import judge
+from floco.client.setup import Setup
+from floco.client.sgd import Work, run
+from floco.core.errors import FlocoError
+from floco.core.metrics import Score
+from floco.core.random import derive
+from floco.core.values import Message, Models, Tensors, Update, prefixed, under
+
+_BUFFERS = "buffers/"  # where a client's memory keeps its own buffers
+
+
+class Scores(NamedTuple):
+    """Metrics of a client's two models on its own test part; None where the method has no such model."""
+
+    global_: Score | None
+    personal: Score | None
+
+
+def _received(setup: Setup, client: str, message: Message, memory: Tensors | None) -> tuple[Message, Tensors]:
+    """Return the message and the memory as the algorithm sees them: a client's own buffers in place of the received."""
+    memory = memory or {}
+    kept = under(memory, _BUFFERS)
+    own = {n: t for n, t in memory.items() if not n.startswith(_BUFFERS)}
+    return replace(message, shared={**message.shared, **kept}), own or setup.algorithm.start(setup.network, seed=derive(setup.seed, "start", client))
+
+
+def prepared(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Work:
+    """Return the training that a client has to do: that of the round, or for an evaluation its adaptation, if the method has one."""
+    message, memory = _received(setup, client, message, memory)
+    facts = setup.facts(client)
+    tensors = setup.algorithm.begin(message, memory, facts)
+    evaluating = message.task == "evaluate"
+    phases = setup.algorithm.adapt(facts) if evaluating else setup.algorithm.phases(message, facts)
+    path = ("adapt" if evaluating else "train", message.round, client)
+    return Work(client, message, facts, tensors, phases, setup.federation.client(client).train, path)
+
+
+def concluded(setup: Setup, work: Work, tensors: Tensors) -> tuple[Update, Tensors]:
+    """Return a client's update and its new memory from its trained tensors; a probe keeps none.
+
+    Raises:
+        FlocoError: a tensor came out not finite.
+    """
+    task = work.message.task
+    update, memory = setup.algorithm.finish(tensors, work.message, work.client, work.facts)
+    if setup.local_buffers and task == "train":
+        sent = update.shared
+        floating = [b for b in setup.network.layout.buffers if b in sent and sent[b].is_floating_point()]
+        update = replace(update, shared={n: t for n, t in update.shared.items() if n not in floating})
+        memory = {**memory, **prefixed({b: sent[b] for b in floating}, _BUFFERS)}
+    made = {n: t for n, t in {**update.shared, **update.extra, **memory}.items() if t.is_floating_point() and t.numel()}
+    largest = list(torch._foreach_norm(list(made.values()), float("inf"))) if made else []
+    if made and not bool(torch.isfinite(torch.stack(largest)).all()):
+        name = next(n for n, size in zip(made, largest, strict=True) if not math.isfinite(size))
+        raise FlocoError(f"training gave a non-finite {name}; try a smaller training.lr (got {setup.training.lr})")
+    return update, memory if task == "train" else {}
+
+
+def adapted(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Tensors:
+    """Return a client's working tensors as they are evaluated: after its adaptation, if the method has one."""
+    return run(setup, prepared(setup, client, message, memory))
+
+
+def models(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Models:
+    """Return the network tensors of a client's global and personal model."""
+    return setup.algorithm.models(adapted(setup, client, message, memory), setup.facts(client))
+
+
+def scored(setup: Setup, work: Work, tensors: Tensors) -> Scores:
+    """Return the metrics of a client's two models on its own test part, from its (adapted) tensors."""
+    test = setup.federation.client(work.client).test
+    both = setup.algorithm.models(tensors, work.facts)
+    distinct = {id(m): m for m in both if m is not None}
+    found = dict(zip(distinct, judge(setup, list(distinct.values()), setup.federation.x[test], setup.federation.y[test]), strict=True))
+    return Scores(*(found.get(id(m)) for m in both))

@@ -1,0 +1,139 @@
+"""All that is fixed during a run, and the ways into its network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from floco.client.trial import CHUNK, Split, some_rows, unsteady
+from floco.core.algorithm import Algorithm
+from floco.core.head import logits_of
+from floco.core.network import Network
+from floco.core.values import Facts, Predict, Tensors, Training, fast_copy
+from floco.data.federation import Federation
+
+_REMEMBERED = 2000  # clients whose facts are kept at hand
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that is fixed during a run."""
+
+    federation: Federation
+    network: Network
+    algorithm: Algorithm
+    training: Training
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _facts: dict[str, Facts] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _modules: dict[bool, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def facts(self, client: str) -> Facts:
+        """Return what the algorithm may know of `client`."""
+        if client not in self._facts:
+            if len(self._facts) >= _REMEMBERED:
+                self._facts.clear()
+            self._facts[client] = self._facts_of(client)
+        return self._facts[client]
+
+    def _facts_of(self, client: str) -> Facts:
+        train = self.federation.client(client).train
+        return Facts(self.network.layout, self.training, len(train), self.federation.label_counts(train), batches(len(train), self.training.batch_size))
+
+    def predictor(self, *, train: bool, fresh: bool = False) -> Predict:
+        """Return `predict(tensors, x)` of the whole network; `fresh`: on a copy of its module that nobody else uses."""
+        if fresh:
+            return predictor(self.network.twin(self.device, train=train), self._names, self.training, self.device)
+        if train not in self._modules:
+            self._modules[train] = self.network.twin(self.device, train=train)
+        return predictor(self._modules[train], self._names, self.training, self.device)
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {n: n for n in (*self.network.layout.parameters, *self.network.layout.buffers)}
+
+    def initial(self) -> Tensors:
+        """Return copies of the network's initial tensors on the device: buffers may be written to."""
+        return {n: fast_copy(t).to(self.device) for n, t in {**self.network.parameters, **self.network.buffers}.items()}
+
+    def inputs(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return a network's inputs, on the device, of raw samples (n, C, ...)."""
+        return fast_copy(self.federation.normalization(raw).to(self.device))
+
+    @cached_property
+    def unsteady(self) -> str | None:
+        """Why the network's forward pass is no function of tensors and random numbers of torch, None if it is (see `trial.unsteady`).
+
+        Then clients cannot train as one program, and each trains on a copy of the module, so that it starts as all others do.
+        """
+        module = self.network.twin(self.device, train=True)
+        predict, x = predictor(module, self._names, self.training, self.device), self.inputs(self.federation.x[some_rows(self.federation, 4)[:4]])
+        return unsteady(lambda: predict(self.initial(), x), module, self.seed, self.device)
+
+    @cached_property
+    def _cut(self) -> tuple[Split | None, bool]:
+        head = self.network.layout.head
+        if not head:
+            return None, False
+        module = self.network.twin(self.device, train=False)
+        layer = module.get_submodule(head[0].rpartition(".")[0])
+        upper = predictor(layer, {n.rpartition(".")[2]: n for n in head}, self.training, self.device)
+        split = Split(module, layer, predictor(module, self._names, self.training, self.device), upper)
+        one, g = self.initial(), torch.Generator().manual_seed(0)
+        other = {**one, **{n: torch.randn(one[n].shape, generator=g).to(self.device) for n in head}}
+        chunks = [self.inputs(raw) for raw in self.federation.x[some_rows(self.federation, 2 * CHUNK)].split(CHUNK)]
+        agrees = split.agrees(one, other, chunks)
+        return split if agrees else None, agrees is False
+
+    @property
+    def split(self) -> Split | None:
+        """The network as body and head, if the last linear layer gives its logits and nothing else looks at that layer's weights; tried on samples of all clients."""
+        return self._cut[0]
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether the network fits together from body and head, and then gives other logits: evaluations run it as a whole, and say so."""
+        return self._cut[1]
+
+    @property
+    def local_buffers(self) -> bool:
+        """Whether clients keep floating buffers to themselves."""
+        return self.training.buffers == "local" and bool(self.network.layout.buffers)
+
+
+def predictor(module: nn.Module, names: Mapping[str, str], training: Training, device: torch.device) -> Predict:
+    """Return `predict(tensors, x)` for a module, in the mode it is in.
+
+    Args:
+        module: a network on the device, or a layer of one.
+        names: the module's own names of its parameters and buffers -> their names among the tensors.
+        training: its `precision` is that of the arithmetic.
+        device: where the tensors will be.
+    """
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
+
+    def predict(tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        with autocast:
+            output = functional_call(module, {own: tensors[n] for own, n in names.items()}, (x,))
+        return logits_of(output).float()
+
+    return predict
+
+
+def batches(n: int, batch_size: int) -> int:
+    """Return the number of one epoch's batches."""
+    return max(1, n // batch_size) if n % batch_size == 1 < batch_size else math.ceil(n / batch_size)
+
+
+def batch_sizes(n: int, batch_size: int) -> list[int]:
+    """Return the sizes of one epoch's batches. A last batch of one sample joins the one before: BatchNorm needs two."""
+    sizes = [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)
+    if len(sizes) > 1 and sizes[-1] == 1 < batch_size:
+        sizes[-2:] = [batch_size + 1]
+    return sizes

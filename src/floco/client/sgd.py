@@ -1,0 +1,129 @@
+"""SGD on one client's data: its phases, epochs and batches.
+
+Everything here runs in one process on one thread and depends on its arguments only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.optim.sgd import sgd
+
+from floco.client.setup import Setup, batch_sizes
+from floco.core.random import global_stream, stream
+from floco.core.values import Batch, Facts, Layout, Message, Phase, Predict, Step, Tensors, Training, fast_copy
+
+
+@dataclass(frozen=True)
+class Work:
+    """The training that one client has to do: in a round, or before it is evaluated."""
+
+    client: str
+    message: Message
+    facts: Facts
+    tensors: Tensors
+    """Working tensors to start from."""
+    phases: tuple[Phase, ...]
+    samples: torch.Tensor
+    """Positions of the training part, (n_train,)."""
+    path: tuple[str | int, ...]
+    """Names the random streams."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of an epoch's batches."""
+        return batch_sizes(len(self.samples), self.facts.training.batch_size)
+
+    def epochs(self, phase: Phase) -> int:
+        """Return the epochs of a phase."""
+        return self.facts.training.epochs if phase.epochs is None else phase.epochs
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all phases."""
+        return sum(self.epochs(p) * len(self.sizes) * sum(s.repeat for s in p.steps) for p in self.phases)
+
+    def orders(self, phase: Phase, seed: int) -> Iterator[torch.Tensor]:
+        """Yield the order of the samples, (n_train,), in each epoch of a phase."""
+        shuffle = stream(seed, *self.path, phase.name, "shuffle")
+        for _ in range(self.epochs(phase)):
+            yield torch.randperm(len(self.samples), generator=shuffle)
+
+    def draws(self, phase: Phase, tensors: Tensors, seed: int) -> torch.Tensor | None:
+        """Return the random numbers of all steps of a phase, (steps, ...) float32."""
+        if phase.draws is None:
+            return None
+        return phase.draws(tensors, self.epochs(phase) * len(self.sizes), stream(seed, *self.path, phase.name, "draws")).float()
+
+
+def sgd_step(step: Step, predict: Predict, tensors: Tensors, velocity: list[torch.Tensor], draw: torch.Tensor | None, batch: Batch, training: Training) -> None:
+    """Move `tensors[step.moves]` in place: g <- dL + correction; v <- momentum * v + g + decay * w; w <- w - lr * v."""
+    moved = [tensors[n] for n in (*step.moves, *step.coefficients)]
+    loss = step.loss(predict, tensors, draw, batch)
+    gradients = list(torch.autograd.grad(loss, moved, materialize_grads=True))
+    with torch.no_grad():
+        if step.correction is not None:
+            add_correction(step, gradients, step.correction(tensors))
+        move(step, tensors, gradients, velocity, training)
+
+
+def add_correction(step: Step, gradients: list[torch.Tensor], values: Tensors) -> None:
+    """Replace the gradients that a correction names by their sums with it."""
+    for name, value in values.items():
+        i = step.moves.index(name)
+        gradients[i] = gradients[i] + value  # not in place: autograd may return one tensor for two inputs, or an expanded one
+
+
+def move(step: Step, tensors: Tensors, gradients: Sequence[torch.Tensor], velocity: list[torch.Tensor], training: Training) -> None:
+    """Apply the gradients of `step.moves` and `step.coefficients` in place; `velocity` is empty before the first step."""
+    momentum = training.momentum if step.momentum is None else step.momentum
+    decay = training.weight_decay if step.weight_decay is None else step.weight_decay
+    lr = training.lr if step.lr is None else step.lr
+    for (name, (low, high)), gradient in zip(step.coefficients.items(), gradients[len(step.moves) :], strict=True):
+        tensors[name].sub_(lr * gradient).clamp_(low, high)
+    moved = [tensors[n] for n in step.moves]
+    alike = [g if g.stride() == t.stride() else torch.empty_like(t).copy_(g) for t, g in zip(moved, gradients, strict=False)]
+    if not velocity:
+        velocity.extend(map(torch.zeros_like, moved))
+    sgd(_in_order(moved), _in_order(alike), [*_in_order(velocity)], fused=True, weight_decay=decay, momentum=momentum, lr=lr, dampening=0.0, nesterov=False, maximize=False)
+
+
+def _in_order(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return dense tensors as they lie in memory: SGD's kernel copies others back and forth, which takes three times as long."""
+    return [t if t.is_contiguous() else t.as_strided((t.numel(),), (1,)) for t in tensors]
+
+
+def _own_copies(tensors: Tensors, phases: Sequence[Phase], layout: Layout, device: torch.device) -> Tensors:
+    """Return working tensors in which all that may change (moved parameters, buffers) is copied, the rest shared."""
+    moves = {name for phase in phases for step in phase.steps for name in (*step.moves, *step.coefficients)}
+    mine = {n: t.to(device) for n, t in tensors.items()}
+    for name in mine:
+        if name in moves:
+            mine[name] = fast_copy(mine[name].detach()).requires_grad_(True)
+        elif name.rpartition("/")[2] in layout.buffers:
+            mine[name] = mine[name].clone()
+    return mine
+
+
+def run(setup: Setup, work: Work) -> Tensors:
+    """Return the working tensors after all phases of one client, on the CPU."""
+    if not work.phases:
+        return work.tensors
+    device, federation = setup.device, setup.federation
+    tensors = _own_copies(work.tensors, work.phases, setup.network.layout, device)
+    x, y = fast_copy(federation.inputs(work.samples).to(device)), federation.y[work.samples].to(device)
+    predict = setup.predictor(train=True, fresh=setup.unsteady is not None)
+    for phase in work.phases:
+        draws = work.draws(phase, tensors, setup.seed)
+        draws = None if draws is None else draws.to(device)
+        velocities: list[list[torch.Tensor]] = [[] for _ in phase.steps]
+        with global_stream(setup.seed, *work.path, phase.name, "dropout", device=device):
+            batches = (b for order in work.orders(phase, setup.seed) for b in order.to(device).split(work.sizes))
+            for i, chosen in enumerate(batches):
+                batch, draw = Batch(x[chosen], y[chosen]), None if draws is None else draws[i]
+                for step, velocity in zip(phase.steps, velocities, strict=True):
+                    for _ in range(step.repeat):
+                        sgd_step(step, predict, tensors, velocity, draw, batch, setup.training)
+    return {n: t.detach().contiguous().cpu() for n, t in tensors.items()}

@@ -1,0 +1,109 @@
+"""Checked settings: a frozen dataclass whose fields carry their range and one line of documentation.
+
+One declaration serves the constructor's checks, the configuration file, `--print-config` and the reference table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from floco.core.errors import FlocoError, nearest
+
+
+def setting(
+    default: Any, doc: str, *, low: float | None = None, high: float | None = None, above: float | None = None, below: float | None = None, choices: tuple[str, ...] = ()
+) -> Any:
+    """Return a dataclass field: `low <= value <= high`, `above < value < below`, or (for text) one of `choices`."""
+    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "above": above, "below": below, "choices": choices})
+
+
+def range_text(field: dataclasses.Field[Any]) -> str:
+    """Return the allowed values of a setting in words, `""` if there is no restriction."""
+    meta = field.metadata
+    signs = {"low": ">=", "above": ">", "high": "<=", "below": "<"}
+    bounds = [f"{sign} {meta[key]:g}" for key, sign in signs.items() if meta.get(key) is not None]
+    names = ", ".join(repr(c) for c in meta.get("choices", ()))
+    return " or ".join(part for part in (" and ".join(bounds), f"one of {names}" if names else "") if part)
+
+
+def _fits(value: Any, kind: Any) -> tuple[bool, Any]:
+    """Return whether `value` is a `kind` without loss, and the value as that kind."""
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kinds = sorted(typing.get_args(kind), key=lambda k: k is not type(None))  # empty text is None before it is text
+        return next((fit for fit in (_fits(value, k) for k in kinds) if fit[0]), (False, value))
+    if typing.get_origin(kind) is tuple:
+        inner = typing.get_args(kind)[0]
+        fits = [_fits(v, inner) for v in value] if isinstance(value, list | tuple) else [(False, value)]
+        return all(ok for ok, _ in fits), tuple(v for _, v in fits)
+    if kind is type(None):
+        return value is None or value == "", None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return True, float(value)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return True, int(value)
+    return type(value) is kind, value
+
+
+def _in_range(value: Any, meta: Mapping[str, Any]) -> bool:
+    if isinstance(value, tuple):
+        return all(_in_range(v, meta) for v in value)
+    if isinstance(value, str):
+        return not meta["choices"] or value in meta["choices"]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return True
+    low, high, above, below = (meta[k] for k in ("low", "high", "above", "below"))
+    return math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above) and (below is None or value < below)
+
+
+S = TypeVar("S")
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "empty"}
+
+
+def _kind_text(kind: Any) -> str:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return " or ".join(_kind_text(k) for k in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"a list, each {_kind_text(typing.get_args(kind)[0])}"
+    return _KINDS.get(kind, str(kind))
+
+
+class Settings:
+    """Base of every settings class: checks each field at construction and names the one that does not fit."""
+
+    def __post_init__(self) -> None:
+        """Check all fields, and store lossless conversions (3.0 for a whole number, a list for a tuple)."""
+        kinds = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            if "doc" not in field.metadata:
+                continue
+            given = getattr(self, field.name)
+            ok, value = _fits(given, kinds[field.name])
+            if not ok:
+                raise FlocoError(f"{field.name} must be {_kind_text(kinds[field.name])}, got {given!r}")
+            if not _in_range(value, field.metadata):
+                raise FlocoError(f"{field.name} must be {range_text(field)}, got {given!r}")
+            object.__setattr__(self, field.name, value)
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Return the fields of a settings object by name."""
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+
+
+def names(cls: type[Any]) -> list[str]:
+    """Return the names of a settings class's fields."""
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def build(cls: type[S], values: Mapping[str, Any]) -> S:
+    """Return `cls(**values)`; an unknown key is an error that offers the nearest valid one."""
+    known = names(cls)
+    for key in values:
+        if key not in known:
+            raise FlocoError(f"unknown key {key!r}{nearest(key, known)}")
+    return cls(**values)

@@ -1,0 +1,186 @@
+"""A federation as values: the samples, who has which, and how raw samples become inputs."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from floco.core.errors import FlocoError
+from floco.core.random import one_thread
+from floco.data.schema import Form, Normalization
+
+
+@dataclass(frozen=True)
+class Client:
+    """One client's part: positions in the federation's samples."""
+
+    id: str
+    train: torch.Tensor
+    """(n_train,) int64."""
+    test: torch.Tensor
+    """(n_test,) int64."""
+    when: torch.Tensor | None = None
+    """(n_train,) int64: the rank in time of each training sample; None: there is no order."""
+
+
+@dataclass(frozen=True)
+class Federation:
+    """All samples, once, and the clients as index lists into them."""
+
+    x: torch.Tensor
+    """(N, C, ...) raw samples: uint8 or float32, channels first."""
+    y: torch.Tensor
+    """(N,) int64 in [0, C)."""
+    clients: tuple[Client, ...]
+    names: tuple[str, ...]
+    """Label names, by class number."""
+    x_test: torch.Tensor | None = None
+    """A global test part that belongs to no client."""
+    y_test: torch.Tensor | None = None
+    held_out: tuple[Client, ...] = ()
+    """Clients kept out of training and evaluation, for later use as newcomers."""
+    normalization: Normalization = field(default_factory=Normalization)
+    channels: str = "first"
+    """Where the source of the samples has their channels (see `arrays.CHANNELS`)."""
+    values: tuple[str, ...] = ()
+    """Labels as their source has them, as text, by class number; empty: the names."""
+    offset: tuple[float, ...] = ()
+    """What was subtracted from each channel of the source's samples; (): nothing."""
+    features: tuple[str, ...] = ()
+    """Names of the features, where the source is a table that has some."""
+
+    def __post_init__(self) -> None:
+        """Check that no two clients have one id, and keep the channels where the network takes them."""
+        ids = [c.id for c in (*self.clients, *self.held_out)]
+        if len(set(ids)) < len(ids):
+            raise FlocoError(f"each client needs an id of its own, got {_some(sorted({i for i in ids if ids.count(i) > 1}))} more than once")
+        object.__setattr__(self, "normalization", replace(self.normalization, last=self.channels == "kept"))
+
+    @property
+    def common_test(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw samples and labels of the global test part; without one, of the clients' test parts together."""
+        if self.x_test is not None and self.y_test is not None:
+            return self.x_test, self.y_test
+        union = torch.cat([c.test for c in self.clients])
+        return self.x[union], self.y[union]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input of the network."""
+        channels, *rest = self.x.shape[1:]
+        return (*rest, channels) if self.channels == "kept" else (channels, *rest)
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the participating clients, in order."""
+        return tuple(c.id for c in self.clients)
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Number of training samples of each participating client, n_k."""
+        return {c.id: len(c.train) for c in self.clients}
+
+    def client(self, name: str) -> Client:
+        """Return the client called `name`."""
+        if name not in self._by_id:
+            raise FlocoError(f"there is no client {name!r}; there are {_some(self.ids)}")
+        return self._by_id[name]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Client]:
+        return {c.id: c for c in (*self.clients, *self.held_out)}
+
+    def label_counts(self, indices: torch.Tensor) -> tuple[int, ...]:
+        """Return how many of the samples `indices` have each label, (C,)."""
+        return tuple(torch.bincount(self.y[indices], minlength=self.classes).tolist())
+
+    @cached_property
+    def form(self) -> Form:
+        """What samples and labels look like where they come from."""
+        c, *rest = self.x.shape[1:]
+        shape = {"none": tuple(rest), "first": (c, *rest)}.get(self.channels, (*rest, c))
+        dtype = "uint8" if self.x.dtype == torch.uint8 else "float64" if self.offset else "float32"
+        others = (0, *range(2, self.x.ndim))
+        ranges = tuple(zip(self.x.amin(others).float().tolist(), self.x.amax(others).float().tolist(), strict=True))
+        return Form(shape, dtype, self.channels, self.names, self.values or self.names, ranges, self.normalization, self.offset, self.features)
+
+    def inputs(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return the normalised inputs of the samples `indices`, (n, C, ...) float32."""
+        return self.normalization(self.x[indices])
+
+    @property
+    def sample(self) -> torch.Tensor:
+        """Two inputs of the network, to try it on."""
+        return self.inputs(torch.arange(min(2, len(self.x))))
+
+    def fingerprint(self) -> str:
+        """Return a hash of all samples, labels, splits and the normalisation: equal data, equal fingerprint."""
+        digest = hashlib.blake2b(digest_size=16)
+        for tensor in (self.x, self.y, self.x_test, self.y_test):
+            if tensor is not None:
+                digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+                for block in tensor.split(4096):
+                    digest.update(np.ascontiguousarray(block.numpy()).data)
+        for c in (*self.clients, *self.held_out):
+            digest.update(c.id.encode() + b"\0" + c.train.numpy().tobytes() + b"\1" + c.test.numpy().tobytes())
+        digest.update(repr((self.names, self.normalization, self.offset)).encode())
+        return digest.hexdigest()
+
+
+_ROUNDING = 2.0**-22  # twice the distance of neighbours in float32, relative to their size
+
+
+def _some(ids: Sequence[str], most: int = 8) -> str:
+    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+
+Sums = tuple[int, tuple[float, ...], tuple[float, ...]]
+"""Number of values of a channel, and for each channel their sum and the sum of their squared deviations from their own mean."""
+
+
+def sums(x: torch.Tensor, indices: torch.Tensor) -> Sums:
+    """Return the sums of the samples `indices`, in float64, over blocks, so that no second copy of the samples is made; uint8 counts as divided by 255.
+
+    On one thread, so that machines with other numbers of cores get the same bits.
+    """
+    dims = [0, *range(2, x.ndim)]
+    parts: list[Sums] = []
+    with one_thread():
+        for block in indices.split(4096):
+            values = (x[block].float() / 255 if x.dtype == torch.uint8 else x[block]).double()
+            means = values.mean(dims, keepdim=True)
+            parts.append((values.numel() // x.shape[1], tuple(values.sum(dims).tolist()), tuple((values - means).square().sum(dims).tolist())))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Sums]) -> Sums:
+    """Return the sums of all parts together; deviations are about the common mean (Chan, Golub, LeVeque 1979), so that a large mean costs no digits."""
+    count, totals, squares = sum(n for n, _, _ in parts), [], []
+    for c in range(len(parts[0][1])):
+        total = math.fsum(s[c] for _, s, _ in parts)
+        totals.append(total)
+        squares.append(math.fsum(q[c] + n * (s[c] / n - total / count) ** 2 for n, s, q in parts))
+    return count, tuple(totals), tuple(squares)
+
+
+def normalization(parts: Sequence[Sums]) -> Normalization:
+    """Return mean and standard deviation per channel, from the clients' sums; a constant channel is only centered.
+
+    Constant is what varies by no more than float32 rounds numbers of its size: small units are not.
+    """
+    count, totals, squares = joined(parts)
+    mean = torch.tensor(totals, dtype=torch.float64) / count
+    std = (torch.tensor(squares, dtype=torch.float64) / count).sqrt()
+    std = torch.where(std > _ROUNDING * mean.abs(), std, torch.ones_like(std))
+    return Normalization(tuple(mean.tolist()), tuple(std.tolist()))

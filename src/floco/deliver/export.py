@@ -1,0 +1,142 @@
+"""Models as files with cards, for stacks in which there is no floco."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from floco.client.predict import judge
+from floco.client.setup import Setup
+from floco.core.errors import FlocoError
+from floco.core.random import one_thread
+from floco.core.values import Tensors
+from floco.deliver.card import Card, card, data_facts, markdown
+from floco.deliver.graph import FORMATS, Writer, writer
+from floco.deliver.newcomers import Placement
+from floco.deliver.personal import delivered, everyone, exact
+from floco.server.rounds import Progress
+from floco.storage.files import checksum, file_name, replace_file, to_json
+
+GLOBAL = "global"
+
+
+def target(path: Path, name: str, kind: str | None) -> tuple[Path, str]:
+    """Return the file for a model called `name`, which is not there yet, and its format.
+
+    Args:
+        path: the file, if it ends in a format's name; else a folder, in which files are called after their models.
+        name: of the model.
+        kind: one of `FORMATS` (None: what `path` ends in, or safetensors).
+    """
+    ending = path.suffix.removeprefix(".")
+    if kind not in (None, *FORMATS):
+        raise FlocoError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
+    if ending.lower() in FORMATS and ending not in (kind, None if kind else ending.lower()):
+        raise FlocoError(f"-o {path} ends in .{ending}, and --format is {kind or ending.lower()}: leave one of them out, and write the ending in small letters")
+    kind = kind or (ending if ending in FORMATS else FORMATS[0])
+    file = path if ending == kind else path / f"{file_name(name)}.{kind}"
+    if there := next((f for f in (file, *_cards(file)) if f.exists()), None):
+        raise FlocoError(f"{there} exists already: remove it, or choose another place with -o")
+    return file, kind
+
+
+def export(
+    setup: Setup,
+    progress: Progress,
+    clients: Sequence[str | None] | None,
+    path: Path,
+    *,
+    source: str,
+    versions: Mapping[str, Any],
+    kind: str | None = None,
+    at: str = "center",
+) -> list[Path]:
+    """Write the models of clients (None among them: the global model), each with a card as JSON and Markdown, and return their files.
+
+    Args:
+        setup: what is fixed in the run.
+        progress: how far it came.
+        clients: whose models; None: all there are.
+        path: see `target`.
+        source: where the data are from, for the cards.
+        versions: for the cards.
+        kind: one of `FORMATS` (None: what `path` ends in, or safetensors).
+        at: see `personal.delivered`.
+
+    Raises:
+        FlocoError: a client or a model that is not there, files that are, or a format that does not suit the network. Then no
+            file is written.
+    """
+    clients = everyone(setup, progress) if clients is None else [clients] if isinstance(clients, str) else list(clients)
+    if not progress.round:
+        raise FlocoError("there is nothing to export yet: no round is done")
+    if not clients or len(set(clients)) < len(clients) or (None in clients and GLOBAL in clients):
+        raise FlocoError(f'name at least one model, and none twice (a client called "{GLOBAL}" in a run of its own), got {clients}')
+    targets = [target(path, GLOBAL if c is None else c, kind) for c in clients]
+    if len(clients) > 1 and len({file for file, _ in targets}) < len(clients):
+        raise FlocoError(f"-o {path} is one file, and there are {len(clients)} models: give a folder")
+    write = writer(setup, targets[0][1])
+    done: list[Path] = []
+    try:
+        for client, (file, made) in zip(clients, targets, strict=True):
+            with one_thread():
+                tensors, mixture = delivered(setup, progress, client, at=at)
+                facts = _card(setup, progress, client, tensors, source, versions)
+            if mixture is not None:
+                facts |= {"at": at, "mixture": mixture.tolist()}
+            done.append(file)
+            save(setup, tensors, facts, file, made, write)
+    except BaseException:
+        for file in [f for d in done for f in (d, *_cards(d))]:  # all of them, or none
+            file.unlink(missing_ok=True)
+        raise
+    return done
+
+
+def export_placed(
+    setup: Setup, round_: int, placed: Placement, labels: torch.Tensor, path: Path, name: str, *, source: str, versions: Mapping[str, Any], kind: str | None = None
+) -> Path:
+    """Write the model of a newcomer called `name`, as `export` does, and return its file; `labels` are those it was placed with, (n,)."""
+    file, kind = target(path, name, kind)
+    counts = torch.bincount(labels, minlength=setup.federation.classes).tolist()
+    facts: Card = card(setup, f'Model of the newcomer "{name}"', None, versions, client=name, round=round_, mixture=placed.center.tolist(), placed_by=placed.chosen.rule)
+    facts["data"] = {"source": source, "samples": len(labels), "labels": dict(zip(setup.federation.names, counts, strict=True))}
+    facts["tested_on"] = "samples left out in turn"
+    facts["left_out"] = [{"rule": c.rule, "loss": c.loss, "accuracy": c.accuracy, "chosen": c is placed.chosen} for c in placed.candidates]
+    save(setup, placed.tensors, facts, file, kind, writer(setup, kind))
+    return file
+
+
+def _cards(file: Path) -> tuple[Path, Path]:
+    return file.with_name(f"{file.name}.json"), file.with_name(f"{file.name}.md")
+
+
+def save(setup: Setup, tensors: Tensors, facts: Card, file: Path, kind: str, write: Writer) -> None:
+    """Write one model and its card; the model comes last, and each file in one step, so that no half of one is ever there."""
+    data = write(setup.network.holding(tensors))
+    facts = {**facts, "file": file.name, "format": kind, "sha256": checksum(data)}
+    as_json, as_text = _cards(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for path, content in ((as_json, to_json(facts)), (as_text, markdown(facts).encode()), (file, data)):
+            replace_file(path, content)
+    except OSError as error:
+        raise FlocoError(f"cannot write {file}: {error.strerror or error}") from error
+
+
+def _card(setup: Setup, progress: Progress, client: str | None, tensors: Tensors, source: str, versions: Mapping[str, Any]) -> Card:
+    federation = setup.federation
+    more: dict[str, Any] = {"client": client, "round": progress.round}
+    if client is None:
+        title, train, (x, y) = "The global model", torch.cat([c.train for c in federation.clients]), federation.common_test
+        where = "the clients' own test parts together" if federation.x_test is None else "the global test part"
+    else:
+        own = federation.client(client)
+        title, train, where = f'Model of client "{client}"', own.train, "its own test part"
+        x, y = federation.x[own.test], federation.y[own.test]
+        more["participated"] = progress.participated.get(client, 0)
+    facts = card(setup, title, judge(exact(setup), [tensors], x, y)[0], versions, **more)
+    return {**facts, "data": data_facts(federation, train, source), "tested_on": where}

@@ -1,0 +1,105 @@
+"""Where jobs run and how many at once. Engines know nothing of algorithms."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import nn
+
+from floco.client.setup import Setup
+from floco.core.errors import FlocoError, warn
+from floco.engines.jobs import Job, Performer, Result, tell, units
+from floco.engines.processes import Processes
+
+
+class Engine(Protocol):
+    """Runs jobs; results come in job order."""
+
+    def run(self, jobs: Sequence[Job]) -> list[Result]:
+        """Return one result for each job, in the same order."""
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+
+
+class Serial:
+    """In this process: one job after the other, or as many clients at once as `together`."""
+
+    def __init__(self, setup: Setup, together: int = 1) -> None:
+        self._setup, self._together = setup, together
+        self._perform = Performer(setup)
+        self._told: set[str] = set()
+
+    def run(self, jobs: Sequence[Job]) -> list[Result]:
+        """Return one result for each job, in the same order."""
+        found: dict[int, Result] = {}
+        for unit in units(self._setup, jobs, self._together, 1):
+            found |= zip(unit, self._perform([jobs[i] for i in unit]), strict=True)
+        results = [found[i] for i in range(len(jobs))]
+        tell(results, self._told)
+        return results
+
+    def close(self) -> None:
+        """Do nothing: nothing is held."""
+
+
+def _say_what_was_found(setup: Setup) -> None:
+    """Warn of what is known of the network before the first round; found out here, workers need not do it again."""
+    if setup.unsteady is not None:
+        warn(f"clients train one at a time, each on a copy of the network as it was given: {setup.unsteady}, and what it keeps outside its tensors is not part of a model")
+    if setup.disagrees:
+        warn("evaluations run the whole network for every model: its output is not that of its last linear layer alone")
+
+
+_TOGETHER = {"cpu": 16, "cuda": 64}  # clients in a cohort: on the CPU more no longer fit into a core's cache
+_SMALL = 200_000  # parameters up to which, on the CPU, deciding what to do takes longer than doing it
+_HEAVY = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.RNNBase)
+
+
+def engine(setup: Setup, kind: str, workers: int | None) -> Engine:
+    """Return the engine `kind`; see `resolve` for what stands behind `auto`."""
+    kind, workers = resolve(setup, kind, workers)
+    _say_what_was_found(setup)
+    together = 1
+    if kind == "cohort":
+        if (reason := _refusal(setup)) is not None and reason != setup.unsteady:
+            warn(f"engine cohort: clients train one at a time, because the network cannot be batched over clients: {reason}")
+        elif reason is None:
+            from floco.engines.tracing import warm_up
+
+            warm_up()
+            together = _TOGETHER.get(setup.device.type, 16)
+    alone = kind == "serial" or (kind == "cohort" and workers == 1)
+    return Serial(setup, together) if alone else Processes(setup, workers, together)
+
+
+def resolve(setup: Setup, kind: str, workers: int | None) -> tuple[str, int]:
+    """Return the engine and the number of workers meant by `auto` and by no number (one a core).
+
+    `auto` is `cohort` where four clients or more train in a round and the network can be batched over clients: on the CPU if
+    it is small (200,000 trained parameters) and has neither convolutions nor recurrent layers, on other devices always. Else
+    it is `processes`, or `serial` on systems that cannot fork and on devices other than the CPU.
+    """
+    can_fork = "fork" in multiprocessing.get_all_start_methods() and setup.device.type == "cpu"
+    if not can_fork and (kind == "processes" or (kind != "serial" and (workers or 1) > 1)):
+        raise FlocoError(f"worker processes need a system that can fork, and the CPU (device {setup.device}); use engine serial or cohort, and one worker")
+    if kind == "auto":
+        kind = "cohort" if _pays(setup) and _refusal(setup) is None else "processes" if can_fork else "serial"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return kind, workers or (cores if can_fork and kind != "serial" else 1)
+
+
+def _pays(setup: Setup) -> bool:
+    clients = round(setup.training.fraction * len(setup.federation.clients))
+    numbers = sum(t.numel() for t in setup.network.parameters.values())
+    small = numbers <= _SMALL and not any(isinstance(m, _HEAVY) for m in setup.network.module.modules())
+    return clients >= 4 and (small or setup.device.type != "cpu")
+
+
+def _refusal(setup: Setup) -> str | None:
+    from floco.engines.cohort import refusal  # here: what traces programs takes half a second to import
+
+    return refusal(setup)

@@ -1,0 +1,143 @@
+"""Units of work: what one client has to do, what came out of it, and several done at once."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Literal
+
+from floco.client.predict import global_model, judge
+from floco.client.round import Scores, concluded, prepared, scored
+from floco.client.setup import Setup
+from floco.client.sgd import Work, run
+from floco.core.errors import FlocoError, warn
+from floco.core.metrics import Score
+from floco.core.values import Message, Tensors, Update
+from floco.storage.memories import Memory
+
+if TYPE_CHECKING:
+    from floco.engines.cohort import Cohorts
+
+
+@dataclass(frozen=True)
+class Job:
+    """One client's work; task `test` is the global model on a range of the global test part."""
+
+    client: str
+    task: Literal["train", "probe", "evaluate", "test"]
+    message: Message
+    memory: Memory | Tensors | None = None
+    part: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a job; `failure` says why nothing did."""
+
+    client: str
+    update: Update | None = None
+    memory: Tensors | None = None
+    scores: Scores | None = None
+    score: Score | None = None
+    steps: int = 0
+    """Optimiser steps taken."""
+    failure: str | None = None
+    trace: str = ""
+    alone: str = ""
+    """Why it could not be trained together with others."""
+
+
+def perform(setup: Setup, job: Job, work: Work | None = None, tensors: Tensors | None = None) -> Result:
+    """Return the result of one job. Whatever the client's model, data or method raises becomes a named failure.
+
+    Args:
+        setup: what is fixed during the run.
+        job: what to do.
+        work: its training, if that has been prepared.
+        tensors: what came out of the training, if it has been carried out together with others.
+    """
+    try:
+        if job.task == "test":
+            return _test(setup, job)
+        work = work or _prepared(setup, job)
+        tensors = run(setup, work) if tensors is None else tensors
+        if job.task == "evaluate":
+            return Result(job.client, scores=scored(setup, work, tensors), steps=work.steps)
+        update, memory = concluded(setup, work, tensors)
+        return Result(job.client, update, memory, steps=work.steps)
+    except Exception as error:  # noqa: BLE001  a client's fault of any kind must not end the run; it is named and counted
+        kind = "" if isinstance(error, FlocoError) else f"{type(error).__name__}: "
+        return Result(job.client, failure=f"{kind}{error}", trace=traceback.format_exc())
+
+
+def _prepared(setup: Setup, job: Job) -> Work:
+    return prepared(setup, job.client, job.message, job.memory.tensors if isinstance(job.memory, Memory) else job.memory)
+
+
+def _test(setup: Setup, job: Job) -> Result:
+    tensors, x, y = global_model(setup, job.message), setup.federation.x_test, setup.federation.y_test
+    if tensors is None or x is None or y is None:
+        return Result(job.client)
+    start, stop = job.part
+    return Result(job.client, score=judge(setup, [tensors], x[start:stop], y[start:stop])[0])
+
+
+def perform_together(setup: Setup, jobs: Sequence[Job], cohorts: Cohorts) -> list[Result]:
+    """Return the results of several jobs, trained as one program where that can be; whoever fails there is tried, and named, by itself."""
+    works = [None if job.task == "test" else _tried(setup, job) for job in jobs]
+    todo = [w for w in works if w is not None and w.phases]
+    outcomes = dict(zip(map(id, todo), cohorts.run(todo), strict=True))
+    results = []
+    for job, work in zip(jobs, works, strict=True):
+        outcome = outcomes.get(id(work), "")
+        if isinstance(outcome, str):
+            results.append(replace(perform(setup, job, work), alone=outcome))
+        else:
+            results.append(perform(setup, job, work, outcome))
+    return results
+
+
+def _tried(setup: Setup, job: Job) -> Work | None:
+    try:
+        return _prepared(setup, job)
+    except Exception:  # noqa: BLE001  raised again, and named, when the job is done by itself
+        return None
+
+
+class Performer:
+    """Does units of jobs, those of several as a cohort."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._cohorts: Cohorts | None = None
+
+    def __call__(self, unit: Sequence[Job]) -> list[Result]:
+        """Return one result for each job of a unit."""
+        if len(unit) == 1:
+            return [perform(self._setup, unit[0])]
+        if self._cohorts is None:
+            from floco.engines.cohort import Cohorts  # here: what traces programs takes half a second to import
+
+            self._cohorts = Cohorts(self._setup)
+        return perform_together(self._setup, unit, self._cohorts)
+
+
+def units(setup: Setup, jobs: Sequence[Job], together: int, workers: int) -> list[list[int]]:
+    """Return positions of jobs, in units of at most `together`: as even as can be, no fewer than there are workers, largest clients first; parts of the global test alone."""
+    tests = [[i] for i, job in enumerate(jobs) if job.task == "test"]
+    order = sorted((i for i, job in enumerate(jobs) if job.task != "test"), key=lambda i: -len(setup.federation.client(jobs[i].client).train))
+    if together == 1 or not order:
+        return tests + [[i] for i in order]
+    number = max(math.ceil(len(order) / together), min(workers, len(order)))
+    bounds = [len(order) * i // number for i in range(number + 1)]
+    return tests + [order[a:b] for a, b in pairwise(bounds)]
+
+
+def tell(results: Sequence[Result], told: set[str]) -> None:
+    """Warn of each reason why clients could not be trained together, once."""
+    for reason in {r.alone for r in results} - told - {""}:
+        told.add(reason)
+        warn(f"some clients train one at a time, because their training cannot be batched: {reason}")

@@ -1,0 +1,115 @@
+"""The sites as those who carry out jobs: questions out, checked answers in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+from flwr.app import Message
+
+from floco.client.round import concluded, prepared
+from floco.client.setup import Setup
+from floco.core.values import Facts, Phase, Task
+from floco.data.schema import Normalization
+from floco.engines.jobs import Job, Result
+from floco.flower.checks import Form, checked
+from floco.flower.protocol import LOG, Answer, Ask
+from floco.flower.roster import Nodes
+from floco.runs.config import Config, as_dict
+from floco.server.rounds import Progress, size
+
+
+class Questions:
+    """Asks all sites of a run."""
+
+    def __init__(self, nodes: Nodes, config: Config, run: str, model: str, normalization: Normalization, tell: Callable[[str, str], None]) -> None:
+        """Hold what every question says.
+
+        Args:
+            nodes: who is connected.
+            config: the run's configuration.
+            run: its id.
+            model: the fingerprint of its network.
+            normalization: of all samples.
+            tell: called with a client id and what happened to it.
+        """
+        self._nodes, self._config, self._id, self._model, self._normalization, self._tell = nodes, config, run, model, normalization, tell
+        self._text = json.dumps(as_dict(config))
+
+    def ask(self, setup: Setup, progress: Progress, jobs: Sequence[Job], *, evaluating: bool) -> tuple[list[Result], list[Result]]:
+        """Send every client one question, and return the results of the jobs, and those of the evaluation in the federation's order."""
+        todo = {j.client: j for j in jobs}
+        clients = [c for c in setup.federation.ids if c in todo or evaluating]
+        asks = {c: self._ask(setup, progress, c, todo.get(c), evaluating=evaluating) for c in clients}
+        kinds = {"train": "train", "probe": "train.probe", "evaluate": "evaluate"}
+        wait = self._config.flower.deadline
+        there = {c: self._nodes.by_client[c] for c in clients if c in self._nodes.by_client}
+        replies = self._nodes.exchange({n: Message(asks[c].records(), n, kinds[asks[c].task], ttl=wait) for c, n in there.items()}, wait)
+        answers = {c: self._answer(setup, c, asks[c], replies.get(there[c]) if c in there else None) for c in clients}
+        self._count(progress, asks, answers)
+        trained = [_certain(answers[j.client].trained, j.client) for j in jobs]
+        return trained, [_certain(answers[c].evaluated, c) for c in clients] if evaluating else []
+
+    def _ask(self, setup: Setup, progress: Progress, client: str, job: Job | None, *, evaluating: bool) -> Ask:
+        task: Task = "evaluate" if job is None else job.message.task
+        message, normal = setup.algorithm.message(progress.state, client, task), self._normalization
+        accepted = progress.last.get(client, 0)
+        return Ask(self._id, progress.round, task, evaluating, message.shared, message.own, accepted, self._text, self._model, normal.mean, normal.std)
+
+    def _answer(self, setup: Setup, client: str, ask: Ask, reply: Message | Exception | None) -> Answer:
+        """Return a client's answer; whatever is wrong with it is a failure of that client."""
+        why = "it is not connected"
+        if client in self._nodes.by_client:
+            why = f"it did not answer within {self._config.flower.deadline:g} s, or its node is gone"
+        if isinstance(reply, Exception):
+            why = f"its answer cannot be read: {type(reply).__name__}: {reply}"
+        elif reply is not None and reply.has_error():
+            why = f"it did not answer: {reply.error.reason or 'an error without a reason'}"
+        elif reply is not None:
+            try:
+                answer = Answer.of(reply.content)
+                if answer.client == client:
+                    answer = checked(answer, ask, form(setup, client, ask))
+                    for note in answer.notes:
+                        self._tell(client, note)
+                    return answer
+                failed = next((r.failure for r in (answer.trained, answer.evaluated) if r is not None and r.failure), "")
+                why = f"it calls itself {answer.client!r} now" + f": {failed}" * bool(failed)
+                self._nodes.doubt(client)
+            except Exception as error:  # noqa: BLE001  an answer may be anything, and must not end the run
+                why = f"its answer cannot be read: {type(error).__name__}: {error}"
+        return Answer.failed(client, why)
+
+    def _count(self, progress: Progress, asks: Mapping[str, Ask], answers: Mapping[str, Answer]) -> None:
+        """Say what this round's training costs each client: the sizes that history.csv adds up."""
+        costs = []
+        for client, ask in asks.items():
+            if ask.task != "evaluate":
+                update = trained.update if (trained := answers[client].trained) is not None else None
+                down, up = size([ask.shared, ask.own])[1], size([update.shared, update.extra])[1] if update is not None else 0
+                costs.append(f"{client} {'probes, ' if ask.task == 'probe' else ''}{down:,} bytes down, {up:,} up")
+        if costs:
+            LOG.info("round %d: %s", progress.round + 1, "; ".join(costs))
+
+
+def form(setup: Setup, client: str, ask: Ask) -> Form:
+    """Return what an honest answer looks like: as that of a client that has trained for no step, but for the number of its steps."""
+    work = prepared(setup, client, ask.message(ask.task), None)
+    update = concluded(setup, work, work.tensors)[0] if ask.task != "evaluate" else None
+    both, layout = setup.algorithm.models(work.tensors, work.facts), setup.network.layout
+    models, n_test = (both.global_ is not None, both.personal is not None), len(setup.federation.client(client).test)
+    taken = 0 if update is None else _steps(work.phases, work.facts), _steps(setup.algorithm.adapt(work.facts), work.facts)
+    return Form(update, frozenset(layout.parameters), frozenset(layout.buffers), models, n_test, setup.federation.classes, taken)
+
+
+def _steps(phases: Sequence[Phase], facts: Facts) -> int:
+    """Return the optimiser steps of a client's phases, which are `Work.steps`: here without the list of its batches, which would be as long as the site says."""
+    epochs = facts.training.epochs
+    return sum((epochs if p.epochs is None else p.epochs) * facts.batches * sum(s.repeat for s in p.steps) for p in phases)
+
+
+def _certain(result: Result | None, client: str) -> Result:
+    """Return a result that says what came out, or why nothing did."""
+    if result is not None and (result.failure is not None or result.update is not None or result.scores is not None):
+        return result
+    return Result(client, failure="it did not do what it was asked")

@@ -1,0 +1,192 @@
+"""Who is connected: nodes by the client id that their sites configured, and what sites told when they joined."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import httpx
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from floco.core.errors import FlocoError, RunFailed
+from floco.flower.joining import Facts, introduced
+from floco.flower.protocol import FORMAT, short
+from floco.runs.config import Config, as_dict
+
+_POLL = 0.5  # seconds between looks for answers
+_LOOK = 10.0  # seconds between looks whether nodes are still there
+_WAKES = 3  # messages that wake a node in one exchange, at most: a SuperNode that only trains for long gets them afterwards
+_JOIN = 120.0  # seconds that a node has to say who it is
+_MENDED = 60.0  # seconds after which a node that could not join is asked again; each time it fails, twice as many
+_SAME = 90.0  # seconds that an older node with the same id has to show that it lives: one that was killed is listed for a minute
+
+
+@dataclass
+class _Node:
+    """What is known of a node besides its client."""
+
+    ask_at: float = 0.0
+    """When it may be asked who it is."""
+    patience: float = _MENDED
+    problem: str = ""
+    behind: bool = False
+    """It holds an answer back until its next message."""
+
+
+class Nodes:
+    """The nodes of one run, kept up to date."""
+
+    def __init__(self, grid: Grid, settings: Config, known: Mapping[str, Facts] | None, tell: Callable[[str, str], None]) -> None:
+        """Start with no node.
+
+        Args:
+            grid: Flower's.
+            settings: the run's configuration.
+            known: what clients told that joined earlier in this run; None before there is one.
+            tell: called with a client id (or `node N`) and what happened.
+        """
+        self._grid, self._settings, self._tell = grid, settings, tell
+        self._config = json.dumps(as_dict(settings))
+        self._nodes: defaultdict[int, _Node] = defaultdict(_Node)
+        self.facts: dict[str, Facts] = dict(known or {})
+        self.by_client: dict[str, int] = {}
+        self.begun = known is not None
+        """Whether there is a run: until then, sites may leave, and come back with other ids and data."""
+        self._seen: dict[str, float] = dict.fromkeys(self.facts, time.monotonic())
+        self.running = False
+        """Whether rounds are under way: a second node with a client's id is then refused, and does not end the run."""
+
+    def exchange(self, messages: Mapping[int, Message], deadline: float, *, joining: bool = False) -> dict[int, Message | Exception]:
+        """Return the replies by node, or why they cannot be read: as soon as all are there, or their nodes are gone, or after `deadline` seconds.
+
+        A SuperNode of Flower 1.41 that was receiving a message when its run was stopped holds every answer back until it gets another
+        message, for as long as it lives. So who does not say at once who it is gets empty ones, and if that helps, in later exchanges too.
+        """
+        pushed = list(self._grid.push_messages(list(messages.values())))
+        waiting = {name: node for name, node in zip(pushed, messages, strict=False) if name}
+        replies, woken, wakes = dict[int, Message | Exception](), set[int](), _WAKES
+        end, look = time.monotonic() + deadline, time.monotonic() + _LOOK
+        while waiting and time.monotonic() < end:
+            looked = time.monotonic() > look
+            gone = set(waiting.values()) - set(self._grid.get_node_ids()) if looked else set()
+            for name, node in list(waiting.items()):
+                if (reply := self._pull(name)) is not None:
+                    replies[node] = reply
+                if reply is not None or node in gone:
+                    del waiting[name]
+            if looked:
+                look = time.monotonic() + _LOOK
+                wake = {n for n in waiting.values() if joining or self._nodes[n].behind} if wakes else set()
+                self._grid.push_messages([Message(RecordDict(), node, "query.wake", ttl=_LOOK) for node in wake])
+                woken, wakes = woken | wake, max(0, wakes - 1)
+            if waiting:
+                time.sleep(_POLL)
+        for node in replies:
+            self._nodes[node].behind = node in woken
+        return replies
+
+    def _pull(self, name: str) -> Message | Exception | None:
+        """Return the reply to one message: Flower forgets replies before it reads them, so that a bad one would take others with it."""
+        try:
+            return next(iter(self._grid.pull_messages([name])), None)
+        except (httpx.HTTPError, OSError):  # the SuperLink's, not the reply's
+            raise
+        except Exception as error:  # noqa: BLE001  a reply may be anything
+            return error
+
+    def refresh(self) -> None:
+        """Ask nodes that are new who they are, and forget those that are gone.
+
+        Raises:
+            RunFailed: two nodes have the same client id, and no round is under way.
+        """
+        there, now = set(self._grid.get_node_ids()), time.monotonic()
+        self._nodes = defaultdict(_Node, {n: self._nodes[n] for n in there})
+        self._drop(there)
+        for node, told in self._join(sorted(n for n in there if now >= self._nodes[n].ask_at)).items():
+            try:
+                client, facts = introduced(told, self._settings, self.facts)
+                self._check_identity(client, node, there)
+            except RunFailed:
+                raise
+            except FlocoError as error:
+                self._refuse(node, told, str(error))
+                continue
+            except Exception as error:  # noqa: BLE001  a node may say anything
+                self._refuse(node, told, f"what it says of itself cannot be read: {type(error).__name__}: {error}")
+                continue
+            self._nodes[node] = _Node(math.inf, behind=self._nodes[node].behind)
+            self.by_client[client] = node
+            if client not in self.facts:
+                self.facts[client] = facts
+                self._tell(client, "joined")
+        self._drop(there)
+        self._seen |= dict.fromkeys(self.by_client, time.monotonic())
+
+    def _drop(self, there: set[int]) -> None:
+        """Forget who is not connected any more, and before there is a run what it told."""
+        self.by_client = {c: n for c, n in self.by_client.items() if n in there}
+        if not self.begun:
+            self.facts = {c: f for c, f in self.facts.items() if c in self.by_client}
+
+    def forget(self, keep: Collection[str], seconds: float) -> None:
+        """Forget clients that have not been connected for so many seconds, save those to `keep`."""
+        now = time.monotonic()
+        self.facts = {c: f for c, f in self.facts.items() if c in keep or now - self._seen[c] <= seconds}
+
+    def _refuse(self, node: int, told: Facts, problem: str) -> None:
+        known = self._nodes[node]
+        known.ask_at, known.patience = time.monotonic() + known.patience, 2 * known.patience
+        if known.problem != problem:
+            known.problem = problem
+            self._tell(short(str(told.get("client", ""))) or f"node {node}", f"cannot join: {short(problem)}")
+
+    def doubt(self, client: str) -> None:
+        """Ask a client's node again who it is: it may have been configured anew."""
+        self._nodes[self.by_client.pop(client)].ask_at = 0.0
+
+    def _question(self, node: int) -> Message:
+        return Message(RecordDict({"ask": ConfigRecord({"format": FORMAT, "config": self._config})}), node, "query")
+
+    def _join(self, nodes: Sequence[int]) -> dict[int, Facts]:
+        replies = self.exchange({n: self._question(n) for n in nodes}, _JOIN, joining=True)
+        told: dict[int, Facts] = {n: {"problem": f"it did not say who it is within {_JOIN:g} s"} for n in nodes}
+        for node, reply in replies.items():
+            if isinstance(reply, Exception):
+                told[node] = {"problem": f"what it sends cannot be read: {type(reply).__name__}: {reply}"}
+            elif reply.has_error():
+                told[node] = {"problem": reply.error.reason or "an error without a reason"}
+            elif "answer" not in reply.content.config_records:
+                told[node] = {"problem": "it speaks another language: is it a node of this federation's app?"}
+            else:
+                told[node] = dict(reply.content.config_records["answer"])
+        return told
+
+    def _check_identity(self, client: str, node: int, there: set[int]) -> None:
+        """Raise if another node of the same id lives: one that has been restarted may still be listed."""
+        before = self.by_client.get(client)
+        if before is None or before == node or before not in there:
+            return
+        replies = self.exchange({before: self._question(before)}, _SAME, joining=True)
+        if any(isinstance(r, Exception) or not r.has_error() for r in replies.values()):
+            both = f'nodes {before} and {node} both have client-id "{client}": each site needs an id of its own'
+            if self.running:
+                raise FlocoError(f"{both}; it may be that node {before} is the wrong one")
+            raise RunFailed(f"{both}; stop one of them, and start the run again: it continues")
+        self._tell(client, "came back with another node")
+
+    def wait_for(self, number: int, among: Callable[[], Sequence[str]], seconds: float) -> bool:
+        """Wait until `number` of the clients `among` are connected, and return whether they are after so many seconds."""
+        end = time.monotonic() + seconds
+        while True:
+            self.refresh()
+            if sum(c in self.by_client for c in among()) >= number:
+                return True
+            if time.monotonic() > end:
+                return False
+            time.sleep(2 * _POLL)

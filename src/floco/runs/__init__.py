@@ -1,0 +1,1 @@
+"""The life of a run on disk: configuration, session, checkpoint, trackers."""

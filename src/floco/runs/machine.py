@@ -1,0 +1,39 @@
+"""The machine that a run is on: its devices, and the versions of what computes."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from floco.core.errors import FlocoError
+
+
+def device(name: str) -> torch.device:
+    """Return the device called `name`, which must be there."""
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise FlocoError(f"run.device = {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, commit and kind of machine."""
+    packages = ("floco", "torch", "numpy", "safetensors", "datasets", "flwr-datasets", "scikit-learn")
+    machine = {"machine": platform.machine(), "system": platform.platform(), "cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    return {"python": platform.python_version(), **{p: version(p) for p in packages}, "commit": _commit(), **machine}
+
+
+def _commit() -> str:
+    """Return the commit of this package's own checkout, `""` if it was installed otherwise or there is no git."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return ""
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False).stdout.strip()

@@ -1,0 +1,225 @@
+"""The life of one run: data and network from a configuration, a directory for it, its rounds, and its resumption."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from floco.client.fitness import check_model
+from floco.client.setup import Setup
+from floco.core.errors import FlocoError, warn
+from floco.core.network import network
+from floco.core.values import Row
+from floco.data.federation import Federation
+from floco.data.models import model as named_model
+from floco.data.schema import Normalization
+from floco.data.sources import load
+from floco.deliver.newcomers import newcomer_rows
+from floco.engines.engine import engine, resolve
+from floco.runs.checkpoint import Store
+from floco.runs.config import Config, Run, as_dict, parse, read, to_toml
+from floco.runs.machine import device, environment
+from floco.runs.trackers import Tracker, open_trackers
+from floco.server import rounds as loop
+from floco.server.rounds import Plan, Progress
+from floco.storage.files import csv_text, read_tensors, replace_file
+
+Watch = Callable[[Progress], None]
+"""Called after every round, e.g. to show progress."""
+SITES = "sites"
+"""Source of a run across organisations: the data lie at its sites."""
+PYTHON = "python"
+"""Source and model of a run that was started by a Python call: no file describes them."""
+
+
+def federation(config: Config) -> Federation:
+    """Return the federation of a configuration: data read and split."""
+    data = config.data
+    if data.source == SITES:
+        raise FlocoError("the data lie at the sites of a federation on Flower, and data.source names none here")
+    if data.source == PYTHON:
+        raise FlocoError("this run was started from Python, which alone knows its data and model: continue it with floco.fit(..., out=..., resume=True)")
+    return load(data.source, kind=data.kind, labels=data.labels, channels=data.channels).split(
+        data.splitter,
+        clients=data.clients,
+        samples=data.samples,
+        seed=config.seed,
+        test_share=data.test_share,
+        held_out=data.held_out,
+        normalize=Normalization(data.mean, data.std) if data.normalize == "fixed" else data.normalize,
+        order=data.order,
+    )
+
+
+def prepare(config: Config, made: Federation | None = None) -> Setup:
+    """Return all that is fixed during the run of a configuration: the federation (unless it is given), and the network built for it."""
+    made = made or federation(config)
+    setup = assembled(config, made)
+    check_model(setup)
+    return setup
+
+
+def assembled(config: Config, made: Federation) -> Setup:
+    """Return the setup of a configuration and a federation, with the network built for it."""
+    weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
+    net = network(named_model(config.model.name, made), seed=config.seed, weights=weights, sample=made.sample)
+    return Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, device(config.run.device))
+
+
+def here(config: Config) -> Config:
+    """Return the configuration for models that are only used: on the CPU, where the device they were trained on is not there."""
+    try:
+        device(config.run.device)
+    except FlocoError:
+        return replace(config, run=replace(config.run, device="cpu"))
+    return config
+
+
+def settled(config: Config) -> Config:
+    """Return the configuration with its paths resolved, so that a run can be resumed from anywhere."""
+    scheme, _, rest = config.data.source.partition(":")
+    data = replace(config.data, source=f"{scheme}:{Path(rest).resolve()}") if scheme in ("npz", "idx", "folder") else config.data
+    model = replace(config.model, weights=config.model.weights and str(Path(config.model.weights).resolve()))
+    return replace(config, data=data, model=model)
+
+
+def shown_source(config: Config) -> str:
+    """Return where the data are from, without the folders of this machine."""
+    scheme, _, rest = config.data.source.partition(":")
+    return f"{scheme}:{Path(rest).name}" if scheme in ("npz", "idx", "folder") else config.data.source
+
+
+def placed(config: Config, setup: Setup) -> Config:
+    """Return the configuration with engine and workers resolved, so that a resumed run uses the same."""
+    kind, workers = resolve(setup, config.run.engine, config.run.workers)
+    return replace(config, run=replace(config.run, engine=kind, workers=workers))
+
+
+def create(config: Config, setup: Setup, path: Path) -> None:
+    """Make the run directory of a configuration, resumable before its first round."""
+    facts = {"config": _plain(config), "data": setup.federation.fingerprint(), "model": setup.network.fingerprint()}
+    texts = {"config.toml": to_toml(config), "environment.json": json.dumps(environment(), indent=1, sort_keys=True) + "\n"}
+    Store.create(path, texts, facts, loop.begin(setup))
+
+
+def _plain(config: Config) -> Any:
+    return json.loads(json.dumps(as_dict(config)))
+
+
+def reopen(path: Path) -> tuple[Config, Store]:
+    """Return the configuration and the locked store of a run; a changed configuration is refused by name."""
+    store = Store(path)
+    try:
+        if store.facts["data"] == SITES:
+            raise FlocoError(f"{path}: the data of this run lie at its sites, and so do their models: use the state directory of a site")
+        stored = parse(store.facts["config"])
+        check_config(stored, read(path / "config.toml"), path)
+        return stored, store
+    except BaseException:
+        store.close()
+        raise
+
+
+def check_config(stored: Config, given: Config, path: Path) -> None:
+    """Raise if a run is to be continued with other settings than it was started with."""
+    for key, before, now in _differences(_plain(stored), _plain(given)):
+        raise FlocoError(f"{path} was started with {key} = {before!r}, and is to be continued with {now!r}: put it back, or start a new run")
+
+
+def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in sorted({*a, *b}):
+            yield from _differences(a.get(name), b.get(name), f"{key}.{name}" if key else name)
+    elif a != b:
+        yield key, a, b
+
+
+def check(store: Store, setup: Setup) -> None:
+    """Raise if a run's data or model are no longer those it was started with."""
+    if setup.network.fingerprint() != store.facts["model"]:
+        raise FlocoError(
+            f"the model of {store.path} has changed since the run was started (layers or initial values): restore it, or start a new run; pass a function, if its values are random"
+        )
+    if setup.federation.fingerprint() != store.facts["data"]:
+        raise FlocoError(
+            f"the data of {store.path} have changed since the run was started (samples, labels, splits, or the libraries that split them); restore them, or start a new run"
+        )
+
+
+def advance(setup: Setup, settings: Run, store: Store | None, start: Progress, watch: Watch) -> Progress:
+    """Run all remaining rounds, writing each checkpoint, and return the last progress."""
+    progress = start
+    plan = Plan(settings.evaluate_every, settings.max_failed)
+    with closing(engine(setup, settings.engine, settings.workers)) as running, ExitStack() as stack:
+        trackers = [stack.enter_context(closing(t)) for t in _trackers(settings, store)]
+        clock = time.perf_counter()
+        for progress in loop.rounds(setup, running, plan, start):
+            if store is not None:
+                _record(store, progress, time.perf_counter() - clock)
+                if progress.round % settings.checkpoint_every == 0 or progress.round == setup.training.rounds:
+                    store.save(progress)
+            clock = time.perf_counter()
+            watch(progress)
+            if progress.evaluation is not None:
+                for tracker in list(trackers):
+                    _track(tracker, progress.evaluation.history, trackers)
+    if store is not None:
+        try_newcomers(setup, store.path, progress)
+    return progress
+
+
+def try_newcomers(setup: Setup, path: Path, progress: Progress) -> None:
+    """Write how clients that were held out fare in a finished run, if there are any and it has not been written."""
+    if setup.federation.held_out and progress.round == setup.training.rounds and not (path / "newcomers.csv").exists():
+        replace_file(path / "newcomers.csv", csv_text(newcomer_rows(setup, progress.state), header=True).encode())
+
+
+def _track(tracker: Tracker, row: Row, trackers: list[Tracker]) -> None:
+    """Show a row; a tracker that fails is given up with a warning, since history.csv has it all."""
+    try:
+        tracker.add(row)
+    except Exception as error:  # noqa: BLE001  a mirror must not end the run, whatever its library raises
+        trackers.remove(tracker)
+        warn(f"round {row['round']}: {type(tracker).__name__} failed and is given up until the run is resumed: {error}")
+
+
+def _trackers(settings: Run, store: Store | None) -> list[Tracker]:
+    if not settings.trackers:
+        return []
+    if store is None:
+        raise FlocoError("run.trackers write into the run directory: give one (out=...)")
+    with (store.path / "history.csv").open(newline="") as file:
+        rows: list[Row] = [dict(row) for row in csv.DictReader(file)]
+    seed, *tables = sorted(store.facts["config"].items(), key=lambda item: isinstance(item[1], dict))
+    flat = {"seed": seed[1], **{f"{section}.{key}": value for section, table in tables for key, value in table.items()}}
+    return open_trackers(settings.trackers, store.path, flat, [{**row, "round": int(str(row["round"]))} for row in rows])
+
+
+def carry(path: Path, setup: Setup | None, start: Callable[[Setup, Progress], Watch]) -> Setup:
+    """Carry a run directory to its last round and return its setup; `start` gets the progress so far and returns the watch."""
+    settings, store = reopen(path)
+    with closing(store):
+        setup = setup or prepare(settings)
+        check(store, setup)
+        store.rewind()
+        progress = store.load(settings.run.memory_budget)
+        watch = start(setup, progress)
+        if progress.round < setup.training.rounds:
+            advance(setup, settings.run, store, progress, watch)
+        try_newcomers(setup, path, progress)
+    return setup
+
+
+def _record(store: Store, progress: Progress, seconds: float) -> None:
+    store.note_changed(progress.changed)
+    store.add("failures", [f.row for f in progress.failures])
+    store.add("timings", [{"round": progress.round, "seconds": round(seconds, 4)}])
+    if progress.evaluation is not None:
+        store.add("history", [progress.evaluation.history])
+        store.add("clients", progress.evaluation.clients)

@@ -1,0 +1,122 @@
+"""From the scores of single clients to the rows that users read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+
+from floco.client.round import Scores
+from floco.core.metrics import METRICS, Score, mean, spread, worst
+from floco.core.values import Layout, Row, Tensors
+
+SPREAD = tuple(f"update_variance{group}{kind}" for group in ("", "_body", "_head") for kind in ("", "_relative"))
+"""Columns of how far the clients' updates are apart."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The federation after a round: one history row, and one row for each client."""
+
+    round: int
+    history: Row
+    clients: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What happened since the last evaluation."""
+
+    failed: int = 0
+    rounds: int = 0
+    steps: int = 0
+    """Optimiser steps of all clients, in training and probes."""
+    parameters_down: int = 0
+    parameters_up: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    spread: Mapping[str, float] = field(default_factory=dict)
+    """Sums over the rounds of `update_spread`."""
+
+    def __add__(self, other: Counts) -> Counts:
+        """Return both together."""
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "spread"}
+        return Counts(**sums, spread={k: self.spread.get(k, 0.0) + other.spread.get(k, 0.0) for k in {**self.spread, **other.spread}})
+
+    @property
+    def row(self) -> Row:
+        """The counts as columns of history.csv; variances are means over the rounds, empty where nothing comparable was sent."""
+        sums = {"steps": self.steps, "parameters_down": self.parameters_down, "parameters_up": self.parameters_up, "bytes_down": self.bytes_down, "bytes_up": self.bytes_up}
+        return {"clients_failed": self.failed, **sums, **{k: self.spread[k] / self.rounds if k in self.spread else None for k in SPREAD}}
+
+
+def update_spread(before: Tensors, after: Sequence[Tensors], weights: Sequence[float], layout: Layout) -> dict[str, float]:
+    """Return how far the clients' updates of the global model are apart, for all its parameters, the body, and the head.
+
+    With d_k = w_k - w_t, their weights p_k (summing to 1) and d = sum_k p_k d_k, the variance is `sum_k p_k |d_k - d|^2`; divided by
+    |d|^2 it is relative. Only parameters of the network that were sent count; a group without any is absent.
+    """
+    total = sum(weights)
+    sums: dict[str, float] = {}
+    parts: dict[str, list[tuple[float, float]]] = {"": [], "_body": [], "_head": []}
+    for name in (n for n in layout.parameters if n in before and n in after[0]):
+        steps = torch.stack([a[name].double() - before[name].double() for a in after]).reshape(len(after), -1)  # (K, P)
+        p = torch.tensor(weights, dtype=torch.float64) / total
+        middle = p @ steps
+        found = (float(p @ (steps - middle).square().sum(1)), float(middle @ middle))
+        for group in ("", "_head" if name in layout.head else "_body"):
+            parts[group].append(found)
+    for group, pairs in parts.items():
+        if pairs:
+            variance, square = (sum(column) for column in zip(*pairs, strict=True))
+            sums |= {f"update_variance{group}": variance, f"update_variance{group}_relative": variance / square if square else math.inf if variance else 0.0}
+    return sums
+
+
+def client_row(round_: int, client: str, n_train: int, participated: int, scores: Scores) -> Row:
+    """Return one client's row; columns of a model that the method does not have are empty."""
+    both = {"personal": scores.personal, "global_local": scores.global_}
+    n_test = next((s.n for s in both.values() if s is not None), 0)
+    row: Row = {"round": round_, "client": client, "n_train": n_train, "n_test": n_test, "participated": participated}
+    for metric in METRICS:
+        row |= {f"{metric}_{which}": None if s is None else getattr(s, metric) for which, s in both.items()}
+    return row
+
+
+def _summary(clients: Sequence[Row], which: str) -> Row:
+    """Return the means of the clients' metrics, and spread and worst of their accuracies; empty cells for no clients."""
+    having = [r for r in clients if r[f"{METRICS[0]}_{which}"] is not None]
+    n = _column(having, "n_test")
+    row: Row = {}
+    for metric in METRICS:
+        values = _column(having, f"{metric}_{which}")
+        row[f"{metric}_{which}"] = mean(values) if n else None
+        row[f"{metric}_{which}_weighted"] = mean(values, n) if n else None
+    accuracies = _column(having, f"accuracy_{which}")
+    row[f"accuracy_{which}_std"] = spread(accuracies) if n else None
+    for percent in (5, 10):
+        row[f"accuracy_{which}_worst{percent}"] = worst(accuracies, percent / 100) if n else None
+    return row
+
+
+def _column(rows: Sequence[Row], name: str) -> list[float]:
+    return [v for r in rows if isinstance(v := r[name], int | float)]
+
+
+def evaluation(round_: int, clients: Sequence[Row], global_: Score | None, counts: Counts, adapted: int = 0) -> Evaluation:
+    """Return the evaluation of a round.
+
+    Args:
+        round_: the round after which the models were evaluated.
+        clients: the rows of single clients.
+        global_: the global model on the global test part, or without one on the union of the clients' test parts; None:
+            there is none, because of the method, or because every client has buffers of its own.
+        counts: what happened since the evaluation before.
+        adapted: optimiser steps of all clients that this evaluation itself took (FedAvg+FT).
+    """
+    history: Row = {"round": round_, **{f"{m}_global": None if global_ is None else getattr(global_, m) for m in METRICS}}
+    history |= _summary(clients, "personal") | _summary(clients, "global_local")
+    history |= {"clients_evaluated": len(clients), "clients_trained": sum(1 for r in clients if r["participated"])}
+    return Evaluation(round_, {**history, **counts.row, "steps_adapt": adapted}, tuple(clients))

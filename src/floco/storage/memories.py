@@ -1,0 +1,135 @@
+"""What clients keep to themselves: in memory up to a budget, the rest in files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from floco.core.values import Tensors
+from floco.storage.files import read_tensors, to_safetensors
+
+BUDGET = 32  # MB
+
+
+class Memory:
+    """What one client keeps: tensors, the file they lie in, or both."""
+
+    def __init__(self, tensors: Tensors | None, file: Path | None = None) -> None:
+        self._tensors, self._file = tensors, file
+        self._spilled: Callable[[], object] | None = None  # deletes the file that `release` wrote
+
+    @property
+    def tensors(self) -> Tensors:
+        """The tensors, read from the file if they are not at hand."""
+        if self._tensors is not None:
+            return self._tensors
+        assert self._file is not None
+        return read_tensors(self._file)
+
+    @property
+    def size(self) -> int:
+        """Bytes held in memory."""
+        return sum(t.nbytes for t in (self._tensors or {}).values())
+
+    def stored(self, file: Path) -> None:
+        """Note that the tensors lie in `file`, which stays unchanged as long as it is there; a file of our own goes."""
+        if self._spilled is not None:
+            self._spilled()
+        self._file = file.resolve()
+
+    def release(self, folder: Callable[[], Path]) -> None:
+        """Hold the tensors no longer; they are written to a file of `folder` if they lie in none, which goes when this object goes."""
+        if self._file is None:
+            self._file = folder() / f"{id(self)}.safetensors"
+            self._file.write_bytes(to_safetensors(self.tensors))
+            self._spilled = weakref.finalize(self, _here_only, os.getpid(), partial(self._file.unlink, missing_ok=True))
+        self._tensors = None
+
+    def __deepcopy__(self, memo: object) -> Memory:
+        """Return the memory itself: it does not change, and its file has one owner."""
+        return self
+
+    def __reduce__(self) -> tuple[type[Memory], tuple[Tensors]]:
+        return Memory, (self.tensors,)  # the file goes when this object goes
+
+    def by_file(self) -> tuple[type[Memory], tuple[Tensors | None, Path | None]]:
+        """Return how to make it again in a worker, which reads the file if there is one."""
+        return Memory, (self._tensors if self._file is None else None, self._file)
+
+
+class Memories(Mapping[str, Tensors]):
+    """Client -> its tensors; clients that keep nothing are absent. `updated` returns another value, as all values do.
+
+    What a stored run kept in earlier rounds can be read until the next checkpoint replaces its files.
+    """
+
+    def __init__(self, kept: Mapping[str, Memory] | None = None, *, budget: int = BUDGET, folder: Path | None = None) -> None:
+        """Hold memories.
+
+        Args:
+            kept: client -> its memory.
+            budget: MB that stay in memory.
+            folder: where the others go (None: a folder for temporary files).
+        """
+        self._kept = dict(kept or {})
+        self._shelf = _Shelf(budget, folder)
+        self._shelf.hold(self._kept.values())
+
+    def __getitem__(self, client: str) -> Tensors:
+        return self._kept[client].tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def of(self, client: str) -> Memory | None:
+        """Return a client's memory, perhaps not read yet."""
+        return self._kept.get(client)
+
+    def updated(self, new: Mapping[str, Tensors]) -> Memories:
+        """Return the memories with those of some clients replaced."""
+        fresh = {client: Memory(tensors) for client, tensors in new.items()}
+        after = object.__new__(Memories)
+        after._kept, after._shelf = {**self._kept, **fresh}, self._shelf
+        after._shelf.hold(fresh.values())
+        return after
+
+
+class _Shelf:
+    """Keeps the memories that were made last at hand, and puts the others into files."""
+
+    def __init__(self, budget: int, folder: Path | None) -> None:
+        self._budget = budget * 1_000_000
+        self._parent = folder
+        self._held: deque[weakref.ref[Memory]] = deque()  # weak: what was replaced is gone, unless an earlier value still has it
+        self._folder: Path | None = None
+
+    def hold(self, memories: Iterable[Memory]) -> None:
+        """Take in memories, and let go of the oldest ones beyond the budget."""
+        self._held.extend(map(weakref.ref, memories))
+        held = [m for ref in self._held if (m := ref()) is not None]
+        excess = sum(m.size for m in held) - self._budget
+        while excess > 0:
+            excess -= held[0].size
+            held.pop(0).release(self._files)
+        self._held = deque(map(weakref.ref, held))
+
+    def _files(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="floco-", dir=self._parent))
+            weakref.finalize(self, _here_only, os.getpid(), partial(shutil.rmtree, self._folder, ignore_errors=True))
+        return self._folder
+
+
+def _here_only(process: int, clean_up: Callable[[], None]) -> None:
+    """Clean up, unless this is a forked copy of the process that the files belong to."""
+    if os.getpid() == process:
+        clean_up()
