@@ -1,12 +1,12 @@
-"""The yardstick: the best plain PyTorch loop for the local training of W1 and W2, with nothing federated about it.
+"""The baseline for speed: the fastest plain PyTorch loop for the local training of W1 and W2, without federation.
 
-Two processes of one thread each, started once, take clients as they get ready. Samples lie in memory, normalised, and weights are reset for
-each client, both in the memory order in which convolutions are fastest. Gradients by `autograd.grad`; SGD by torch's fused kernel, on tensors as
-they lie in memory, which it would copy else. The C library keeps what is freed: without that, a step is a tenth slower, in page faults. Nothing
-is sent back but that it is done.
+Two single-threaded processes, started once, take the next client whenever they are idle. The samples are in memory and
+normalised, and the weights are reset for each client; both are in the memory format in which convolutions are fastest.
+Gradients come from `autograd.grad`, SGD is torch's fused kernel on flat views, which avoids a copy. malloc keeps freed
+memory; otherwise page faults make a step a tenth slower. Workers report only that they are done.
 
-    python benchmarks/bare.py            GFLOP/s a core, and the time of a step, for W1 and W2
-    python benchmarks/bare.py profile    where one process spends its time on W1
+    python benchmarks/bare.py            GFLOP/s per core and time per step, for W1 and W2
+    python benchmarks/bare.py profile    profile of one process on W1
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Workload:
     epochs: int
     batch: int
     flop: float
-    """Floating-point operations of a step, forward and backward."""
+    """Floating-point operations per step, forward and backward."""
 
     @property
     def steps(self) -> int:
@@ -48,9 +48,9 @@ class Workload:
 
 
 def cifar_net() -> nn.Module:
-    act, pool = nn.LeakyReLU, lambda: nn.MaxPool2d(2)
-    convs = [nn.Conv2d(3, 16, 5), act(), pool(), nn.Conv2d(16, 32, 5, padding=1), act(), pool(), nn.Conv2d(32, 64, 3, padding=1), act(), pool()]
-    return nn.Sequential(*convs, nn.Flatten(), nn.Linear(576, 128), act(), nn.Linear(128, 10))
+    convs = [nn.Conv2d(3, 16, 5), nn.Conv2d(16, 32, 5, padding=1), nn.Conv2d(32, 64, 3, padding=1)]
+    body = [m for conv in convs for m in (conv, nn.LeakyReLU(), nn.MaxPool2d(2))]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(576, 128), nn.LeakyReLU(), nn.Linear(128, 10))
 
 
 def digits_net() -> nn.Module:
@@ -62,23 +62,25 @@ W2 = Workload(digits_net, (1, 8, 8), clients=20, samples=72, epochs=3, batch=16,
 
 
 def train(work: Workload, module: nn.Module, x: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> None:
-    """One client's epochs of SGD: lr 0.02, momentum 0.5, weight decay 5e-4."""
+    """Train one client: SGD with lr 0.02, momentum 0.5, weight decay 5e-4."""
     weights = list(module.parameters())
     velocity = [torch.zeros_like(w) for w in weights]
     flat, flat_velocity = as_they_lie(weights), as_they_lie(velocity)
+    settings = {"lr": 0.02, "momentum": 0.5, "weight_decay": 5e-4, "dampening": 0, "nesterov": False, "maximize": False}
     for _ in range(work.epochs):
         for chosen in torch.randperm(len(y), generator=generator).split(work.batch):
             gradients = torch.autograd.grad(cross_entropy(module(x[chosen]), y[chosen]), weights)
             with torch.no_grad():
-                sgd(flat, as_they_lie(gradients), [*flat_velocity], fused=True, weight_decay=5e-4, momentum=0.5, lr=0.02, dampening=0, nesterov=False, maximize=False)
+                sgd(flat, as_they_lie(gradients), [*flat_velocity], fused=True, **settings)
 
 
 def as_they_lie(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return views of the tensors in memory order: flat if they are not contiguous."""
     return [t.detach() if t.is_contiguous() else t.detach().as_strided((t.numel(),), (1,)) for t in tensors]
 
 
 def keep_memory() -> None:
-    """Tell glibc to give freed memory back to nobody; elsewhere nothing happens."""
+    """Make glibc keep freed memory; no effect with other C libraries."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(-1, 2**25)  # M_TRIM_THRESHOLD
@@ -106,7 +108,7 @@ def _serve(work: Workload, pipe: Any) -> None:
 
 
 class Bare:
-    """The processes."""
+    """The worker processes."""
 
     def __init__(self, work: Workload) -> None:
         context = multiprocessing.get_context("fork")
@@ -119,7 +121,7 @@ class Bare:
             self._pipes.append(here)
 
     def round(self) -> float:
-        """Seconds of one round's local training."""
+        """Return the seconds of one round's local training."""
         start = time.perf_counter()
         todo = iter(range(self._clients))
         for pipe in self._pipes:
@@ -140,12 +142,12 @@ class Bare:
 
 
 def speed(work: Workload, seconds: float) -> float:
-    """GFLOP/s a core, from the seconds of a round."""
+    """Return GFLOP/s per core from the seconds of a round."""
     return work.flop * work.clients * work.steps / PROCESSES / seconds / 1e9
 
 
 def products(size: int = 1024) -> float:
-    """GFLOP/s of one thread in products of square float32 matrices, the median of 50."""
+    """Return GFLOP/s of one thread in products of square float32 matrices, median of 50."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     a, b = torch.randn(2, size, size)
@@ -159,10 +161,11 @@ def products(size: int = 1024) -> float:
 
 
 def profile(work: Workload) -> str:
-    """A table of the operations of one client's training, those that take longest first."""
+    """Return a table of the operations of one client's training, longest first."""
     torch.set_num_threads(1)
     module, generator = work.model().to(memory_format=torch.channels_last), torch.Generator()
-    x, y = torch.randn(work.samples, *work.shape).contiguous(memory_format=torch.channels_last), torch.randint(10, (work.samples,))
+    x = torch.randn(work.samples, *work.shape).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(10, (work.samples,))
     train(work, module, x, y, generator)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
         train(work, module, x, y, generator)
@@ -179,4 +182,5 @@ if __name__ == "__main__":
         seconds = statistics.median(bare.round() for _ in range(7 if name == "W1" else 40))
         bare.close()
         step = seconds * PROCESSES / (work.clients * work.steps)
-        print(f"{name}: {1e3 * seconds:.0f} ms a round, {1e6 * step:.0f} us a step, {speed(work, seconds):.1f} GFLOP/s a core")
+        rate = f"{speed(work, seconds):.1f} GFLOP/s a core"
+        print(f"{name}: {1e3 * seconds:.0f} ms a round, {1e6 * step:.0f} us a step, {rate}")

@@ -1,9 +1,9 @@
-"""Speed and memory against the yardsticks, in one table and one JSON file: make bench.
+"""Speed and memory against the baselines, as a table and a JSON file: make bench (15 minutes on two cores).
 
-Every ratio of times is of two programs alternated in this run: the median over the pairs. W1 is the CIFAR-10 5-Fold setting with samples of
-noise (speed does not depend on what is in them), W2 the embedded digits, W3 in many.py. A quarter of an hour on two cores.
+Every ratio of times is the median over pairs of two programs that run alternately. W1 is the CIFAR-10 5-Fold setting
+with noise as samples (speed does not depend on their values), W2 the embedded digits, W3 is in many.py.
 
-    python benchmarks/bench.py [NAME...]    some of: w1 precision w2 assignment w3 start; prints only
+    python benchmarks/bench.py [NAME...]    any of w1 precision w2 assignment w3 start; prints without writing files
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 
 
 class Timed:
-    """An engine that notes how long the training jobs of a round took."""
+    """An engine that measures the time of a round's training jobs."""
 
     def __init__(self, setup: Setup) -> None:
         self._engine = engine(setup, "auto", bare.PROCESSES)
@@ -65,7 +65,7 @@ class Timed:
 
 
 class Ours:
-    """A run that is advanced by a round at a time."""
+    """A run that advances one round at a time."""
 
     def __init__(self, setup: Setup, *, evaluate: bool) -> None:
         self._engine = Timed(setup)
@@ -73,7 +73,7 @@ class Ours:
         self._rounds = loop.rounds(setup, self._engine, loop.Plan(evaluate_every=every), loop.begin(setup))
 
     def round(self) -> tuple[float, float]:
-        """Seconds of the local training, and of the whole round."""
+        """Return the seconds of the local training and of the whole round."""
         start = time.perf_counter()
         next(self._rounds)
         return self._engine.training, time.perf_counter() - start
@@ -86,7 +86,8 @@ def w1(algorithm: Algorithm, **settings: object) -> Setup:
     g = torch.Generator().manual_seed(0)
     x, x_test = (torch.randint(256, (n, 3, 32, 32), dtype=torch.uint8, generator=g) for n in (50_000, 10_000))
     y, y_test = (torch.randint(10, (n,), generator=g) for n in (50_000, 10_000))
-    clients = tuple(Client(str(i), torch.arange(500 * i, 500 * i + 400), torch.arange(500 * i + 400, 500 * i + 500)) for i in range(100))
+    parts = [part.split((400, 100)) for part in torch.arange(50_000).split(500)]
+    clients = tuple(Client(str(i), train, test) for i, (train, test) in enumerate(parts))
     normalization = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     federation = Federation(x, y, clients, tuple(map(str, range(10))), x_test, y_test, normalization=normalization)
     training = replace(Training(rounds=10_000, fraction=0.3, epochs=5, batch_size=50, lr=0.02), **settings)
@@ -102,7 +103,7 @@ def w2() -> Setup:
 
 
 def alternated(programs: dict[str, Callable[[], tuple[float, ...]]], times: int) -> dict[str, list[tuple[float, ...]]]:
-    """Seconds of each program, one after the other, `times` times; the first pass is not counted."""
+    """Return the seconds of programs that run alternately, `times` times each; the first pass is not counted."""
     found: dict[str, list[tuple[float, ...]]] = {name: [] for name in programs}
     for i in range(times + 1):
         for name, program in programs.items():
@@ -113,25 +114,23 @@ def alternated(programs: dict[str, Callable[[], tuple[float, ...]]], times: int)
 
 
 def row(what: str, ours: Sequence[float], theirs: Sequence[float], bar: float | None, *, least: bool = False) -> Row:
-    """A ratio: the median over the pairs, with its quartiles; `least`: the bar is to be reached, not kept below."""
+    """Return a ratio of times: median and quartiles over the pairs. `bar` is its upper limit, or lower with `least`."""
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     low, _, high = statistics.quantiles(ratios, n=4)
-    return {
-        "what": what,
-        "first_s": statistics.median(ours),
-        "second_s": statistics.median(theirs),
-        "value": statistics.median(ratios),
-        "low": low,
-        "high": high,
-        "bar": bar,
-        "unit": "x",
-        "least": least,
-    }
+    seconds = {"first_s": statistics.median(ours), "second_s": statistics.median(theirs)}
+    measured = {"value": statistics.median(ratios), "low": low, "high": high}
+    return {"what": what, **seconds, **measured, "bar": bar, "unit": "x", "least": least}
+
+
+def value(what: str, measured: float, unit: str, bar: float | None = None, **more: bool) -> Row:
+    """Return a single measurement and its bar."""
+    return {"what": what, "value": measured, "bar": bar, "unit": unit, **more}
 
 
 def measure_w1() -> list[Row]:
-    yardstick, floco, fedavg = bare.Bare(bare.W1), Ours(w1(Floco(endpoints=10, assign_at=1)), evaluate=True), Ours(w1(FedAvg()), evaluate=True)
-    floco.round()  # the round of the assignment, in which everybody probes
+    yardstick, fedavg = bare.Bare(bare.W1), Ours(w1(FedAvg()), evaluate=True)
+    floco = Ours(w1(Floco(endpoints=10, assign_at=1)), evaluate=True)
+    floco.round()  # the assignment round, in which every client probes
     found = alternated({"bare": lambda: (yardstick.round(),), "floco": floco.round, "fedavg": fedavg.round}, 15)
     for program in (yardstick, floco, fedavg):
         program.close()
@@ -145,9 +144,9 @@ def measure_w1() -> list[Row]:
         row("W1 whole round with evaluation, FedAvg / bare loop", part["fedavg"][1], base, 1.25),
         row("W1 whole round with evaluation, Floco / bare loop", part["floco"][1], base, 1.25),
         row("W1 whole round, Floco / FedAvg", part["floco"][1], part["fedavg"][1], 1.03),
-        {"what": "W1 bare loop, a core", "value": bare.speed(bare.W1, statistics.median(base)), "bar": 70.0, "unit": "GFLOP/s", "least": True},
-        {"what": "matrix products meanwhile, a core", "value": bare.products(), "bar": None, "unit": "GFLOP/s"},
-        {"what": f"W1 peak memory beyond the data set of {data:.0f} MB", "value": (peak - data) / 1e3, "bar": 1.5, "unit": "GB"},
+        value("W1 bare loop, a core", bare.speed(bare.W1, statistics.median(base)), "GFLOP/s", 70.0, least=True),
+        value("matrix products meanwhile, a core", bare.products(), "GFLOP/s"),
+        value(f"W1 peak memory beyond the data set of {data:.0f} MB", (peak - data) / 1e3, "GB", 1.5),
     ]
 
 
@@ -156,13 +155,14 @@ def measure_precision() -> list[Row]:
     found = alternated({"half": half.round, "full": full.round}, 5)
     half.close()
     full.close()
-    return [row("W1 local training, bf16 / float32", [a for a, _ in found["half"]], [a for a, _ in found["full"]], 0.80)]
+    training = {name: [a for a, _ in seconds] for name, seconds in found.items()}
+    return [row("W1 local training, bf16 / float32", training["half"], training["full"], 0.80)]
 
 
 def measure_w2() -> list[Row]:
     yardstick, ours = bare.Bare(bare.W2), Ours(w2(), evaluate=False)
     for _ in range(5):
-        ours.round()  # programs are traced after some steps
+        ours.round()  # until the programs are traced
     found = alternated({"bare": lambda: (yardstick.round(),), "ours": ours.round}, 40)
     yardstick.close()
     ours.close()
@@ -176,19 +176,20 @@ def measure_w2() -> list[Row]:
 def measure_assignment() -> list[Row]:
     rows: list[Row] = []
     for clients, bar in ((1_000, 2.0), (10_000, 60.0)):
-        said = subprocess.run([sys.executable, __file__, "assign", str(clients)], capture_output=True, text=True, check=True).stdout.split()
-        rows.append({"what": f"assignment of {clients} clients, D = 12,800, M = 10", "value": float(said[0]), "bar": bar, "unit": "s"})
-        rows.append({"what": f"its peak memory, {clients} clients", "value": float(said[1]), "bar": 4.0, "unit": "GB"})
+        command = [sys.executable, __file__, "assign", str(clients)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        rows.append(value(f"assignment of {clients} clients, D = 12,800, M = 10", float(said[0]), "s", bar))
+        rows.append(value(f"its peak memory, {clients} clients", float(said[1]), "GB", 4.0))
     few, many_ = assign(signals(100), 10), assign(signals(1_000), 10)
     exact_few, exact_many = exact(signals(100)), exact(signals(1_000))
     apart = float((few.centers - exact_few.centers).abs().max())
-    rows.append({"what": "largest distance of a center from the exact routine's, 100 clients", "value": apart, "bar": 1e-6, "unit": ""})
-    rows.append({"what": "log energy above the exact routine's, 1,000 clients", "value": many_.log_energy - exact_many.log_energy, "bar": 0.01, "unit": ""})
-    return rows
+    rows.append(value("largest distance of a center from the exact routine's, 100 clients", apart, "", 1e-6))
+    above = many_.log_energy - exact_many.log_energy
+    return [*rows, value("log energy above the exact routine's, 1,000 clients", above, "", 0.01)]
 
 
 def signals(clients: int) -> torch.Tensor:
-    """Five kinds of clients, and noise that is strong in twenty directions."""
+    """Return signals of five kinds of clients, with noise that is strong in twenty directions."""
     g = torch.Generator().manual_seed(0)
     kinds, directions = torch.randn(5, 12_800, generator=g), torch.randn(20, 12_800, generator=g)
     found = torch.randn(clients, 12_800, generator=g)
@@ -198,7 +199,7 @@ def signals(clients: int) -> torch.Tensor:
 
 
 def exact(rows: torch.Tensor) -> Assignment:
-    """The assignment from a full singular value decomposition in float64."""
+    """Return the assignment by a full singular value decomposition in float64."""
 
     def principal(centered: Centered, number: int) -> torch.Tensor:
         _, _, directions = torch.linalg.svd(rows.double() - centered.mean, full_matrices=False)
@@ -210,7 +211,7 @@ def exact(rows: torch.Tensor) -> Assignment:
 
 
 def assign_once(clients: int) -> None:
-    """Seconds and GB of one assignment on one thread, in a process of its own."""
+    """Print seconds and GB of one assignment on one thread; runs in its own process."""
     import resource
 
     torch.set_num_threads(1)
@@ -223,26 +224,34 @@ def assign_once(clients: int) -> None:
 def measure_w3() -> list[Row]:
     (few, _), (lots, seconds) = many.measured(1_000), many.measured(10_000)
     return [
-        {"what": f"W3 peak memory, 10,000 / 1,000 clients ({lots:.0f} / {few:.0f} MB)", "value": lots / few, "bar": 1.3, "unit": "x"},
-        {"what": "W3 memory of each further client", "value": (lots - few) / 9, "bar": None, "unit": "kB"},
-        {"what": "W3 with 10,000 clients", "value": seconds, "bar": None, "unit": "s"},
+        value(f"W3 peak memory, 10,000 / 1,000 clients ({lots:.0f} / {few:.0f} MB)", lots / few, "x", 1.3),
+        value("W3 memory of each further client", (lots - few) / 9, "kB"),
+        value("W3 with 10,000 clients", seconds, "s"),
     ]
 
 
 def measure_start() -> list[Row]:
     def seconds(*command: str) -> float:
-        start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        return time.perf_counter() - start
+        times = []
+        for _ in range(9):
+            start = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
 
     floco = str(Path(sys.executable).with_name("floco"))
-    return [
-        {"what": "floco --help", "value": statistics.median(seconds(floco, "--help") for _ in range(9)), "bar": 0.5, "unit": "s"},
-        {"what": "import floco", "value": statistics.median(seconds(sys.executable, "-c", "import floco") for _ in range(9)), "bar": None, "unit": "s"},
-    ]
+    imported = seconds(sys.executable, "-c", "import floco")
+    return [value("floco --help", seconds(floco, "--help"), "s", 0.5), value("import floco", imported, "s")]
 
 
-PARTS = {"w1": measure_w1, "precision": measure_precision, "w2": measure_w2, "assignment": measure_assignment, "w3": measure_w3, "start": measure_start}
+PARTS = {
+    "w1": measure_w1,
+    "precision": measure_precision,
+    "w2": measure_w2,
+    "assignment": measure_assignment,
+    "w3": measure_w3,
+    "start": measure_start,
+}
 
 
 def main(names: Sequence[str]) -> None:
@@ -250,33 +259,40 @@ def main(names: Sequence[str]) -> None:
     for name in names or PARTS:
         rows += PARTS[name]()
         print(name, "done", file=sys.stderr)
-    machine = {"cpu": cpu(), "cores": len(os.sched_getaffinity(0)), "capability": torch.backends.cpu.get_cpu_capability()}
+    cores, capability = len(os.sched_getaffinity(0)), torch.backends.cpu.get_cpu_capability()
+    machine = {"cpu": cpu(), "cores": cores, "capability": capability}
     versions = {p: version(p) for p in ("floco", "torch", "numpy")} | {"python": platform.python_version()}
     lines = ["| what | measured | quartiles | bar | |", "|---|---|---|---|---|"]
     lines += ["| " + " | ".join(shown(r)) + " |" for r in rows]
-    lines += ["", f"{machine['cores']} cores of {machine['cpu']}, {machine['capability']}; " + ", ".join(f"{k} {v}" for k, v in versions.items())]
+    known = ", ".join(f"{k} {v}" for k, v in versions.items())
+    lines += ["", f"{cores} cores of {machine['cpu']}, {capability}; {known}"]
     print("\n".join(lines))
-    if not names:  # a part alone is no run
+    if not names:  # only a complete run replaces the results
         OUT.mkdir(exist_ok=True)
-        (OUT / "bench.md").write_text("\n".join(["Made by `make bench`; bench.json has the same in full.", "", *lines]) + "\n")
-        (OUT / "bench.json").write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=1) + "\n")
+        heading = "Made by `make bench`; bench.json has the same in full."
+        (OUT / "bench.md").write_text("\n".join([heading, "", *lines]) + "\n")
+        everything = {"machine": machine, "versions": versions, "rows": rows}
+        (OUT / "bench.json").write_text(json.dumps(everything, indent=1) + "\n")
 
 
 def shown(r: Row) -> tuple[str, ...]:
-    quartiles = f"{r['low']:.3g} to {r['high']:.3g}" if "low" in r else ""
+    measured, quartiles = f"{r['value']:.3g} {r['unit']}", f"{r['low']:.3g} to {r['high']:.3g}" if "low" in r else ""
     if r["bar"] is None:
-        return r["what"], f"{r['value']:.3g} {r['unit']}", quartiles, "", ""
+        return r["what"], measured, quartiles, "", ""
     met = r["value"] >= r["bar"] if r.get("least") else r["value"] <= r["bar"]
-    return r["what"], f"{r['value']:.3g} {r['unit']}", quartiles, f"{'at least' if r.get('least') else 'at most'} {r['bar']:g}", "met" if met else "**missed**"
+    bar = f"{'at least' if r.get('least') else 'at most'} {r['bar']:g}"
+    return r["what"], measured, quartiles, bar, "met" if met else "**missed**"
 
 
 def cpu() -> str:
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.machine()
 
 
 def once() -> None:
-    """Two rounds of W1 with Floco and evaluation, for their memory."""
+    """Run two rounds of W1 with Floco and evaluation, whose memory is measured."""
     run = Ours(w1(Floco(endpoints=10, assign_at=1)), evaluate=True)
     for _ in range(2):
         run.round()

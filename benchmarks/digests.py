@@ -1,11 +1,11 @@
-"""What numbers the package gives: the SHA-256 of histories, clients' rows and all tensors of small runs of every method.
+"""Regression check of results: SHA-256 of histories, client rows and all tensors of small runs of every method.
 
-A change that must not move a number gives the same digests before and after, on one machine with one set of versions:
+A change without numerical effect leaves the digests equal, on the same machine with the same versions:
 
-    python benchmarks/digests.py            writes benchmarks/results/digests.json, in about a quarter of an hour
-    python benchmarks/digests.py --check    compares with it instead, and names what differs
+    python benchmarks/digests.py            write benchmarks/results/digests.json (about 15 minutes)
+    python benchmarks/digests.py --check    compare with it, and name the differences
 
-Everything runs through the command line, in folders of its own: unequal clients, half of them a round, through the assignment.
+All runs use the command line, in temporary folders: clients of unequal size, half of them per round, with assignment.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from torch import nn
 
 RESULTS = Path(__file__).with_name("results") / "digests.json"
 FLOCO = str(Path(sys.executable).with_name("floco"))
-METHODS = ["floco", "floco+", "fedavg", "fedavg+ft", "local", "fedprox", "scaffold", "ditto", "pfedme", "apfl", "fedper", "fedrep", "fedrod", "superfed"]
+PERSONAL = ["ditto", "pfedme", "apfl", "fedper", "fedrep", "fedrod", "superfed"]
+METHODS = ["floco", "floco+", "fedavg", "fedavg+ft", "local", "fedprox", "scaffold", *PERSONAL]
 UNEQUAL = ["data.split=dirichlet-sizes", "data.clients=12", "data.held_out=2"]
 BUDGET = ["training.rounds=6", "training.fraction=0.5", "training.epochs=1", "training.lr=0.05", "run.evaluate_every=2"]
 SERIAL = ["run.engine=serial", "model.name=cnn"]
@@ -41,38 +42,47 @@ Digests = dict[str, dict[str, str]]
 
 
 def batch_norm(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Return a network with floating buffers and a counter."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.2), nn.Linear(24, classes))
+    """Return a network with floating-point buffers and an integer buffer."""
+    first, last = nn.Linear(64, 24), nn.Linear(24, classes)
+    return nn.Sequential(nn.Flatten(), first, nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.2), last)
+
+
+def options(*settings: str) -> list[str]:
+    """Return settings as command-line options."""
+    return [t for s in settings for t in ("-s", s)]
 
 
 def settings(method: str, *more: str) -> list[str]:
-    """Return the arguments of a method's run on the unequal clients."""
+    """Return the options of a method's run on the unequal clients."""
     simplex = ["algorithm.assign_at=3"] if method.startswith("floco") else []
-    return [t for s in [*UNEQUAL, *BUDGET, f"algorithm.name={method}", *simplex, *more] for t in ("-s", s)]
+    return options(*UNEQUAL, *BUDGET, f"algorithm.name={method}", *simplex, *more)
 
 
 def floco(*arguments: str | Path) -> None:
-    """Run a command of the package to its end."""
+    """Run a floco command, and exit if it fails."""
     done = subprocess.run([FLOCO, *map(str, arguments)], capture_output=True, text=True, check=False, env=environment())
     if done.returncode:
         sys.exit(f"floco {' '.join(map(str, arguments))}\n{done.stdout}{done.stderr}")
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a command: this folder's functions are importable."""
+    """Return the environment of a command, in which this folder is importable."""
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
 
 
 def digest(folder: Path, files: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of files of a folder, and of all tensors below its checkpoint: names, types, shapes and values."""
+    """Return the SHA-256 of files in a folder, and of all checkpoint tensors: names, shapes, dtypes and values."""
     found = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     stored = sorted((folder / "checkpoint").rglob("*.safetensors"))
     if stored:
         all_ = hashlib.sha256()
         for file in stored:
             for name, tensor in sorted(load_file(file).items()):
-                all_.update(repr((str(file.relative_to(folder)), name, tuple(tensor.shape), str(tensor.dtype))).encode())
-                all_.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+                key = str(file.relative_to(folder)), name, tuple(tensor.shape), str(tensor.dtype)
+                all_.update(repr(key).encode())
+                all_.update(
+                    tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+                )
         found["tensors"] = all_.hexdigest()
     return found
 
@@ -85,8 +95,9 @@ def one_run(folder: Path, arguments: list[str], *more: str) -> dict[str, str]:
 
 
 def killed(folder: Path, arguments: list[str]) -> dict[str, str]:
-    """Return the digests of a run that is killed after its third round at the earliest, and resumed."""
-    with subprocess.Popen([FLOCO, "run", *arguments, "--out", str(folder)], env=environment(), start_new_session=True) as process:
+    """Return the digests of a run that is killed after at least three rounds and resumed."""
+    command = [FLOCO, "run", *arguments, "--out", str(folder)]
+    with subprocess.Popen(command, env=environment(), start_new_session=True) as process:
         pointer = folder / "checkpoint" / "latest"
         while process.poll() is None and not (pointer.exists() and int(pointer.read_text().strip() or 0) >= 3):
             time.sleep(0.002)
@@ -96,33 +107,35 @@ def killed(folder: Path, arguments: list[str]) -> dict[str, str]:
 
 
 def latest(folder: Path) -> dict[str, str]:
-    """Return the digests of a run with a global test part, natural clients of unequal size, and the latest samples as test parts."""
+    """Return the digests of a run with a global test part, natural clients, and the latest samples as test parts."""
     x, y = load_digits(return_X_y=True)
     draw = np.random.default_rng(0)
     client = np.sort(draw.integers(0, 40, 1400) // np.array(8))
     folder.mkdir(parents=True)
-    np.savez(folder / "digits.npz", x_train=x[:1400], y_train=y[:1400], x_test=x[1400:], y_test=y[1400:], client=client, position=draw.integers(0, 90, 1400))
-    arguments = [f"data.source=npz:{folder / 'digits.npz'}", "data.split=natural", "data.order=position", "algorithm.assign_at=3", *BUDGET, "run.engine=serial"]
-    return one_run(folder / "run", [t for s in arguments for t in ("-s", s)])
+    train, test = {"x_train": x[:1400], "y_train": y[:1400]}, {"x_test": x[1400:], "y_test": y[1400:]}
+    np.savez(folder / "digits.npz", **train, **test, client=client, position=draw.integers(0, 90, 1400))
+    data = [f"data.source=npz:{folder / 'digits.npz'}", "data.split=natural", "data.order=position"]
+    return one_run(folder / "run", options(*data, "algorithm.assign_at=3", *BUDGET, "run.engine=serial"))
 
 
 def compared(folder: Path) -> dict[str, str]:
-    """Return the digests of a tuned comparison and of what its report measures."""
-    arguments = ["data.split=dirichlet-sizes", "data.clients=8", *BUDGET, "training.rounds=4", "run.engine=serial", "floco.assign_at=2"]
-    floco("compare", "-a", "floco,fedavg,ditto", "--seeds", "2", "--tune", *[t for s in arguments for t in ("-s", s)], "--out", folder)
+    """Return the digests of a tuned comparison and of the measurements in its report."""
+    budget = [*BUDGET, "training.rounds=4", "run.engine=serial", "floco.assign_at=2"]
+    chosen = options("data.split=dirichlet-sizes", "data.clients=8", *budget)
+    floco("compare", "-a", "floco,fedavg,ditto", "--seeds", "2", "--tune", *chosen, "--out", folder)
     floco("report", folder, "-o", folder / "report.html")
     return digest(folder, sorted(p.name for p in folder.glob("*.csv") if p.name != "failures.csv"))
 
 
 def federation(folder: Path) -> dict[str, str]:
     """Return the digests of a run on Flower."""
-    arguments = ["training.rounds=6", "algorithm.assign_at=3", "run.evaluate_every=2"]
-    floco("flower", "demo", "--out", folder, *[t for s in arguments for t in ("-s", s)])
+    chosen = options("training.rounds=6", "algorithm.assign_at=3", "run.evaluate_every=2")
+    floco("flower", "demo", "--out", folder, *chosen)
     return digest(folder / "run", ["history.csv", "clients.csv"])
 
 
 def cases(folder: Path) -> dict[str, Callable[[], dict[str, str]]]:
-    """Return what to run, by name."""
+    """Return the cases by name."""
     made: dict[str, Callable[[], dict[str, str]]] = {}
 
     def add(name: str, *arguments: str) -> None:
@@ -132,11 +145,12 @@ def cases(folder: Path) -> dict[str, Callable[[], dict[str, str]]]:
         add(f"{method} serial", method, *SERIAL)
         add(f"{method} cohort", method, *COHORT)
     add("floco processes", "floco", "run.engine=processes", "run.workers=2", "model.name=cnn")
-    add("floco all", "floco", "algorithm.mix=all", "run.engine=serial", "model.name=mlp")
-    add("floco released", "floco", "algorithm.sampler=released", "algorithm.normalize=false", "run.engine=serial", "model.name=mlp")
+    mlp, normed = ["run.engine=serial", "model.name=mlp"], ["run.engine=serial", "model.name=digests:batch_norm"]
+    add("floco all", "floco", "algorithm.mix=all", *mlp)
+    add("floco released", "floco", "algorithm.sampler=released", "algorithm.normalize=false", *mlp)
     for method in ("floco", "fedavg", "ditto"):
         for buffers in ("average", "local"):
-            add(f"{method} batch-norm {buffers}", method, f"training.buffers={buffers}", "run.engine=serial", "model.name=digests:batch_norm")
+            add(f"{method} batch-norm {buffers}", method, f"training.buffers={buffers}", *normed)
     add("fedavg batch-norm cohort", "fedavg", "run.engine=cohort", "run.workers=1", "model.name=digests:batch_norm")
     made["floco latest"] = lambda: latest(folder / "latest")
     made["floco+ killed"] = lambda: killed(folder / "killed", settings("floco+", *SERIAL))
@@ -146,13 +160,14 @@ def cases(folder: Path) -> dict[str, Callable[[], dict[str, str]]]:
 
 
 def main() -> None:
-    """Write the digests, or compare them with those that are committed."""
+    """Write the digests, or compare them with the committed ones."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--only", default="", help="a part of the names of the cases to run")
+    parser.add_argument("--only", default="", help="run only the cases whose name contains this text")
     options = parser.parse_args()
     packages = ("torch", "numpy", "scipy", "scikit-learn", "flwr-datasets")
-    versions = {"python": platform.python_version(), **{p: version(p) for p in packages}, "cpu": torch.backends.cpu.get_cpu_capability()}
+    versions = {"python": platform.python_version(), **{p: version(p) for p in packages}}
+    versions["cpu"] = torch.backends.cpu.get_cpu_capability()
     found: Digests = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, case in cases(Path(folder)).items():
@@ -167,9 +182,12 @@ def main() -> None:
         return
     known = json.loads(RESULTS.read_text())
     if known["versions"] != versions:
-        print(f"other versions, so that bits may differ: {known['versions']}")
-    wrong = [f"{name}: {file}" for name, files in found.items() for file, value in files.items() if known["digests"].get(name, {}).get(file) != value]
-    wrong += [f"{name}: {file} is missing" for name in found for file in known["digests"].get(name, {}) if file not in found[name]]
+        print(f"written with other versions, so bits may differ: {known['versions']}")
+    wrong = []
+    for name, files in found.items():
+        before = known["digests"].get(name, {})
+        wrong += [f"{name}: {file}" for file, value in files.items() if before.get(file) != value]
+        wrong += [f"{name}: {file} is missing" for file in before if file not in files]
     sys.exit("\n".join(["differ:", *wrong]) if wrong else f"{len(found)} cases, all digests equal")
 
 

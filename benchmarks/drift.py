@@ -1,12 +1,14 @@
-"""How often does a check of a client's subregion say what it should, on later samples of several kinds?
+"""How often is the verdict of a drift check right, for several kinds of new samples?
 
     python benchmarks/drift.py RUN... [-o drift.csv]
 
-Runs of Floco after the assignment. Of each client, half of the test part is what is known of it, and the other half its later samples. New samples are
+Needs runs of Floco after the assignment. Half of each client's test part serves as its known test part, the other half
+as its later samples. The new samples are
 
-- its own, later ones;
-- its own with other labels: the two most frequent ones swapped; each label shifted, y -> y + 1 mod C; or all of them permuted at random, none left in place;
-- those of a client like it, with the same two most frequent labels, or of one unlike it, with none of them: half of that client's test part.
+- the client's later samples;
+- the same with other labels: the two most frequent ones swapped; all shifted, y -> y + 1 mod C; or all permuted at
+  random without a fixed point;
+- half of the test part of a similar client (same two most frequent labels) or a dissimilar one (neither of them).
 """
 
 import sys
@@ -25,17 +27,17 @@ CLIENTS = 50
 
 
 def main_labels(federation: Federation, client: Client) -> list[int]:
-    """The two most frequent labels of a client."""
+    """Return the two most frequent labels of a client."""
     return federation.y[client.train].bincount(minlength=federation.classes).topk(2).indices.tolist()
 
 
 def codes(classes: int, main: list[int], seed: int) -> dict[str, torch.Tensor]:
-    """New label numbers (C,) by old ones."""
+    """Return new labels (C,) by old ones, for each kind of relabelling."""
     swapped = torch.arange(classes)
     swapped[main] = torch.tensor(main[::-1])
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
     permuted = torch.empty_like(order)
-    permuted[order] = order.roll(1)  # one cycle through all labels: none keeps its number
+    permuted[order] = order.roll(1)  # one cycle through all labels: no fixed point
     return {
         "its own": torch.arange(classes),
         "its own with two labels swapped": swapped,
@@ -48,19 +50,24 @@ def checks(path: Path) -> Iterator[dict[str, str]]:
     run = floco.open_run(path)
     federation = run.setup.federation
     clients = federation.clients
-    halves = {c.id: c.test[torch.randperm(len(c.test), generator=torch.Generator().manual_seed(0))].tensor_split(2) for c in clients}
+    halves = {}
+    for c in clients:
+        order = torch.randperm(len(c.test), generator=torch.Generator().manual_seed(0))
+        halves[c.id] = c.test[order].tensor_split(2)
     main = {c.id: main_labels(federation, c) for c in clients}
-    setup = replace(run.setup, federation=replace(federation, clients=tuple(replace(c, test=halves[c.id][0]) for c in clients)))
+    known = tuple(replace(c, test=halves[c.id][0]) for c in clients)
+    setup = replace(run.setup, federation=replace(federation, clients=known))
     for i, client in enumerate(clients[:CLIENTS]):
-        later = halves[client.id][1]
-        samples = {name: (later, code[federation.y[later]]) for name, code in codes(federation.classes, main[client.id], i).items()}
+        later, relabelled = halves[client.id][1], codes(federation.classes, main[client.id], i)
+        samples = {name: (later, code[federation.y[later]]) for name, code in relabelled.items()}
         after = [*clients[i + 1 :], *clients[:i]]
         like = next(c.id for c in after if set(main[c.id]) == set(main[client.id]))
         unlike = next(c.id for c in after if not set(main[c.id]) & set(main[client.id]))
         for name, other in (("of a client like it", like), ("of a client unlike it", unlike)):
             samples[name] = halves[other][1], federation.y[halves[other][1]]
         for name, (chosen, y) in samples.items():
-            yield {"run": path.name, "new samples": name, "client": client.id, "verdict": drift(setup, run.progress, client.id, federation.x[chosen], y).verdict}
+            verdict = drift(setup, run.progress, client.id, federation.x[chosen], y).verdict
+            yield {"run": path.name, "new samples": name, "client": client.id, "verdict": verdict}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""W1 under Flower's own simulation (Ray): the same training and evaluation, started by Flower instead of by our engines.
+"""W1 in Flower's simulation (Ray), with the same training and evaluation as in our engines.
 
-Each of 100 nodes is a client; messages carry the global model, replies the trained one; every round 30 train, and all evaluate. Needs an
-environment of its own, since the simulation pins its Ray: `pip install 'flwr[simulation]==1.41.0'` beside this package.
+Each of 100 nodes is a client. Messages carry the global model, replies the trained one; 30 clients train in each round,
+and all evaluate. Needs a separate environment, since the simulation pins its version of Ray:
+`pip install 'flwr[simulation]==1.41.0'` in addition to this package.
 
-    python benchmarks/flower.py      prints the seconds of each round, then those of our engine on the same machine
+    python benchmarks/flower.py      print the seconds of each round, then those of our engine on the same machine
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ client_app, server_app = ClientApp(), ServerApp()
 
 @cache
 def setup() -> Setup:
-    """W1, once in each of Ray's processes."""
+    """Return W1, built once in each of Ray's processes."""
     torch.set_num_threads(1)
     return bench.w1(FedAvg())
 
@@ -50,15 +51,16 @@ def client(context: Context) -> str:
 
 @client_app.query()
 def who(message: Message, context: Context) -> Message:
-    return Message(RecordDict({"who": MetricRecord({"partition": int(context.node_config["partition-id"])})}), reply_to=message)
+    record = MetricRecord({"partition": int(context.node_config["partition-id"])})
+    return Message(RecordDict({"who": record}), reply_to=message)
 
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     work = prepared(setup(), client(context), model(message), None)
     update, _ = concluded(setup(), work, run(setup(), work))
-    content = RecordDict({"arrays": ArrayRecord(dict(update.shared)), "metrics": MetricRecord({"weight": update.weight})})
-    return Message(content, reply_to=message)
+    content = {"arrays": ArrayRecord(dict(update.shared)), "metrics": MetricRecord({"weight": update.weight})}
+    return Message(RecordDict(content), reply_to=message)
 
 
 @client_app.evaluate()
@@ -75,7 +77,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def evaluate_globally(message: Model, start: int, stop: int) -> int:
-    """Correct predictions of the global model on a part of the global test data."""
+    """Return the number of correct predictions of the global model on a part of the global test data."""
     tensors, x, y = global_model(setup(), message), setup().federation.x_test, setup().federation.y_test
     assert tensors is not None
     assert x is not None
@@ -85,7 +87,7 @@ def evaluate_globally(message: Model, start: int, stop: int) -> int:
 
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Rounds of FedAvg; the evaluation of the 10,000 test images is shared out to the nodes, as our engine does."""
+    """Run FedAvg; the nodes share the evaluation of the 10,000 test images, as the workers of our engine do."""
     s = setup()
     nodes = list(grid.get_node_ids())
     while len(nodes) < len(s.federation.ids):
@@ -98,18 +100,29 @@ def main(grid: Grid, context: Context) -> None:
         start = time.perf_counter()
         chosen = s.algorithm.select(state, s.federation.ids, fraction=0.3, generator=stream(0, "select", number)).train
         replies = exchange(grid, [node[c] for c in chosen], state.shared, number, "train")
-        updates = [Update(str(r.metadata.src_node_id), "train", int(r.content["metrics"]["weight"]), dict(r.content["arrays"].to_torch_state_dict())) for r in replies]
+        updates = [update_of(r) for r in replies]
         trained = time.perf_counter() - start
         state = s.algorithm.aggregate(state, updates, clients=dict.fromkeys(map(str, range(100)), 1))
-        parts = global_parts(s)
-        exchange(grid, [*list(node.values())[: len(parts)], *node.values()], state.shared, number, "evaluate", [*parts, *[(0, 0)] * len(node)])
-        print(f"flower round {number}: {trained:.1f} s of training, {time.perf_counter() - start:.1f} s in all", flush=True)
+        parts, everybody = global_parts(s), list(node.values())
+        ranges = [*parts, *[(0, 0)] * len(node)]
+        exchange(grid, [*everybody[: len(parts)], *everybody], state.shared, number, "evaluate", ranges)
+        whole = time.perf_counter() - start
+        print(f"flower round {number}: {trained:.1f} s of training, {whole:.1f} s in all", flush=True)
 
 
-def exchange(grid: Grid, nodes: list[int], shared: Tensors, number: int, task: str, parts: Sequence[tuple[int, int]] = ()) -> list[Message]:
-    arrays = ArrayRecord(dict(shared))
-    configs = [ConfigRecord({"round": number, "task": task, "start": a, "stop": b}) for a, b in parts or [(0, 0)] * len(nodes)]
-    sent = [Message(RecordDict({"arrays": arrays, "config": c}), dst_node_id=n, message_type=task) for n, c in zip(nodes, configs, strict=True)]
+def update_of(reply: Message) -> Update:
+    tensors = dict(reply.content["arrays"].to_torch_state_dict())
+    return Update(str(reply.metadata.src_node_id), "train", int(reply.content["metrics"]["weight"]), tensors)
+
+
+def exchange(
+    grid: Grid, nodes: list[int], shared: Tensors, number: int, task: str, parts: Sequence[tuple[int, int]] = ()
+) -> list[Message]:
+    arrays, sent = ArrayRecord(dict(shared)), []
+    for node, (start, stop) in zip(nodes, parts or [(0, 0)] * len(nodes), strict=True):
+        config = ConfigRecord({"round": number, "task": task, "start": start, "stop": stop})
+        content = RecordDict({"arrays": arrays, "config": config})
+        sent.append(Message(content, dst_node_id=node, message_type=task))
     return answered(grid.send_and_receive(sent))
 
 
@@ -121,7 +134,8 @@ def answered(replies: Iterable[Message]) -> list[Message]:
 
 
 def compare() -> None:
-    run_simulation(server_app, client_app, num_supernodes=100, backend_config={"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}})
+    backend = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": 2}}
+    run_simulation(server_app, client_app, num_supernodes=100, backend_config=backend)
     ours = bench.Ours(setup(), evaluate=True)
     for number in range(1, ROUNDS + 1):
         training, whole = ours.round()
@@ -130,6 +144,6 @@ def compare() -> None:
 
 
 if __name__ == "__main__":
-    import flower  # Ray's processes find the apps in a module of this name, not in this script
+    import flower  # Ray's processes import the apps from this module, not from `__main__`
 
     flower.compare()

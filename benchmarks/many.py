@@ -1,8 +1,8 @@
-"""W3: many stateful clients. Peak memory of a Floco+ run with 1,000 and with 10,000 clients, as many of them a round.
+"""W3: many stateful clients. Peak memory of Floco+ with 1,000 and with 10,000 clients, 300 of them per round.
 
-Peak PSS over all processes, sampled ten times a second; the data set, which lies in memory once, is subtracted.
+Measured is the peak PSS over all processes, sampled ten times a second, without the data set, which is in memory once.
 
-    python benchmarks/many.py 10000      one run, in this process; prints clients, seconds and nothing else
+    python benchmarks/many.py 10000      one run in this process; print the number of clients and the seconds
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from floco import FlocoPlus
 from floco.api import fit
 from floco.data.federation import Client, Federation
 
-A_ROUND, ROUNDS, SAMPLES, FEATURES, CLASSES = 300, 60, 20, 64, 10  # 5 of 6 of 10,000 clients train at least once
+A_ROUND, ROUNDS, SAMPLES, FEATURES, CLASSES = 300, 60, 20, 64, 10  # 5 in 6 of 10,000 clients train at least once
 
 
 def federation(clients: int) -> Federation:
-    """Clients of 20 samples around ten random centers, mostly of two classes each."""
+    """Return clients with 20 samples around ten random class means, mostly of two classes each."""
     g = torch.Generator().manual_seed(0)
     n = clients * SAMPLES
     middles = 2 * torch.randn(CLASSES, FEATURES, generator=g)
     y = (torch.arange(n) // SAMPLES + (torch.rand(n, generator=g) < 0.5)) % CLASSES
     x = middles[y] + torch.randn(n, FEATURES, generator=g)
-    parts = torch.arange(n).split(SAMPLES)
-    return Federation(x, y, tuple(Client(str(i), p[:16], p[16:]) for i, p in enumerate(parts)), tuple(map(str, range(CLASSES))))
+    parts = [Client(str(i), p[:16], p[16:]) for i, p in enumerate(torch.arange(n).split(SAMPLES))]
+    return Federation(x, y, tuple(parts), tuple(map(str, range(CLASSES))))
 
 
 def model() -> nn.Module:
@@ -40,18 +40,19 @@ def model() -> nn.Module:
 
 def run(clients: int) -> None:
     start = time.perf_counter()
-    fit(model, federation(clients), FlocoPlus(endpoints=3, assign_at=ROUNDS // 2), rounds=ROUNDS, fraction=A_ROUND / clients, batch_size=8, evaluate_every=ROUNDS)
+    algorithm, budget = FlocoPlus(endpoints=3, assign_at=ROUNDS // 2), {"rounds": ROUNDS, "evaluate_every": ROUNDS}
+    fit(model, federation(clients), algorithm, fraction=A_ROUND / clients, batch_size=8, **budget)
     print(f"{clients} {time.perf_counter() - start:.1f}")
 
 
 def measured(clients: int) -> tuple[float, float]:
-    """MB at the peak without the data set, and seconds."""
+    """Return the peak memory in MB without the data set, and the seconds."""
     highest, said = peak([sys.executable, __file__, str(clients)])
     return highest - clients * SAMPLES * (FEATURES * 4 + 8) / 1e6, float(said.split()[1])
 
 
 def peak(command: list[str]) -> tuple[float, str]:
-    """MB that a command and its children have in memory at most, and what it printed."""
+    """Return the peak memory of a command and its children in MB, and its output."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     highest = 0
 
@@ -71,7 +72,7 @@ def peak(command: list[str]) -> tuple[float, str]:
 
 
 def pss(pid: int) -> int:
-    """Bytes of a process and all its children; pages that several share count once."""
+    """Return the PSS in bytes of a process and all its children, which counts shared pages once."""
     try:
         process = psutil.Process(pid)
         family = [process, *process.children(recursive=True)]

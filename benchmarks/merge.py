@@ -1,8 +1,9 @@
-"""Put methods that were run again into the tables of a comparison whose other runs stay: python benchmarks/merge.py NEW FOLDER.
+"""Replace some methods in the tables of an earlier comparison: python benchmarks/merge.py NEW FOLDER.
 
-NEW is the directory of a comparison of some of the methods, FOLDER one of docs/comparison; data, splits, seeds and rounds must be those of before. Columns that
-compare methods (targets, shares that are better, ratios) are worked out again from both; seconds stay those of before, since two days cannot be compared. NEW/report.html
-has the figures of both, for pictures.py: its landscapes are those of NEW.
+NEW is the directory of a comparison of these methods, FOLDER one of docs/comparison, with the same data, splits, seeds
+and rounds. Columns that compare methods (targets, shares of better clients, ratios) are recomputed from both; seconds
+keep their old values, since times of two days are not comparable. NEW/report.html shows both, for pictures.py; its
+landscapes are those of NEW.
 """
 
 import sys
@@ -24,14 +25,17 @@ def merged(new: Results, folder: Path) -> Results:
     for name, table in old.items():
         made = getattr(new, name)
         kept = table[~table["method"].isin(new.names)]
-        assert set(zip(table["method"], table["seed"], strict=True)) >= set(zip(made["method"], made["seed"], strict=True)), "other methods or seeds than before"
+        keys = list(zip(made["method"], made["seed"], strict=True))
+        known = set(zip(table["method"], table["seed"], strict=True))
+        assert known.issuperset(keys), "other methods or seeds than before"
         if name == "runs":
             seconds = table.set_index(["method", "seed"])["seconds"]
-            made = made.assign(seconds=[seconds[key] for key in zip(made["method"], made["seed"], strict=True)])
+            made = made.assign(seconds=[seconds[key] for key in keys])
         whole = pd.concat([kept, made], ignore_index=True)
         both[name] = whole.sort_values("method", key=lambda m: m.map(order.index), kind="stable", ignore_index=True)
-    plain = both["runs"][[c for c in both["runs"] if not c.startswith(("target_", "first_round_", "better_than_")) and not c.endswith("_ratio")]]
-    return Results(both["history"], both["clients"], tables._compared(plain, both["history"], both["clients"]), new.paths)
+    history, clients, runs = both["history"], both["clients"], both["runs"]
+    compared = [c for c in runs if c.startswith(("target_", "first_round_", "better_than_")) or c.endswith("_ratio")]
+    return Results(history, clients, tables._compared(runs.drop(columns=compared), history, clients), new.paths)
 
 
 if __name__ == "__main__":

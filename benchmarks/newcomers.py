@@ -1,8 +1,8 @@
-"""Clients that were held out, against a second run in which they took part: runs by newcomers.sh.
+"""Held-out clients, compared with a second run in which they took part; the runs are made by newcomers.sh.
 
     python benchmarks/newcomers.py runs/newcomers/seed* -o benchmarks/results/newcomers.csv
 
-Each folder has two runs, `without` (data.held_out) and `with`. Prints the tables of docs/models.md.
+Each folder has two runs, `without` (data.held_out) and `with`. Prints the tables of docs/newcomers.md.
 """
 
 import math
@@ -26,8 +26,9 @@ if __name__ == "__main__":
     table = pd.concat(parts)
     table.to_csv(sys.argv[where + 1], index=False)
     print((100 * table.pivot_table(index="model", columns="size", values="accuracy")).round(1).to_string())
-    print(table[table.model == "placed"].pivot_table(index="rule", columns="size", values="client", aggfunc="count").to_string())
-    for number, rows in table[table.model == "placed"].groupby("size", sort=False):
+    placed = table[table.model == "placed"]
+    print(placed.pivot_table(index="rule", columns="size", values="client", aggfunc="count").to_string())
+    for number, rows in placed.groupby("size", sort=False):
         apart = 100 * (rows["accuracy"] - rows["with_accuracy_personal"])
         half = t.ppf(0.975, len(apart) - 1) * apart.std() / math.sqrt(len(apart))
         interval = f"95 % interval {apart.mean() - half:+.2f} to {apart.mean() + half:+.2f} ({len(apart)} pairs)"

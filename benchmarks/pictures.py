@@ -1,4 +1,7 @@
-"""Take pictures of the figures of a report: python benchmarks/pictures.py REPORT.html FOLDER. Needs /usr/bin/chromium and playwright."""
+"""Save screenshots of the figures of a report: python benchmarks/pictures.py REPORT.html FOLDER.
+
+Needs /usr/bin/chromium and playwright.
+"""
 
 import re
 import sys
@@ -6,7 +9,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+OFFLINE = "--disable-background-networking --disable-component-update --disable-sync --no-first-run"
+FLAGS = f"--headless --no-sandbox --disable-gpu --disable-quic {OFFLINE}".split()
 
 report, folder = Path(sys.argv[1]), Path(sys.argv[2])
 folder.mkdir(parents=True, exist_ok=True)

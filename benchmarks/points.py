@@ -1,8 +1,10 @@
-"""Where should a client's own model lie? Its center, the best mixture for its training part, or the mean of its subregion: on its own test part.
+"""Which point of the simplex gives the best personal model, on the client's own test part?
 
     python benchmarks/points.py RUN... [-o points.csv]
 
-Runs of Floco or Floco+ after the assignment. One row a run and point, means over clients; several seeds of one data set share a name before the last dash.
+Candidates are its center, the best mixture for its training part, and the mean prediction over its subregion. Needs
+runs of Floco or Floco+ after the assignment. One row per run and point, with means over clients; the names of runs with
+several seeds of one data set differ only after the last dash.
 """
 
 import sys
@@ -35,12 +37,15 @@ def points(path: Path) -> pd.DataFrame:
             "middle": mixtures.logits(mixtures.middle),
             f"mean of {DRAWS}": mixtures.mean_probabilities(drawn).clamp_min(1e-12).log(),
         }
-        rows += [{"point": name, "samples": len(client.train), **{m: getattr(score(f, y), m) for m in METRICS}} for name, f in found.items()]
+        for name, logits in found.items():
+            metrics = {m: getattr(score(logits, y), m) for m in METRICS}
+            rows.append({"point": name, "samples": len(client.train), **metrics})
     table = pd.DataFrame(rows)
     won = table[table.point == "best"].accuracy.to_numpy() - table[table.point == "center"].accuracy.to_numpy()
     means = table.groupby("point", sort=False).mean().reset_index()
     means.insert(0, "run", path.name)
-    return means.assign(algorithm=setup.algorithm.name, clients=len(won), better=float((won > 0).mean()), worse=float((won < 0).mean()))
+    shares = {"better": float((won > 0).mean()), "worse": float((won < 0).mean())}
+    return means.assign(algorithm=setup.algorithm.name, clients=len(won), **shares)
 
 
 if __name__ == "__main__":

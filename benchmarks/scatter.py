@@ -1,7 +1,8 @@
-"""Does Floco lose where the assignment scatters clients of one kind? python benchmarks/scatter.py COMPARISON [CLIENTS.csv]
+"""Is Floco worse where the assignment scatters similar clients? python benchmarks/scatter.py COMPARISON [CLIENTS.csv]
 
-For every seed and fold (client i is in fold i mod 5): the mean L1 distance between the centers of its clients, and how far Floco's personal
-accuracy is above FedAvg+FT's, in points; then the correlation of the two. Accuracies are those of CLIENTS.csv, if that is given: of methods that are not in the comparison.
+For every seed and fold (client i is in fold i mod 5): the mean L1 distance between the centers of its clients, and
+Floco's personal accuracy minus FedAvg+FT's, in points; then the correlation of the two. CLIENTS.csv provides the
+accuracies if the comparison does not have both methods.
 """
 
 import sys
@@ -29,6 +30,7 @@ for (method, seed), path in made.runs.items():
         for fold in range(FOLDS):
             distances = torch.cdist(centers[fold::FOLDS], centers[fold::FOLDS], p=1)
             scattered[seed, fold] = float(distances.sum() / (len(distances) * (len(distances) - 1)))
-table = pd.DataFrame({"distance of centers": pd.Series(scattered), "floco - fedavg+ft": accuracy["floco"] - accuracy["fedavg+ft"]})
+ahead = accuracy["floco"] - accuracy["fedavg+ft"]
+table = pd.DataFrame({"distance of centers": pd.Series(scattered), "floco - fedavg+ft": ahead})
 print(table.round(2).to_string())
 print(f"correlation {table.corr().iloc[0, 1]:.2f}")

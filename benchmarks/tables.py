@@ -1,6 +1,6 @@
-"""Write the tables of docs/comparison.md from the CSV files beside it: python benchmarks/tables.py.
+"""Update the tables of docs/comparison.md from the CSV files in docs/comparison/: python benchmarks/tables.py.
 
-A table stands between `<!-- table FOLDER KIND -->` and `<!-- end -->`, with FOLDER below docs/comparison/.
+A table is between `<!-- table FOLDER KIND -->` and `<!-- end -->`, with FOLDER below docs/comparison/.
 """
 
 import re
@@ -23,21 +23,19 @@ def markdown(table: pd.DataFrame) -> str:
 def pairs(folder: Path) -> pd.DataFrame:
     table = read_table(folder / "pairs.csv")
     gap = [f"{100 * d:+.1f}" for d in table["mean_difference"]]
-    shown = {
-        "against": table["method"],
-        "mean difference, points": gap,
-        "clients better / equal / worse": [f"{b} / {e} / {w}" for b, e, w in table[["better", "equal", "worse"]].values],
-    }
-    return pd.DataFrame(shown | {"seeds better": table["seeds_better"], "p (Holm)": [f"{p:.1g}" for p in table["p_holm"]]})
+    counts = [f"{b} / {e} / {w}" for b, e, w in table[["better", "equal", "worse"]].values]
+    shown = {"against": table["method"], "mean difference, points": gap, "clients better / equal / worse": counts}
+    p = [f"{p:.1g}" for p in table["p_holm"]]
+    return pd.DataFrame({**shown, "seeds better": table["seeds_better"], "p (Holm)": p})
 
 
 def filled(text: str) -> str:
-    """The document with all its tables made anew."""
+    """Return the document with updated tables."""
 
     def one(found: re.Match[str]) -> str:
-        folder = DOCS / "comparison" / found[1]
-        table = pairs(folder) if found[2] == "pairs" else methods_table(read_table(folder / "methods.csv"), KINDS[found[2]])
-        return f"<!-- table {found[1]} {found[2]} -->\n{markdown(table)}<!-- end -->"
+        folder, kind = DOCS / "comparison" / found[1], found[2]
+        made = pairs(folder) if kind == "pairs" else methods_table(read_table(folder / "methods.csv"), KINDS[kind])
+        return f"<!-- table {found[1]} {kind} -->\n{markdown(made)}<!-- end -->"
 
     return re.sub(r"<!-- table (\S+) (\w+) -->\n.*?<!-- end -->", one, text, flags=re.S)
 

@@ -1,4 +1,4 @@
-"""The registry of algorithms: one file each, one line here."""
+"""The registry of algorithms: each has one file, and one line here."""
 
 from floco.algorithms.apfl import APFL
 from floco.algorithms.ditto import Ditto
@@ -16,7 +16,22 @@ from floco.algorithms.scaffold import SCAFFOLD
 from floco.algorithms.superfed import SuPerFed
 from floco.core.algorithm import Algorithm
 
-_ALL: tuple[type[Algorithm], ...] = (Floco, FlocoPlus, FedAvg, FedAvgFT, Local, FedProx, SCAFFOLD, Ditto, PFedMe, APFL, FedPer, FedRep, FedRoD, SuPerFed)
+_ALL: tuple[type[Algorithm], ...] = (
+    Floco,
+    FlocoPlus,
+    FedAvg,
+    FedAvgFT,
+    Local,
+    FedProx,
+    SCAFFOLD,
+    Ditto,
+    PFedMe,
+    APFL,
+    FedPer,
+    FedRep,
+    FedRoD,
+    SuPerFed,
+)
 ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 """Name -> class; the hyperparameters are the class's fields."""
 

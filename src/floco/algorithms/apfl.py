@@ -11,7 +11,21 @@ from torch.nn.functional import cross_entropy
 
 from floco.core.algorithm import Algorithm
 from floco.core.settings import setting
-from floco.core.values import OWN, Batch, Facts, Message, Models, Phase, Predict, Step, Tensors, Update, plain_loss, prefixed, under
+from floco.core.values import (
+    OWN,
+    Batch,
+    Facts,
+    Message,
+    Models,
+    Phase,
+    Predict,
+    Step,
+    Tensors,
+    Update,
+    plain_loss,
+    prefixed,
+    under,
+)
 
 _A = "mixture/a"
 
@@ -26,9 +40,9 @@ def _mixed(tensors: Tensors, names: tuple[str, ...]) -> Tensors:
 class APFL(Algorithm):
     """APFL (Deng, Kamani, Mahdavi, arXiv 2003.13461, 2020, algorithm 1): vbar = a v + (1 - a) w.
 
-    On each batch v <- v - lr grad_v f(vbar) and a <- clip(a - lr <v - w, grad f(vbar)>, 0, 1), then w <- w - lr grad f(w), all
-    gradients taken before the moves; w is FedAvg's to the bit
-    (without dropout). Global model: w; personal: vbar.
+    On each batch v <- v - lr grad_v f(vbar) and a <- clip(a - lr <v - w, grad f(vbar)>, 0, 1), then
+    w <- w - lr grad f(w), with all gradients taken before the updates. w equals FedAvg's to the bit (without dropout).
+    Global model: w; personal: vbar.
     """
 
     name: ClassVar[str] = "apfl"
@@ -37,12 +51,12 @@ class APFL(Algorithm):
     adaptive: bool = setting(True, "a moves with its gradient, on each client (false: it stays)")
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
-        """Return w, v (at first the received parameters) and a."""
+        """Return w, v (initially the received parameters) and a."""
         fresh = {**prefixed(message.shared, OWN), _A: torch.tensor(self.a)}
         return {**message.shared, **(memory or fresh)}
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
-        """Return one phase of two steps a batch: v and a by the loss of vbar, then w by its own."""
+        """Return one phase of two steps per batch: v and a on the loss of vbar, then w on its own loss."""
         names = facts.layout.parameters
 
         def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
@@ -52,8 +66,9 @@ class APFL(Algorithm):
         return (Phase("shared", (mine, Step(plain_loss, names))),)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
-        """Return w, and keep v and a."""
-        return Algorithm.finish(self, tensors, message, client, facts)[0], {n: t for n, t in tensors.items() if n not in message.shared}
+        """Return w to send, and v and a to keep."""
+        own = {n: t for n, t in tensors.items() if n not in message.shared}
+        return Algorithm.finish(self, tensors, message, client, facts)[0], own
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return w and vbar."""

@@ -11,25 +11,43 @@ import torch
 from floco.algorithms.fedavg import FedAvg
 from floco.core.algorithm import Algorithm
 from floco.core.settings import setting
-from floco.core.values import OWN, RECEIVED, Facts, Loss, Message, Models, Phase, Step, Tensors, Update, personally, plain_loss, prefixed, pull, under
+from floco.core.values import (
+    OWN,
+    RECEIVED,
+    Facts,
+    Loss,
+    Message,
+    Models,
+    Phase,
+    Step,
+    Tensors,
+    Update,
+    personally,
+    plain_loss,
+    prefixed,
+    pull,
+    under,
+)
 
 Draws = Callable[[Tensors, int, torch.Generator], torch.Tensor]
 
 
 def with_personal(message: Message, memory: Tensors) -> Tensors:
-    """Return the shared tensors, the client's own (at first: the received ones), and what the pull goes to."""
+    """Return the shared tensors w, the client's own v (initially w), and the target w_t of the pull."""
     return {**message.shared, **(memory or prefixed(message.shared, OWN)), **prefixed(message.shared, RECEIVED)}
 
 
-def personal_phase(facts: Facts, loss: Loss, *, strength: float, epochs: int | None, draws: Draws | None = None) -> Phase:
-    """Return the phase that trains the client's own tensors v by `loss`, with `strength * (v - w_t)` added to the gradient."""
+def personal_phase(
+    facts: Facts, loss: Loss, *, strength: float, epochs: int | None, draws: Draws | None = None
+) -> Phase:
+    """Return the phase that trains the client's own v on `loss`, with `strength * (v - w_t)` added to the gradient."""
     names = facts.layout.parameters
     step = Step(personally(loss), tuple(OWN + n for n in names), correction=pull(names, strength, OWN))
     return Phase("personal", (step,), epochs, draws)
 
 
 def own(tensors: Tensors) -> Tensors:
-    """Return what the client keeps."""
+    """Return the tensors that stay on the client."""
     return {n: t for n, t in tensors.items() if n.startswith(OWN)}
 
 
@@ -37,13 +55,15 @@ def own(tensors: Tensors) -> Tensors:
 class Ditto(Algorithm):
     """Ditto (Li et al., ICML 2021, algorithm 1): FedAvg, and on each client v with gradient + lambda (v - w_t).
 
-    w_t are the parameters received in the round. Global model: w; personal: v.
+    w_t are the parameters received in this round. Global model: w; personal: v.
     """
 
     name: ClassVar[str] = "ditto"
     tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (1.0, 0.1)}
     pull: float = setting(1.0, "lambda: strength of the pull of the personal model towards the received one", low=0)
-    personal_epochs: int | None = setting(None, "e': epochs of the personal model a round (empty: training.epochs)", low=1)
+    personal_epochs: int | None = setting(
+        None, "e': epochs of the personal model a round (empty: training.epochs)", low=1
+    )
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w, v and w_t."""
@@ -51,10 +71,11 @@ class Ditto(Algorithm):
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return FedAvg's phase, then the personal one."""
-        return (*FedAvg().phases(message, facts), personal_phase(facts, plain_loss, strength=self.pull, epochs=self.personal_epochs))
+        personal = personal_phase(facts, plain_loss, strength=self.pull, epochs=self.personal_epochs)
+        return *FedAvg().phases(message, facts), personal
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
-        """Return FedAvg's update, and keep v."""
+        """Return FedAvg's update to send, and v to keep."""
         return FedAvg().finish(tensors, message, client, facts)[0], own(tensors)
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:

@@ -22,5 +22,5 @@ class FedAvg(Algorithm):
     name: ClassVar[str] = "fedavg"
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
-        """Return one phase: all parameters, cross-entropy."""
+        """Return one phase: all parameters, on the cross-entropy."""
         return (Phase("shared", (Step(plain_loss, facts.layout.parameters),)),)

@@ -14,17 +14,21 @@ from floco.core.values import Facts, Layout, Message, Models, Phase, ServerState
 
 @dataclass(frozen=True)
 class OwnHead(Algorithm):
-    """What FedPer and FedRep have in common: the last linear layer stays on the client, all the rest is averaged."""
+    """Base of FedPer and FedRep: the last linear layer stays on the client, the body is averaged."""
 
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
-        """Check that there is a head, and something besides."""
+        """Check that there is a head, and a body below it."""
         if layout is not None and not set() < set(layout.head) < set(layout.parameters):
-            raise FlocoError(f"{self.name} needs a trained nn.Linear that gives the logits, and trained layers below it; the trained parameters are {', '.join(layout.parameters)}")
+            raise FlocoError(
+                f"{self.name} needs a trained nn.Linear that gives the logits, and trained layers below it; "
+                f"the trained parameters are {', '.join(layout.parameters)}"
+            )
         return self
 
     def init(self, network: Network, *, seed: int) -> ServerState:
         """Return the body."""
-        return ServerState({n: t for n, t in {**network.parameters, **network.buffers}.items() if n not in network.layout.head})
+        tensors = {**network.parameters, **network.buffers}
+        return ServerState({n: t for n, t in tensors.items() if n not in network.layout.head})
 
     def start(self, network: Network, *, seed: int) -> Tensors:
         """Return the head of the initial network."""
@@ -35,7 +39,7 @@ class OwnHead(Algorithm):
         return {**message.shared, **memory}
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
-        """Return the body, and keep the head."""
+        """Return the body to send, and the head to keep."""
         body = {n: tensors[n] for n in message.shared}
         return Update(client, message.task, facts.n_train, body), {n: tensors[n] for n in facts.layout.head}
 
@@ -46,14 +50,14 @@ class OwnHead(Algorithm):
 
 @dataclass(frozen=True)
 class FedPer(OwnHead):
-    """FedPer (Arivazhagan et al., arXiv 1912.00818, 2019): body and head are trained together, only the body is averaged.
+    """FedPer (Arivazhagan et al., arXiv 1912.00818, 2019): train body and head together, average only the body.
 
-    The head is weight and bias of the last linear layer (the paper's K_P = 1). Global model: none; personal: the body
-    under the client's own head.
+    The head is the weight and bias of the last linear layer (the paper's K_P = 1). Global model: none; personal: the
+    body under the client's own head.
     """
 
     name: ClassVar[str] = "fedper"
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
-        """Return FedAvg's phase: what stays is decided by `finish`."""
+        """Return FedAvg's phase: body and head together."""
         return FedAvg().phases(message, facts)

@@ -15,7 +15,7 @@ from floco.core.values import RECEIVED, Facts, Message, Phase, Step, Tensors, pl
 class FedProx(Algorithm):
     """FedProx (Li et al., MLSys 2020, algorithm 2): FedAvg with gradient + mu (w - w_t).
 
-    That is the gradient of the local loss plus mu/2 |w - w_t|^2, w_t being the parameters received in the round.
+    This is the gradient of the local loss plus mu/2 |w - w_t|^2; w_t are the parameters received in this round.
     Global and personal model: w. With mu = 0 it is FedAvg.
     """
 

@@ -1,4 +1,4 @@
-"""A generic and a personal head on one body."""
+"""A shared body with a generic and a personal head."""
 
 from __future__ import annotations
 
@@ -11,19 +11,33 @@ from torch.nn.functional import cross_entropy
 from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError
 from floco.core.network import Network
-from floco.core.values import OWN, Batch, Facts, Layout, Message, Models, Phase, Predict, Step, Tensors, Training, Update
+from floco.core.values import (
+    OWN,
+    Batch,
+    Facts,
+    Layout,
+    Message,
+    Models,
+    Phase,
+    Predict,
+    Step,
+    Tensors,
+    Training,
+    Update,
+)
 
 _LOG_COUNTS = "log_counts"
 
 
 @dataclass(frozen=True)
 class FedRoD(Algorithm):
-    """FedRoD (Chen and Chao, ICLR 2022, section 4, linear personal head): generic head and body by balanced softmax, personal head by plain loss.
+    """FedRoD (Chen and Chao, ICLR 2022, section 4, linear personal head): two heads, trained on two losses.
 
-    With z = f(x; body, G) the loss is `CE(z + log n_c, y) + CE(sg(z) + P h(x), y)`; n_c counts the client's training labels, h(x)
-    are the features, and sg lets no gradient through: the first term moves body and G, the second P alone. Heads are linear, so
-    adding logits is adding weights; the body runs twice a step, and its buffers count the first time. P starts at zero and stays on the client.
-    Global model: body and G; personal: body and G + P.
+    Body and generic head G train on the balanced softmax, the personal head P on the plain loss. With z = f(x; body, G)
+    the loss is `CE(z + log n_c, y) + CE(sg(z) + P h(x), y)`; n_c counts the client's training labels, h(x) are the
+    features, and sg stops the gradient: the first term trains body and G, the second only P. Heads are linear, so
+    adding logits is adding weights; the body runs twice a step, and its buffers are updated the first time. P starts at
+    zero and stays on the client. Global model: body and G; personal: body and G + P.
     """
 
     name: ClassVar[str] = "fedrod"
@@ -35,15 +49,15 @@ class FedRoD(Algorithm):
         return self
 
     def start(self, network: Network, *, seed: int) -> Tensors:
-        """Return a personal head of zeros."""
+        """Return P = 0."""
         return {OWN + n: torch.zeros_like(network.parameters[n]) for n in network.layout.head}
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
-        """Return body, G, P and log n_c: minus infinity, no probability, for a label that the client does not have."""
+        """Return body, G, P and log n_c, which is minus infinity for labels that the client does not have."""
         return {**message.shared, **memory, _LOG_COUNTS: torch.tensor(facts.label_counts).log()}
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
-        """Return one phase: body and G by the balanced loss, P by the plain one."""
+        """Return one phase: body and G on the balanced loss, P on the plain one."""
         head, names, buffers = facts.layout.head, facts.layout.parameters, facts.layout.buffers
 
         def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
@@ -54,8 +68,9 @@ class FedRoD(Algorithm):
         return (Phase("shared", (Step(loss, (*names, *(OWN + n for n in head))),)),)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
-        """Return body and G, and keep P."""
-        return Algorithm.finish(self, tensors, message, client, facts)[0], {OWN + n: tensors[OWN + n] for n in facts.layout.head}
+        """Return body and G to send, and P to keep."""
+        personal = {OWN + n: tensors[OWN + n] for n in facts.layout.head}
+        return Algorithm.finish(self, tensors, message, client, facts)[0], personal
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return the network with G, and with G + P."""

@@ -1,7 +1,7 @@
 """Floco: federated learning over connected modes (Grinwald, Wiesner, Nakajima, NeurIPS 2024).
 
-A round, from the top: `select` -> `message` -> on each client `begin`, `phases`, `finish` -> `aggregate`, which in round
-`assign_at` also assigns every client its center. docs/method.md has the formulas.
+A round: `select` -> `message` -> on each client `begin`, `phases`, `finish` -> `aggregate`, which in round `assign_at`
+also assigns every client its center. docs/method.md has the formulas.
 """
 
 from __future__ import annotations
@@ -18,41 +18,73 @@ from floco.core.errors import FlocoError, warn
 from floco.core.network import Network
 from floco.core.random import stream
 from floco.core.settings import setting
-from floco.core.values import Batch, Facts, Layout, Message, Models, Phase, Predict, Selection, ServerState, Step, Tensors, Training, Update, averaged, prefixed, under
+from floco.core.values import (
+    Batch,
+    Facts,
+    Layout,
+    Message,
+    Models,
+    Phase,
+    Predict,
+    Selection,
+    ServerState,
+    Step,
+    Tensors,
+    Training,
+    Update,
+    averaged,
+    prefixed,
+    under,
+)
 from floco.simplex import Assignment, Mixing, assign, sample_released, sample_simplex, sample_subregion
 
-_CENTER = "center"  # as the server knows it and sends it
-AT = "at/center"  # among working tensors, where a network may have a parameter of that name
+_CENTER = "center"  # in server state and messages
+AT = "at/center"  # in working tensors, whose names must not clash with the network's
 _MAP = "assignment/"
 
 
 @dataclass(frozen=True)
 class OnSimplex(Algorithm):
-    """What Floco and Floco+ have in common: the shared simplex, its training, and the assignment."""
+    """Base of Floco and Floco+: the shared simplex, its training, and the assignment."""
 
     tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"radius": (0.1, 0.3)}
     endpoints: int = setting(10, "M: endpoints of the solution simplex", low=1)
-    assign_at: int | str | None = setting(None, "tau: round of the assignment, counted from 1 (empty: half of the rounds)", low=1, choices=("never",))
+    assign_at: int | str | None = setting(
+        None, "tau: round of the assignment, counted from 1 (empty: half of the rounds)", low=1, choices=("never",)
+    )
     radius: float = setting(0.1, "rho: L1 radius of a client's subregion", low=0)
     mix: str | tuple[str, ...] = setting(
-        "last", "parameters that have endpoints: last (weight of the linear layer that gives the logits), all (with BatchNorm its statistics fit no single mixture), or names"
+        "last",
+        "parameters that have endpoints: last (weight of the linear layer that gives the logits), "
+        "all (with BatchNorm its statistics fit no single mixture), or names",
     )
-    sampler: str = setting("subregion", "mixtures after the assignment: exact, or as in the released code", choices=("subregion", "released"))
-    normalize: bool = setting(True, "assignment by signals of unit length, independent of the size of updates (false: as released, raw signals and a fixed grid)")
-    noise: float | None = setting(None, "endpoints 1.. are the first plus Gaussian noise of this size relative to its RMS (empty: the initialiser)", low=0)
+    sampler: str = setting(
+        "subregion", "mixtures after the assignment: exact, or as in released code", choices=("subregion", "released")
+    )
+    normalize: bool = setting(
+        True,
+        "assignment by signals of unit length, independent of the size of updates "
+        "(false: as released, raw signals and a fixed grid)",
+    )
+    noise: float | None = setting(
+        None, "other endpoints: the first plus Gaussian noise, relative to its RMS (empty: the initialiser)", low=0
+    )
 
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
-        """Return the algorithm with the round of the assignment and, given a layout, the mixed names filled in."""
+        """Return the algorithm with `assign_at` and, given a layout, the names of the mixed parameters filled in."""
         at = max(1, training.rounds // 2) if self.assign_at is None else self.assign_at
         if isinstance(at, int) and at > training.rounds:
-            raise FlocoError(f'assign_at must be at most training.rounds ({training.rounds}), got {at}; "never" is legal')
+            limit = f"training.rounds ({training.rounds})"
+            raise FlocoError(f'assign_at must be at most {limit}, got {at}; "never" is legal')
         if layout is None:
             return replace(self, assign_at=at)
         names = Mixing.of(layout, self.mix).names
         if layout.buffers and not {*names} <= {*layout.head}:
+            below = sum(n not in layout.head for n in names)
             warn(
-                f"algorithm.mix mixes {sum(n not in layout.head for n in names)} parameters below the head of a model with buffers ({layout.buffers[0]}, ...): statistics such as "
-                "BatchNorm's are averages over the mixtures of training, and wrong for any single one, the global model's too; use GroupNorm or LayerNorm, or mix the head alone"
+                f"algorithm.mix mixes {below} parameters below the head of a model with buffers ({layout.buffers[0]}, "
+                "...): statistics such as BatchNorm's are averages over the mixtures of training, "
+                "wrong for any single one, also the global model's; use GroupNorm or LayerNorm, or mix only the head"
             )
         return replace(self, assign_at=at, mix=names)
 
@@ -62,27 +94,33 @@ class OnSimplex(Algorithm):
         return Mixing((self.mix,) if isinstance(self.mix, str) else self.mix)
 
     def init(self, network: Network, *, seed: int) -> ServerState:
-        """Return the network with M endpoints (M, ...) in place of each mixed parameter; endpoint 0 is its own value."""
+        """Return the network with mixed parameters as M stacked endpoints (M, ...); endpoint 0 is the initial value."""
         shared = {**network.parameters, **network.buffers}
         first = {name: shared[name] for name in self.mixing.names}
         rest = [self._endpoints(network, first, seed, m) for m in range(1, self.endpoints)]
-        return ServerState({**shared, **{name: torch.stack([value, *(r[name] for r in rest)]) for name, value in first.items()}})
+        stacked = {name: torch.stack([value, *(r[name] for r in rest)]) for name, value in first.items()}
+        return ServerState({**shared, **stacked})
 
     def _endpoints(self, network: Network, first: Tensors, seed: int, m: int) -> Tensors:
-        """Return endpoint m of all mixed parameters; one-dimensional ones start as copies."""
+        """Return endpoint m of all mixed parameters; without `noise`, one-dimensional ones equal endpoint 0."""
         if self.noise is None:
             return {**first, **network.redraw([n for n, t in first.items() if t.ndim > 1], seed=seed, draw=m)}
-        gaussian = {n: torch.randn(t.shape, generator=stream(seed, "noise", n, m), dtype=torch.float64) for n, t in first.items()}
-        return {n: t + (self.noise * t.double().square().mean().sqrt() * gaussian[n]).to(t.dtype) for n, t in first.items()}
+        endpoint = {}
+        for n, t in first.items():
+            gaussian = torch.randn(t.shape, generator=stream(seed, "noise", n, m), dtype=torch.float64)
+            endpoint[n] = t + (self.noise * t.double().square().mean().sqrt() * gaussian).to(t.dtype)
+        return endpoint
 
-    def select(self, state: ServerState, clients: Sequence[str], *, fraction: float, generator: torch.Generator) -> Selection:
-        """Return the round's clients as in any method; in round tau all others probe."""
+    def select(
+        self, state: ServerState, clients: Sequence[str], *, fraction: float, generator: torch.Generator
+    ) -> Selection:
+        """Return a random selection as in FedAvg; in round tau all other clients probe."""
         train = Algorithm.select(self, state, clients, fraction=fraction, generator=generator).train
         assigning = state.round + 1 == self.assign_at
         return Selection(train, tuple(c for c in clients if c not in set(train)) if assigning else ())
 
     def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
-        """Return the averaged state; in round tau everybody with a signal is assigned, later who has no center is placed."""
+        """Return the averaged state with centers: all are assigned in round tau, latecomers are placed afterwards."""
         after = averaged(state, updates)
         late = [u for u in updates if u.client not in state.by_client]
         if after.round == self.assign_at:
@@ -90,18 +128,20 @@ class OnSimplex(Algorithm):
             kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64)}
             return replace(after, kept=prefixed(kept, _MAP), by_client=_centers(late, made.centers))
         if late and (stored := self.assignment(state)):
-            return replace(after, by_client={**state.by_client, **_centers(late, stored.place(self._signals(state, late)))})
+            placed = _centers(late, stored.place(self._signals(state, late)))
+            return replace(after, by_client={**state.by_client, **placed})
         return after
 
     def _signals(self, state: ServerState, updates: Sequence[Update]) -> torch.Tensor:
         mixed = [state.shared[n] for n in self.mixing.names]
-        signals = torch.empty(len(updates), sum(t.numel() for t in mixed), dtype=mixed[0].dtype)  # those of all clients at once: not in float64
+        size = sum(t.numel() for t in mixed)
+        signals = torch.empty(len(updates), size, dtype=mixed[0].dtype)  # not float64: it holds all clients' signals
         for row, update in zip(signals, updates, strict=True):
             row.copy_(self.mixing.signal(state.shared, update.shared))
         return signals
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
-        """Return the shared tensors and the client's center, 1/M if it has none yet."""
+        """Return the shared tensors and the client's center, 1/M until it has one."""
         return {**message.shared, AT: message.own.get(_CENTER, self._middle)}
 
     @property
@@ -109,7 +149,7 @@ class OnSimplex(Algorithm):
         return torch.full((self.endpoints,), 1 / self.endpoints, dtype=torch.float64)
 
     def shared_phase(self, message: Message, facts: Facts) -> Phase:
-        """Return the phase that trains the simplex: every batch draws its own mixture."""
+        """Return the phase that trains the simplex, with one mixture drawn per batch."""
         return Phase("shared", (Step(self.loss, facts.layout.parameters),), draws=self.draws(message))
 
     def loss(self, predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
@@ -118,31 +158,37 @@ class OnSimplex(Algorithm):
         return cross_entropy(predict(self.mixing(tensors, draw), batch.x), batch.y)
 
     def draws(self, message: Message) -> _Mixtures:
-        """Return the sampler of this client's mixtures: the whole simplex until it has a center, then its subregion."""
-        return _Mixtures(self.endpoints, self.radius if _CENTER in message.own else None, released=self.sampler == "released")
+        """Return the sampler of the client's mixtures: its subregion, or the whole simplex until it has a center."""
+        radius = self.radius if _CENTER in message.own else None
+        return _Mixtures(self.endpoints, radius, released=self.sampler == "released")
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
-        """Return all shared tensors; of a probe only the endpoints, for its signal. Nothing stays."""
+        """Return all shared tensors to send, or for a probe only the endpoints; nothing to keep."""
         names = self.mixing.names if message.task == "probe" else message.shared
         return Update(client, message.task, facts.n_train, {n: tensors[n] for n in names}), {}
 
     def effective(self, shared: Tensors) -> Tensors:
-        """Return the model at 1/M: the steps of single endpoints are damped by alpha, so their variance would prove nothing."""
+        """Return the model at 1/M.
+
+        The variance of single endpoints would be misleading, since their gradients are scaled by alpha.
+        """
         return self.mixing(shared, self._middle.float())
 
     def own_simplex(self, tensors: Tensors) -> Tensors:
-        """Return the simplex in which the client's own model lies: the shared one."""
+        """Return the simplex that contains the client's personal model: the shared one."""
         return tensors
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
-        """Return the models at the middle of the shared simplex, and at the client's center of its own."""
-        return Models(self.mixing(tensors, self._middle.float()), self.mixing(self.own_simplex(tensors), tensors[AT].float()))
+        """Return the models at the middle of the shared simplex and at the client's center of its own simplex."""
+        personal = self.mixing(self.own_simplex(tensors), tensors[AT].float())
+        return Models(self.mixing(tensors, self._middle.float()), personal)
 
     def assignment(self, state: ServerState) -> Assignment | None:
-        """Return the map of the assignment, with nobody's centers; None before it."""
-        kept = under(state.kept, _MAP)
+        """Return the map of the assignment, without centers (0, M); None before the assignment."""
+        if not (kept := under(state.kept, _MAP)):
+            return None
         nobody = torch.empty(0, self.endpoints, dtype=torch.float64)
-        return Assignment(nobody, float(kept["z"]), 0.0, kept["mean"], kept["components"], self.normalize) if kept else None
+        return Assignment(nobody, float(kept["z"]), 0.0, kept["mean"], kept["components"], self.normalize)
 
 
 def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tensors]:
@@ -151,7 +197,7 @@ def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tens
 
 @dataclass(frozen=True)
 class _Mixtures:
-    """Draws n mixtures (n, M): on the subregion around the working tensors' center, or (no radius) on the whole simplex."""
+    """Draws n mixtures (n, M) from the subregion around the center; without radius, from the whole simplex."""
 
     endpoints: int
     radius: float | None
@@ -166,7 +212,7 @@ class _Mixtures:
 
 @dataclass(frozen=True)
 class Floco(OnSimplex):
-    """Floco (NeurIPS 2024): one simplex for all, a subregion of it for each.
+    """Floco (NeurIPS 2024): one simplex for all clients, and a subregion of it for each.
 
     W(alpha) = sum_m alpha_m W_m, alpha ~ U(simplex) before round tau and ~ U(R_k) after it,
     R_k = {alpha on the simplex : ||alpha - beta_k||_1 <= rho}.
@@ -179,5 +225,5 @@ class Floco(OnSimplex):
     name: ClassVar[str] = "floco"
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
-        """Return the training of the simplex."""
+        """Return the phase that trains the simplex."""
         return (self.shared_phase(message, facts),)

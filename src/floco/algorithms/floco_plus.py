@@ -13,15 +13,17 @@ from floco.core.values import OWN, Facts, Message, Phase, Tensors, Update, under
 
 @dataclass(frozen=True)
 class FlocoPlus(OnSimplex):
-    """Floco+ (NeurIPS 2024): Floco, and on each client a simplex v_k of its own with gradient + lambda (v_k - w_t).
+    """Floco+ (NeurIPS 2024): Floco, and on each client its own simplex v_k with gradient + lambda (v_k - w_t).
 
-    v_k starts from the first message, trains inside R_k for e' epochs a round, and is never sent. The shared part is
-    Floco's to the bit. Global model: alpha = 1/M; personal: v_k at alpha = beta_k.
+    v_k starts from the first message, trains inside R_k for e' epochs a round, and is never sent. The shared simplex
+    equals Floco's to the bit. Global model: alpha = 1/M; personal: v_k at alpha = beta_k.
     """
 
     name: ClassVar[str] = "floco+"
     pull: float = setting(1.0, "lambda: strength of the pull of the personal simplex towards the received one", low=0)
-    personal_epochs: int | None = setting(None, "e': epochs of the personal simplex a round (empty: training.epochs)", low=1)
+    personal_epochs: int | None = setting(
+        None, "e': epochs of the personal simplex a round (empty: training.epochs)", low=1
+    )
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w, v_k, w_t and the client's center."""
@@ -32,10 +34,11 @@ class FlocoPlus(OnSimplex):
         shared = self.shared_phase(message, facts)
         if message.task == "probe":
             return (shared,)
-        return shared, personal_phase(facts, self.loss, strength=self.pull, epochs=self.personal_epochs, draws=self.draws(message))
+        strength, epochs, draws = self.pull, self.personal_epochs, self.draws(message)
+        return shared, personal_phase(facts, self.loss, strength=strength, epochs=epochs, draws=draws)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
-        """Return Floco's update, and keep v_k."""
+        """Return Floco's update to send, and v_k to keep."""
         return OnSimplex.finish(self, tensors, message, client, facts)[0], own(tensors)
 
     def own_simplex(self, tensors: Tensors) -> Tensors:

@@ -1,4 +1,4 @@
-"""No federation at all: every client for itself."""
+"""Local training without federation."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ from typing import ClassVar
 
 from floco.core.algorithm import Algorithm
 from floco.core.network import Network
-from floco.core.values import OWN, Facts, Message, Models, Phase, ServerState, Step, Tensors, Update, personally, plain_loss, prefixed, under
+from floco.core.values import (
+    OWN,
+    Facts,
+    Message,
+    Models,
+    Phase,
+    ServerState,
+    Step,
+    Tensors,
+    Update,
+    personally,
+    plain_loss,
+    prefixed,
+    under,
+)
 
 
 @dataclass(frozen=True)
 class Local(Algorithm):
-    """Each client trains its own model on its own data, from the common initial weights, in the rounds it is selected.
+    """Each client trains its own model, from common initial weights, in the rounds in which it is selected.
 
     Nothing is sent. Global model: none; personal: the client's own.
     """
@@ -20,7 +34,7 @@ class Local(Algorithm):
     name: ClassVar[str] = "local"
 
     def init(self, network: Network, *, seed: int) -> ServerState:
-        """Return an empty state: the server has nothing."""
+        """Return an empty state."""
         return ServerState(shared={})
 
     def start(self, network: Network, *, seed: int) -> Tensors:
@@ -33,10 +47,11 @@ class Local(Algorithm):
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return FedAvg's phase, on the client's own network."""
-        return (Phase("shared", (Step(personally(plain_loss), tuple(OWN + n for n in facts.layout.parameters)),)),)
+        moves = tuple(OWN + n for n in facts.layout.parameters)
+        return (Phase("shared", (Step(personally(plain_loss), moves),)),)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
-        """Return an empty update, and the network to keep."""
+        """Return an empty update to send, and the network to keep."""
         return Update(client, message.task, facts.n_train, {}), tensors
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:

@@ -13,9 +13,22 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from floco.core.algorithm import Algorithm
 from floco.core.network import Network
 from floco.core.settings import setting
-from floco.core.values import OWN, RECEIVED, Batch, Facts, Message, Models, Phase, Predict, Step, Tensors, Update, prefixed
+from floco.core.values import (
+    OWN,
+    RECEIVED,
+    Batch,
+    Facts,
+    Message,
+    Models,
+    Phase,
+    Predict,
+    Step,
+    Tensors,
+    Update,
+    prefixed,
+)
 
-_AT = "mixture/personal"  # the mixture at which the client's own model lies: 0 until w_l has been trained
+_AT = "mixture/personal"  # the mixture of the personal model: 0 until w_l has been trained
 
 
 def _mixed(tensors: Tensors, names: tuple[str, ...], a: torch.Tensor) -> Tensors:
@@ -31,36 +44,43 @@ def _flat(tensors: Tensors, names: tuple[str, ...], prefix: str = "") -> torch.T
 class SuPerFed(Algorithm):
     """SuPerFed (Hahn, Jeong, Lee, KDD 2022, model mixing): W(a) = (1 - a) w_f + a w_l, a ~ U(0, 1) for each batch.
 
-    Loss `CE(W(a)) + mu |w_f - w_t| + nu cos^2(w_f, w_l)`; w_f is averaged, w_l stays. w_l is a further draw of the
-    initialiser, a different one on each client (vectors, loaded values and what has no random initialiser: copies), and takes part only after a share of the
-    rounds. Global model: a = 0; personal: a = 0.5, but w_f itself as long as the client's w_l has not been trained.
+    Loss `CE(W(a)) + mu |w_f - w_t| + nu cos^2(w_f, w_l)`; w_f is averaged, w_l stays on the client. Each client draws
+    its own w_l from the initialiser (vectors, loaded values and tensors without a random initialiser are copied); it
+    takes part only after a share of the rounds. Global model: a = 0; personal: a = 0.5, but w_f itself until the
+    client's w_l has been trained.
     """
 
     name: ClassVar[str] = "superfed"
     tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"nu": (1.0, 0.1)}
     mu: float = setting(0.01, "mu: strength of the distance to the received parameters", low=0)
     nu: float = setting(1.0, "nu: strength of the squared cosine between the two endpoints", low=0)
-    start_share: float = setting(0.4, "L: share of the rounds after which the personal endpoint takes part (1: never)", low=0, high=1)
+    start_share: float = setting(
+        0.4, "L: share of the rounds after which the personal endpoint takes part (1: never)", low=0, high=1
+    )
 
     def start(self, network: Network, *, seed: int) -> Tensors:
-        """Return a w_l of the client's own."""
-        drawn = network.redraw([n for n, t in network.parameters.items() if t.ndim > 1], seed=seed, draw=1, strict=False)
+        """Return the client's own w_l."""
+        names = [n for n, t in network.parameters.items() if t.ndim > 1]
+        drawn = network.redraw(names, seed=seed, draw=1, strict=False)
         return {**prefixed({**network.parameters, **drawn}, OWN), _AT: torch.tensor(0.0)}
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w_f, w_l, w_t and the client's mixture."""
-        return {**message.shared, **memory, **prefixed({n: message.shared[n] for n in facts.layout.parameters}, RECEIVED)}
+        received = prefixed({n: message.shared[n] for n in facts.layout.parameters}, RECEIVED)
+        return {**message.shared, **memory, **received}
 
     def _active(self, message: Message, facts: Facts) -> bool:
-        return message.round > math.floor(self.start_share * facts.training.rounds + 1e-9)  # 0.29 * 100 is 28.999... in floating point
+        start = self.start_share * facts.training.rounds + 1e-9  # 0.29 * 100 is 28.999... in floating point
+        return message.round > math.floor(start)
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
-        """Return one phase: w_f alone before its time, both endpoints after."""
+        """Return one phase: w_f alone in the first share of the rounds, then both endpoints."""
         names = facts.layout.parameters
         active = self._active(message, facts)
 
         def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
-            value = cross_entropy(predict(tensors if draw is None else _mixed(tensors, names, draw), batch.x), batch.y)
+            at = tensors if draw is None else _mixed(tensors, names, draw)
+            value = cross_entropy(predict(at, batch.x), batch.y)
             shared = _flat(tensors, names)
             if self.mu:
                 value = value + self.mu * torch.linalg.vector_norm(shared - _flat(tensors, names, RECEIVED))
@@ -72,14 +92,14 @@ class SuPerFed(Algorithm):
         return (Phase("shared", (step,), draws=_uniform if active else None),)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
-        """Return w_f, and keep w_l once it has been trained."""
+        """Return w_f to send, and w_l once it has been trained to keep."""
         update, memory = Algorithm.finish(self, tensors, message, client, facts)
         if self._active(message, facts):
             memory = {**{OWN + n: tensors[OWN + n] for n in facts.layout.parameters}, _AT: torch.tensor(0.5)}
         return update, memory
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
-        """Return W(0) and the client's mixture."""
+        """Return W(0) and the model at the client's mixture."""
         return Models(tensors, _mixed(tensors, facts.layout.parameters, tensors[_AT]))
 
 

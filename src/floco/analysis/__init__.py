@@ -1,1 +1,1 @@
-"""What finished runs say together: comparison, tuning, tables, landscape, report. Nothing here trains but through runs."""
+"""Comparison, tuning, tables, landscape and report: analysis of finished runs; training itself is in `runs`."""

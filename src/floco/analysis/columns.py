@@ -1,4 +1,4 @@
-"""Which columns of methods.csv are shown where, how they are headed, and how their values are written."""
+"""Which columns of methods.csv are shown where, with headings and number formats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 
 class Column(NamedTuple):
-    """A heading, and how a value is written: scaled, with a format."""
+    """A heading, and the scale and format of its values."""
 
     heading: str
     scale: float
@@ -39,7 +39,7 @@ COLUMNS = {
     "bytes_up": _kb("kB up"),
     "seconds": _plain("s"),
 }
-"""What a terminal shows."""
+"""The columns of the terminal's table."""
 ACCURACY = {
     "seeds": _plain("seeds"),
     "accuracy_global": _share("global %"),
@@ -54,7 +54,11 @@ ACCURACY = {
 CALIBRATION = {
     f"{metric}_{which}": make(f"{text}, {which}")
     for which in ("personal", "global")
-    for metric, text, make in (("loss", "NLL", lambda t: _plain(t, ".3f")), ("ece", "ECE %", _share), ("brier", "Brier", lambda t: _plain(t, ".3f")))
+    for metric, text, make in (
+        ("loss", "NLL", lambda t: _plain(t, ".3f")),
+        ("ece", "ECE %", _share),
+        ("brier", "Brier", lambda t: _plain(t, ".3f")),
+    )
 }
 COST = {
     "first_round_accuracy_global": _plain("first round at the target, global"),
@@ -70,11 +74,11 @@ COST = {
     "seconds": _plain("seconds", ",.1f"),
     "seconds_ratio": _plain("time / FedAvg's", ".2f"),
 }
-"""What the report shows, in three tables."""
+"""The columns of the report's three tables."""
 
 
 def cell(row: Any, key: str, column: Column, *, spread: bool = False) -> str:
-    """Return one value of methods.csv as users read it, with ± its standard deviation over seeds; a dash for a missing one.
+    """Format one value of methods.csv, with ± its standard deviation over seeds; a missing value becomes a dash.
 
     >>> cell({"accuracy_global": 0.8712, "accuracy_global_seed_std": 0.004}, "accuracy_global", _share(""), spread=True)
     '87.1 ± 0.4'
@@ -82,11 +86,14 @@ def cell(row: Any, key: str, column: Column, *, spread: bool = False) -> str:
     value, other = row[key], row.get(f"{key}_seed_std", float("nan")) if spread else float("nan")
     if value != value:  # missing
         return "-"
-    known = other == other and other > 0  # what cannot differ between seeds needs no spread
+    known = other == other and other > 0  # no spread for values that cannot differ between seeds
     return f"{column.scale * value:{column.form}}" + (f" ± {column.scale * other:{column.form}}" if known else "")
 
 
 def methods_table(made: pd.DataFrame, columns: dict[str, Column], *, spread: bool = True) -> pd.DataFrame:
-    """Return the table of methods as readers see it."""
-    rows = [{"method": row["method"], **{c.heading: cell(row, key, c, spread=spread) for key, c in columns.items()}} for _, row in made.iterrows()]
+    """Return the table of methods with headings and formatted values."""
+    rows = [
+        {"method": row["method"], **{c.heading: cell(row, key, c, spread=spread) for key, c in columns.items()}}
+        for _, row in made.iterrows()
+    ]
     return pd.DataFrame(rows, columns=["method", *(c.heading for c in columns.values())])

@@ -1,4 +1,4 @@
-"""Loss and accuracy over the solution simplex: at endpoints, on edges and planes, inside subregions, and between whole networks."""
+"""Loss and accuracy over the solution simplex: at endpoints, on edges and planes, in subregions, between networks."""
 
 from __future__ import annotations
 
@@ -23,47 +23,56 @@ _ALONG = 11  # points on an edge
 
 @dataclass(frozen=True)
 class Point:
-    """A mixture, and how the model there does."""
+    """A mixture (M,), and loss and accuracy of its model."""
 
     alpha: tuple[float, ...]
     loss: float
     accuracy: float
 
+    @property
+    def text(self) -> str:
+        """The mixture as M numbers separated by spaces."""
+        return " ".join(f"{a:.6g}" for a in self.alpha)
+
 
 @dataclass(frozen=True)
 class Landscape:
-    """What was measured over one simplex."""
+    """All measurements over one simplex."""
 
     samples: int
     linear: bool
-    """Whether logits are linear in the mixture (then the loss is convex in it)."""
+    """Whether the logits are linear in the mixture, so that the loss is convex in it."""
     middle: Point
     endpoints: tuple[Point, ...]
     edges: dict[tuple[int, int], tuple[Point, ...]]
-    """From endpoint i to endpoint j in equal steps."""
+    """(i, j) -> points from endpoint i to endpoint j in equal steps."""
     planes: dict[tuple[int, int, int], tuple[Point, ...]]
-    """A triangular grid through three endpoints."""
+    """Three endpoints -> points of the triangular grid through them."""
     subregions: dict[str, tuple[Point, ...]]
-    """Client -> on its own test part: at its center, at the middle, then at mixtures drawn from its subregion."""
+    """Client -> points on its own test part: its center, the middle, then mixtures drawn from its subregion."""
 
     @property
     def rows(self) -> list[Row]:
-        """All points, one row each; endpoints are numbered from 1, mixtures are M numbers with spaces between."""
-        groups: list[tuple[str, str, Sequence[Point]]] = [("middle", "", [self.middle]), ("endpoint", "", self.endpoints)]
+        """All points, one row each; endpoints are numbered from 1, and a mixture is M numbers separated by spaces."""
+        groups: list[tuple[str, str, Sequence[Point]]] = [("middle", "", [self.middle])]
+        groups += [("endpoint", "", self.endpoints)]
         groups += [("edge", f"{i + 1}-{j + 1}", points) for (i, j), points in self.edges.items()]
         groups += [("plane", "-".join(str(i + 1) for i in corners), points) for corners, points in self.planes.items()]
         groups += [("subregion", client, points) for client, points in self.subregions.items()]
-        every = [(kind, where, p) for kind, where, points in groups for p in points]
-        return [{"kind": kind, "where": where, "alpha": " ".join(f"{a:.6g}" for a in p.alpha), "loss": p.loss, "accuracy": p.accuracy} for kind, where, p in every]
+        return [
+            {"kind": kind, "where": where, "alpha": p.text, "loss": p.loss, "accuracy": p.accuracy}
+            for kind, where, points in groups
+            for p in points
+        ]
 
     @property
     def barrier(self) -> float:
-        """The highest rise of the loss on an edge above the line between its ends, in nats."""
+        """The largest rise of the loss on an edge above the line between its ends, in nats."""
         return max((barrier([p.loss for p in points]) for points in self.edges.values()), default=0.0)
 
 
 def barrier(losses: Sequence[float]) -> float:
-    """Return how far the losses at equal steps on a line rise above the straight line between the first and the last.
+    """Return the largest rise of losses at equal steps above the straight line between the first and the last.
 
     >>> barrier([1.0, 2.5, 2.0])
     1.0
@@ -73,24 +82,24 @@ def barrier(losses: Sequence[float]) -> float:
 
 
 def common_sample(federation: Federation, most: int = _SAMPLES) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return raw samples and labels of the global test part, or of the clients' test parts; evenly spaced if there are more than `most`."""
+    """Return at most `most` evenly spaced raw samples and labels of the global test part or, if none, the clients'."""
     x, y = federation.common_test
     chosen = torch.linspace(0, len(y) - 1, min(most, len(y))).long()
     return x[chosen], y[chosen]
 
 
 def _judge(found: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return mean loss and accuracy for logits (A, n, C), as (A, 2)."""
+    """Return mean loss and accuracy (A, 2) of logits (A, n, C)."""
     log_p = found.double().log_softmax(-1)
     loss = -log_p.gather(-1, y.expand(len(found), -1).unsqueeze(-1)).squeeze(-1).mean(-1)
     return torch.stack([loss, (found.argmax(-1) == y).double().mean(-1)], dim=-1)
 
 
 def measured(mixtures: Mixtures, alphas: torch.Tensor, y: torch.Tensor) -> tuple[Point, ...]:
-    """Return loss and accuracy of the mixtures alphas (A, M) on their samples, with labels y (n,)."""
+    """Return loss and accuracy of the mixtures alphas (A, M) on the samples of `mixtures`, with labels y (n,)."""
     with torch.no_grad():
         found = torch.cat([_judge(mixtures.logits(alpha)[None], y) for alpha in alphas])
-    return tuple(Point(tuple(a), loss, accuracy) for a, (loss, accuracy) in zip(alphas.tolist(), found.tolist(), strict=True))
+    return tuple(Point(tuple(a), *both) for a, both in zip(alphas.tolist(), found.tolist(), strict=True))
 
 
 def _triangle(endpoints: int, corners: tuple[int, int, int], steps: int = 10) -> torch.Tensor:
@@ -104,9 +113,9 @@ def _triangle(endpoints: int, corners: tuple[int, int, int], steps: int = 10) ->
 
 
 def landscape(setup: Setup, algorithm: OnSimplex, state: ServerState, *, draws: int = 20) -> Landscape:
-    """Return loss and accuracy of the shared simplex: all over it on test data, and in each subregion on its client's own.
+    """Return loss and accuracy over the shared simplex on test data, and in each subregion on its client's test part.
 
-    Edges are those of the ring 0, 1, ..., M - 1, 0; planes go through three neighbours each, three planes at most.
+    The edges are those of the ring 0, 1, ..., M - 1, 0. There are at most three planes, each through three neighbours.
     """
     m = algorithm.endpoints
     x, y = common_sample(setup.federation)
@@ -143,14 +152,18 @@ def _subregions(setup: Setup, algorithm: OnSimplex, state: ServerState, draws: i
 
 
 def between(setup: Setup, a: Tensors, b: Tensors) -> list[tuple[float, float]]:
-    """Return loss and accuracy on the line from one whole network to another, in equal steps."""
+    """Return loss and accuracy in equal steps on the line from one network to another."""
     x, y = common_sample(setup.federation)
-    line = [{n: (1 - t) * a[n] + t * b[n] if a[n].is_floating_point() else a[n] for n in a} for t in torch.linspace(0, 1, _ALONG).tolist()]
-    return [(float(loss), float(accuracy)) for loss, accuracy in (_judge(logits(setup, w, x)[None], y)[0] for w in line)]
+    found = []
+    for t in torch.linspace(0, 1, _ALONG).tolist():
+        mixed = {n: (1 - t) * a[n] + t * b[n] if a[n].is_floating_point() else a[n] for n in a}
+        loss, accuracy = _judge(logits(setup, mixed, x)[None], y)[0].tolist()
+        found.append((loss, accuracy))
+    return found
 
 
 def network_of(setup: Setup, state: ServerState) -> Tensors | None:
-    """Return the global model as the network's own tensors; None for a method without one."""
+    """Return the global model as parameters and buffers of the network, None for a method without one."""
     tensors = global_model(setup, Message(state.round, "evaluate", state.shared))
     layout = setup.network.layout
     return None if tensors is None else {n: tensors[n] for n in (*layout.parameters, *layout.buffers)}

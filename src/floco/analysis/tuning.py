@@ -1,14 +1,19 @@
-"""A small grid of equal size for every method, judged on a part cut from the clients' training data."""
+"""Tuning: a small grid of the same size for every method, evaluated on a part cut from the training data."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, RunFailed, WorkerDied
 from floco.core.random import stream
 from floco.core.values import Row
 from floco.data.federation import Client, Federation
@@ -16,27 +21,32 @@ from floco.data.holdout import divide_latest
 from floco.runs import session
 from floco.runs.config import Config
 from floco.server import rounds as loop
+from floco.storage.files import csv_text, replace_file
 
-SHARE = 0.25  # of each client's training part
-_FACTORS = (0.5, 1.0, 2.0)  # of training.lr, with two values of the method's strength each
-_FINE = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0)  # for methods that have no such setting: as many trials
+SHARE = 0.25  # share of each client's training part that is cut off
+_FACTORS = (0.5, 1.0, 2.0)  # factors of training.lr, each with two values of the method's tuned setting
+_FINE = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0)  # factors for methods without one: the same number of trials
 
 
 def grid(config: Config) -> list[dict[str, Any]]:
-    """Return the trials of a method: keys of `training` and `algorithm` with their values. Every method has six.
+    """Return the six trials of a method, as settings of `training` and `algorithm` by their keys.
 
-    Three step sizes with the configured strength and one other, or six step sizes.
+    They are three learning rates with two values of the tuned setting each, or six learning rates.
     """
     lr, tuned = config.training.lr, config.algorithm.tuned
     if not tuned:
         return [{"training.lr": lr * f} for f in _FINE]
     ((name, usual),) = tuned.items()
     given = getattr(config.algorithm, name)
-    return [{"training.lr": lr * f, f"algorithm.{name}": value} for f in _FACTORS for value in (given, next(v for v in usual if v != given))]
+    return [
+        {"training.lr": lr * f, f"algorithm.{name}": value}
+        for f in _FACTORS
+        for value in (given, next(v for v in usual if v != given))
+    ]
 
 
 def changed(config: Config, trial: dict[str, Any]) -> Config:
-    """Return the configuration with the settings of a trial."""
+    """Return the configuration with a trial's settings."""
     for key, value in trial.items():
         section, _, name = key.partition(".")
         config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
@@ -44,10 +54,10 @@ def changed(config: Config, trial: dict[str, Any]) -> Config:
 
 
 def for_tuning(federation: Federation, seed: int) -> Federation:
-    """Return the federation with a quarter of each client's training part in place of its test part, and no global test part.
+    """Return the federation with a quarter of each client's training part as its test part, and no global test part.
 
-    The samples of the test parts are not reachable from it by any client. Where samples are in order of time, the quarter is the
-    latest, less the samples at the cut, as for test parts: neighbours share data.
+    No client of it refers to a sample of the original test parts. If samples are ordered in time, the latest quarter is
+    cut off, without the samples at the cut, since neighbours share data (as for test parts).
     """
     clients = tuple(_cut(c, seed) if c.when is None else _latest(c, c.when) for c in federation.clients)
     return replace(federation, clients=clients, x_test=None, y_test=None)
@@ -66,15 +76,67 @@ def _latest(client: Client, when: torch.Tensor) -> Client:
 
 def _parts(client: Client, train: torch.Tensor, test: torch.Tensor) -> Client:
     if not len(train) or not len(test):
-        raise FlocoError(f'tuning cuts a part from every client\'s training part: client "{client.id}" has {len(client.train)} training samples, too few for two parts')
+        few = f'client "{client.id}" has {len(client.train)} training samples, too few for two parts'
+        raise FlocoError(f"tuning cuts a part from every client's training part: {few}")
     return Client(client.id, train, test)
 
 
 def try_out(config: Config, federation: Federation, trial: dict[str, Any]) -> Row:
-    """Return what a trial reached after the last round: the personal models on the parts cut off, mean over clients."""
+    """Return a trial's validation accuracy and loss: the final personal models on the cut-off parts, client means."""
     config = changed(config, trial)
     setup = session.prepare(config, for_tuning(federation, config.seed))
-    last = session.advance(setup, replace(config.run, evaluate_every=config.training.rounds, trackers=()), None, loop.begin(setup), lambda progress: None)
+    settings = replace(config.run, evaluate_every=config.training.rounds, trackers=())
+    last = session.advance(setup, settings, None, loop.begin(setup), lambda progress: None)
     assert last.evaluation is not None
     history = last.evaluation.history
     return {"validation_accuracy": history["accuracy_personal"], "validation_loss": history["loss_personal"]}
+
+
+def tuned(file: Path, method: str, config: Config, federation: Federation, tried: Callable[[str], None]) -> Config:
+    """Return a method's configuration with the settings of its best trial under the same seed.
+
+    Every seed is tuned separately, since the test samples of one seed are training samples of another. Trials that are
+    already in the CSV file are not repeated.
+
+    Args:
+        file: all finished trials, one row each; extended after every trial.
+        method: the method's name.
+        config: its configuration.
+        federation: the data of the configuration's seed.
+        tried: called with one line per finished trial.
+
+    Raises:
+        RunFailed: every trial failed.
+    """
+    trials, seed = [json.dumps(t) for t in grid(config)], config.seed
+    rows: list[Row] = list(csv.DictReader(io.StringIO(file.read_text()))) if file.exists() else []
+    try:
+        mine = {str(r["settings"]): r for r in rows if (r["method"], str(r["seed"])) == (method, str(seed))}
+        for i, trial in enumerate(trials):
+            if trial not in mine:
+                mine[trial] = {"method": method, "seed": seed, "settings": trial, **_tried(config, federation, trial)}
+                rows.append(mine[trial])
+                replace_file(file, csv_text(rows, header=True).encode())
+                reached = mine[trial]["validation_accuracy"]
+                tried(f"tuning {method}, seed {seed}, {i + 1}/{len(trials)}: {trial} -> {reached}")
+        good = [t for t in trials if mine[t]["validation_accuracy"] not in (None, "")]
+        values = {t: [float(str(mine[t][f"validation_{m}"])) for m in ("accuracy", "loss")] for t in good}
+        best = max(good, key=lambda t: (values[t][0], -values[t][1]), default=None)
+    except (KeyError, ValueError) as error:
+        if isinstance(error, FlocoError):
+            raise
+        raise FlocoError(f"{file} was changed: {type(error).__name__} {error}") from error
+    if best is None:
+        raise RunFailed(f"{method}: every trial of the tuning failed; see {file}")
+    return changed(config, json.loads(best))
+
+
+def _tried(config: Config, federation: Federation, trial: str) -> Row:
+    """Return a trial's outcome; a run that diverges has no accuracy, but a reason."""
+    row: Row = {"validation_accuracy": None, "validation_loss": None, "reason": ""}
+    try:
+        return row | try_out(config, federation, json.loads(trial))
+    except WorkerDied:  # not the fault of the settings
+        raise
+    except RunFailed as error:
+        return row | {"reason": str(error)}

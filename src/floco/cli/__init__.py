@@ -1,4 +1,4 @@
-"""The command line. Heavy imports happen inside commands, so that help is quick."""
+"""The command line. Commands import heavy modules themselves, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 
 from floco.cli.console import app
 
-for _commands in ("train", "deliver", "federate"):  # in the order in which help shows them
+for _commands in ("train", "deliver", "federate"):  # in the order of the help page
     importlib.import_module(f"floco.cli.{_commands}")
 
 
 def main() -> None:
     """Run the command line."""
-    sys.path.insert(0, "")  # module:function is looked for where the user stands
+    sys.path.insert(0, "")  # module:function may name a module in the working directory
     app()

@@ -1,4 +1,4 @@
-"""Models that leave the building: `floco export`, `predict`, `place`."""
+"""Use of trained models: `floco export`, `predict`, `place`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,21 @@ if TYPE_CHECKING:
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Client = Annotated[str | None, typer.Option("--client", metavar="ID", help="Whose model.")]
 Global = Annotated[bool, typer.Option("--global", help="The global model.")]
-Format = Annotated[str | None, typer.Option("--format", metavar="safetensors|pt2|onnx", help="Default: what PATH ends in, else safetensors.")]
-At = Annotated[str, typer.Option("--at", metavar="center|best", help="Floco and Floco+: the model at the client's center, or the best mixture for its training part.")]
+_FORMAT = "Default: by the suffix of PATH, else safetensors."
+Format = Annotated[str | None, typer.Option("--format", metavar="safetensors|pt2|onnx", help=_FORMAT)]
+_AT = "Floco and Floco+: the model at the client's center, or the best mixture for its training part."
+At = Annotated[str, typer.Option("--at", metavar="center|best", help=_AT)]
+Everyone = Annotated[bool, typer.Option("--all", help="Every client's model, and the global one.")]
+ModelPath = Annotated[Path | None, typer.Option("-o", metavar="PATH", help="File or folder. Default: RUN/models.")]
+_NEWCOMER = "The newcomer's samples x (N, ...) and labels y (N,), in the format of the run's data."
+Newcomer = Annotated[Path, typer.Argument(metavar="DATA.npz", help=_NEWCOMER)]
+_CHECK = "Only check whether the subregion of a known client still fits these data."
+Check = Annotated[bool, typer.Option("--check", help=_CHECK)]
+_INPUT = "Samples x (N, ...), in the format of the run's data; predictions are compared with labels y, if present."
+Input = Annotated[Path, typer.Argument(metavar="INPUT.npz", help=_INPUT)]
+_TABLE = "Write one line per sample: label and probabilities. Default: print the first lines."
+TablePath = Annotated[Path | None, typer.Option("-o", metavar="OUT.csv", help=_TABLE)]
+Draws = Annotated[int, typer.Option(min=0, help="Average this many models of the client's subregion.")]
 
 
 @app.command()
@@ -25,33 +38,34 @@ def export(
     path: RunPath,
     client: Client = None,
     global_: Global = False,
-    everyone: Annotated[bool, typer.Option("--all", help="Every client's model, and the global one.")] = False,
-    out: Annotated[Path | None, typer.Option("-o", metavar="PATH", help="A file, or a folder. Default: RUN/models.")] = None,
+    everyone: Everyone = False,
+    out: ModelPath = None,
     kind: Format = None,
     at: At = "center",
     debug: Debug = False,
 ) -> None:
-    """Write models for use without floco, each with a card: plain state dicts, or graphs with the preprocessing inside."""
+    """Export models with model cards for use without floco: state dicts, or graphs that include the preprocessing."""
     with told(debug):
         if [client is not None, global_, everyone].count(True) != 1:
             raise FlocoError("name one of --client ID, --global and --all")
         files = _opened(path).export(out or path / "models", None if everyone else [client], kind=kind, at=at)
         size = sum(f.stat().st_size for f in files)
-        say(f"{len(files)} model{'s' if len(files) > 1 else ''} with cards ({size / 1e6:.1f} MB): {files[0] if len(files) == 1 else files[0].parent}")
+        what, where = ("models", files[0].parent) if len(files) > 1 else ("model", files[0])
+        say(f"{len(files)} {what} with cards ({size / 1e6:.1f} MB): {where}")
 
 
 @app.command()
 def predict(
     path: RunPath,
-    data: Annotated[Path, typer.Argument(metavar="INPUT.npz", help="Samples x (N, ...), as in the data of the run; labels y, if there are any, are compared.")],
+    data: Input,
     client: Client = None,
     global_: Global = False,
-    out: Annotated[Path | None, typer.Option("-o", metavar="OUT.csv", help="One line a sample: label and probabilities. Default: the first lines are shown.")] = None,
+    out: TablePath = None,
     at: At = "center",
-    mixtures: Annotated[int, typer.Option(min=0, help="Average this many models of the client's subregion.")] = 0,
+    mixtures: Draws = 0,
     debug: Debug = False,
 ) -> None:
-    """Predict labels and probabilities with a client's model."""
+    """Predict labels and probabilities with a client's model or the global one."""
     with told(debug):
         if (client is None) != global_:
             raise FlocoError("name one of --client ID and --global")
@@ -66,29 +80,31 @@ def predict(
             if len(classes) != len(table):
                 raise FlocoError(f"{data} holds {len(table)} samples and {len(classes)} labels")
         if out is None:
-            say(table.head(10).round(4).to_string() + (f"\n... {len(table)} in all; -o FILE.csv writes them" if len(table) > 10 else ""))
+            more = f"\n... {len(table)} in all; -o FILE.csv writes them" if len(table) > 10 else ""
+            say(table.head(10).round(4).to_string() + more)
         else:
             _write(out, table.to_csv(index=False))
             say(f"{len(table)} predictions: {out}")
         if "y" in arrays:
             right = sum(form.names[c] == label for c, label in zip(classes.tolist(), table["label"], strict=True))
-            say(f"{right} of {len(table)} are as y says: accuracy {100 * right / len(table):.1f} %")
+            say(f"{right} of {len(table)} predictions match y: accuracy {100 * right / len(table):.1f} %")
 
 
 @app.command()
 def place(
     path: RunPath,
-    data: Annotated[Path, typer.Argument(metavar="DATA.npz", help="The newcomer's samples x (N, ...) and labels y (N,), as in the data of the run.")],
-    out: Annotated[Path | None, typer.Option("-o", metavar="PATH", help="A file, or a folder for DATA.safetensors. Default: RUN/models.")] = None,
+    data: Newcomer,
+    out: ModelPath = None,
     kind: Format = None,
-    check: Annotated[bool, typer.Option("--check", help="Only ask whether the subregion of a known client still fits these data.")] = False,
+    check: Check = False,
     client: Client = None,
     debug: Debug = False,
 ) -> None:
-    """Give a client that was not there a place on the simplex, and a model; nobody else changes."""
+    """Place a new client on the simplex and export its model, without training; no other client changes."""
     with told(debug):
         if check != (client is not None) or (check and (out, kind) != (None, None)):
-            raise FlocoError("--check and --client ID belong together, without -o and --format: they ask whether a known client's subregion still fits; else a newcomer is placed")
+            without = "--check and --client ID belong together, without -o and --format"
+            raise FlocoError(f"{without}, to check a known client's subregion; omit both to place a newcomer")
         arrays = _arrays(data, "x", "y")
         run = _opened(path)
         if client is not None:
@@ -101,7 +117,7 @@ def _place(run: Run, arrays: dict[str, Any], data: Path, out: Path, kind: str | 
     from floco.cli import views
     from floco.deliver.export import target
 
-    target(out, data.stem, kind)  # what cannot be written is said before the work
+    target(out, data.stem, kind)  # check the output path before the work
     placed = run.place(arrays["x"], arrays["y"])
     file = run.export_placed(placed, arrays["y"], out, data.stem, source=data.name, kind=kind)
     out_console.print(views.placement_table(placed))
@@ -114,7 +130,10 @@ def _check(run: Run, client: str, arrays: dict[str, Any]) -> None:
     found = run.check(client, arrays["x"], arrays["y"])
     out_console.print(views.drift_table(found))
     say(f"{found.verdict}: {found.advice}")
-    say(f"(by accident another point would be so much better with p = {found.p_moved:.4f}, and the loss at its center so much larger with p = {found.p_worse:.4f})")
+    moved, worse = f"p = {found.p_moved:.4f}", f"p = {found.p_worse:.4f}"
+    say(
+        f"(chance of another point being this much better: {moved}, of the loss at its center being this high: {worse})"
+    )
 
 
 def _opened(path: Path) -> Run:
@@ -129,7 +148,8 @@ def _arrays(path: Path, *needed: str) -> dict[str, Any]:
     arrays = dict(read_npz(str(path), "data"))
     for name in needed:
         if name not in arrays:
-            raise FlocoError(f"{path} must hold {' and '.join(needed)}, and {name} is missing among {', '.join(arrays) or 'nothing'}")
+            among = ", ".join(arrays) or "nothing"
+            raise FlocoError(f"{path} must hold {' and '.join(needed)}, and {name} is missing among {among}")
     return arrays
 
 

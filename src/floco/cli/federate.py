@@ -1,4 +1,4 @@
-"""The same run across organisations: `floco flower new`, `floco flower demo`."""
+"""Runs across organisations on Flower: `floco flower new`, `floco flower demo`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from floco.cli.console import ConfigFile, Debug, Overrides, app, out_console, say, told
 from floco.core.errors import FlocoError
 
-flower_app = typer.Typer(no_args_is_help=True, help="The same run across organisations, on Flower (docs/flower.md).")
+flower_app = typer.Typer(no_args_is_help=True, help="Run across organisations, on Flower (docs/flower.md).")
 app.add_typer(flower_app, name="flower")
 
 
@@ -21,7 +21,7 @@ def new(
     s: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Write a Flower app for a run, to be started with flwr run."""
+    """Write a Flower app for a run, which flwr run starts."""
     with told(debug):
         _needs_flower()
         from floco.flower.scaffold import write
@@ -32,13 +32,12 @@ def new(
         say(f"the app is {folder}; its README.md says how to start it")
 
 
+_OUT = typer.Option(help="Folder for everything; must be empty or absent. Default: a new folder under runs/.")
+
+
 @flower_app.command()
-def demo(
-    out: Annotated[Path | None, typer.Option(help="Where app, data, logs and results go; must be empty or absent. Default: a new folder under runs/.")] = None,
-    s: Overrides = None,
-    debug: Debug = False,
-) -> None:
-    """Run a federation of three sites on this machine: a real SuperLink, three real SuperNodes, embedded data. About three minutes."""
+def demo(out: Annotated[Path | None, _OUT] = None, s: Overrides = None, debug: Debug = False) -> None:
+    """Run a SuperLink and three SuperNodes with embedded data on this machine (about three minutes)."""
     with told(debug):
         _needs_flower()
         from floco.cli import views
@@ -46,8 +45,9 @@ def demo(
 
         folder = demonstrate(out, s or [], say)
         out_console.print(views.closing_table(folder / "run"))
-        say(f"the server's run lies in {folder / 'run'}, each site's own in {folder / 'sites'}; take a model home, without the server:")
-        say(f"floco export {folder / 'sites' / 'north'} --client north -o north.safetensors")
+        sites = folder / "sites"
+        say(f"the server's run: {folder / 'run'}; the sites' own: {sites}; export a model without the server:")
+        say(f"floco export {sites / 'north'} --client north -o north.safetensors")
 
 
 def _needs_flower() -> None:

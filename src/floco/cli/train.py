@@ -1,4 +1,4 @@
-"""Training and looking: `floco run`, `compare`, `resume`, `report`, `data`."""
+"""Training and inspection: `floco run`, `compare`, `resume`, `report`, `data`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,25 @@ if TYPE_CHECKING:
     from floco.client.setup import Setup
     from floco.server.rounds import Progress
 
+_OUT = typer.Option(help="Run directory; must be empty or absent. Default: runs/<name>-<time>.")
+_COMPARISON = typer.Option(help="Directory; must be empty or absent. Default: runs/compare-<name>-<time>.")
+_METHODS = typer.Option("-a", metavar="A,B,...", help="Methods; the first is tested against the others.")
+_TUNE = typer.Option("--tune", help="First try six settings per method, validated on a part of the training data.")
+_PAGE = typer.Option(
+    "-o", metavar="FILE.html", help="The page. Default: report.html in the directory, or here for several."
+)
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and exit.")]
+
 
 @app.command()
 def run(
     config: ConfigFile = None,
     s: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="The run directory; must be empty or absent. Default: runs/<name>-<time>.")] = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and stop.")] = False,
+    out: Annotated[Path | None, _OUT] = None,
+    print_config: PrintConfig = False,
     debug: Debug = False,
 ) -> None:
-    """Train one federation and leave each client with its own model."""
+    """Train a federation: one global model, and one model per client."""
     with told(debug):
         from floco.runs import session
         from floco.runs.config import read, to_toml
@@ -47,16 +56,16 @@ def run(
 @app.command()
 def compare(
     config: ConfigFile = None,
-    algorithms: Annotated[str, typer.Option("-a", metavar="A,B,...", help="Methods, the one to test against the others first.")] = "floco,floco+,fedavg,fedavg+ft,ditto,local",
-    seeds: Annotated[int, typer.Option(help="Number of seeds, counted up from the configuration's.")] = 3,
+    algorithms: Annotated[str, _METHODS] = "floco,floco+,fedavg,fedavg+ft,ditto,local",
+    seeds: Annotated[int, typer.Option(help="Number of seeds, starting with the configuration's.")] = 3,
     s: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="The directory; must be empty or absent. Default: runs/compare-<name>-<time>.")] = None,
-    tune: Annotated[bool, typer.Option("--tune", help="First try six settings per method on a part cut from the clients' training data.")] = False,
+    out: Annotated[Path | None, _COMPARISON] = None,
+    tune: Annotated[bool, _TUNE] = False,
     debug: Debug = False,
 ) -> None:
-    """Train several methods on the same data, splits, client samples and budget, and say how they compare.
+    """Compare several methods on the same data, splits, client samples and budget.
 
-    -s KEY=VALUE is for all methods, -s METHOD.KEY=VALUE (e.g. ditto.pull=0.5) for one.
+    -s KEY=VALUE applies to all methods, -s METHOD.KEY=VALUE (e.g. ditto.pull=0.5) to one.
     """
     with told(debug):
         from floco.algorithms import ALGORITHMS
@@ -65,10 +74,15 @@ def compare(
         from floco.runs.config import override, read
 
         own: dict[str, dict[str, Any]] = {}
-        for text in [t for t in s or [] if t.partition(".")[0] in ALGORITHMS]:
-            key, value = override(text.partition(".")[2])
-            own.setdefault(text.partition(".")[0], {})[key] = value
-        base = session.settled(read(config, [t for t in s or [] if t.partition(".")[0] not in ALGORITHMS]))
+        common: list[str] = []
+        for text in s or []:
+            method, _, rest = text.partition(".")
+            if method in ALGORITHMS:
+                key, value = override(rest)
+                own.setdefault(method, {})[key] = value
+            else:
+                common.append(text)
+        base = session.settled(read(config, common))
         configs = comparison.configurations(base, [a.strip() for a in algorithms.split(",") if a.strip()], own)
         name = config.stem if config is not None else base.data.source.partition(":")[0]
         path = out or Path("runs") / f"compare-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -76,8 +90,11 @@ def compare(
 
 
 @app.command()
-def resume(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or that of a comparison.")], debug: Debug = False) -> None:
-    """Continue a stopped or killed run or comparison, to the same bits as if it had never stopped."""
+def resume(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run or a comparison.")],
+    debug: Debug = False,
+) -> None:
+    """Continue a stopped run or comparison; the results are bitwise those of an uninterrupted one."""
     with told(debug):
         from floco.analysis import comparison
 
@@ -89,16 +106,16 @@ def resume(path: Annotated[Path, typer.Argument(metavar="RUN", help="A run direc
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or those of comparisons.")],
-    out: Annotated[Path | None, typer.Option("-o", metavar="FILE.html", help="The page. Default: report.html in the directory, or here for several.")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs or comparisons.")],
+    out: Annotated[Path | None, _PAGE] = None,
     debug: Debug = False,
 ) -> None:
-    """Write one self-contained HTML page: curves, comparison, clients, the simplex and the loss over it."""
+    """Write a self-contained HTML page: comparison, curves, clients, the simplex and the loss over it."""
     with told(debug):
         from floco.analysis.report import sections as report
 
-        path = report.write(runs, out or (runs[0] / "report.html" if len(runs) == 1 and runs[0].is_dir() else Path("report.html")))
-        say(f"the report is {path}")
+        folder = runs[0] if len(runs) == 1 and runs[0].is_dir() else Path()
+        say(f"the report is {report.write(runs, out or folder / 'report.html')}")
 
 
 @app.command()
@@ -108,7 +125,7 @@ def data(
     picture: Annotated[Path | None, typer.Option(help="Write the picture to this file (.png, .svg, .pdf).")] = None,
     debug: Debug = False,
 ) -> None:
-    """Show who has what: clients by labels, sizes, heterogeneity."""
+    """Show the federation's data: samples by client and label, and the heterogeneity."""
     with told(debug):
         from floco.cli import views
         from floco.runs import session
@@ -124,16 +141,16 @@ def data(
 
 def _describe(setup: Setup) -> str:
     federation, training, layout = setup.federation, setup.training, setup.network.layout
-    n = sum(t.numel() for t in setup.network.parameters.values())
+    n, clients = sum(t.numel() for t in setup.network.parameters.values()), len(federation.clients)
     kept = f", {len(federation.held_out)} held out" if federation.held_out else ""
-    return (
-        f"{len(federation.clients)} clients{kept}, {federation.classes} classes, inputs {federation.shape}; model of {n:,} parameters in {len(layout.parameters)} tensors\n"
-        f"{setup.algorithm}, {training.rounds} rounds of {max(1, round(training.fraction * len(federation.clients)))} clients"
-    )
+    data = f"{clients} clients{kept}, {federation.classes} classes, inputs {federation.shape}"
+    budget = f"{training.rounds} rounds of {max(1, round(training.fraction * clients))} clients"
+    network = f"model of {n:,} parameters in {len(layout.parameters)} tensors"
+    return f"{data}; {network}\n{setup.algorithm}, {budget}"
 
 
 def _continue(path: Path, setup: Setup | None, debug: bool) -> None:
-    """Carry a run directory to its last round, showing progress, and print the closing table."""
+    """Train a run up to its last round, showing the progress, and print the closing table."""
     from floco.cli import views
     from floco.runs import session
 
@@ -146,7 +163,7 @@ def _continue(path: Path, setup: Setup | None, debug: bool) -> None:
 
 
 def _compare(made: Comparison, debug: bool) -> None:
-    """Do all runs of a comparison that are not finished, and print its table."""
+    """Train the unfinished runs of a comparison, and print its table."""
     from floco.analysis import comparison, tables
     from floco.cli import views
     from floco.storage.tables import read_table
@@ -154,7 +171,7 @@ def _compare(made: Comparison, debug: bool) -> None:
     with _stoppable(made.path), ExitStack() as stack:
 
         def start(title: str, path: Path, setup: Setup, progress: Progress) -> Callable[[Progress], None]:
-            stack.close()  # the bar of the run before
+            stack.close()  # closes the previous run's bar
             say(title)
             return _begun(stack, path, setup, progress, debug)
 
@@ -165,12 +182,13 @@ def _compare(made: Comparison, debug: bool) -> None:
     say(f"the comparison lies in {made.path}")
     if failures:
         shown = "\n".join(f"{f['method']}, seed {f['seed']}: {f['reason']}" for f in failures)
-        raise RunFailed(f"{len(failures)} of {len(made.runs)} runs failed:\n{shown}\ntry them again with: floco resume {made.path}")
+        failed = f"{len(failures)} of {len(made.runs)} runs failed"
+        raise RunFailed(f"{failed}:\n{shown}\ntry them again with: floco resume {made.path}")
 
 
 @contextmanager
 def _stoppable(path: Path) -> Iterator[None]:
-    """Say how to go on when the user stops, or a run fails."""
+    """When the user interrupts or a run fails, print how to continue."""
     try:
         yield
     except KeyboardInterrupt:
@@ -181,7 +199,7 @@ def _stoppable(path: Path) -> Iterator[None]:
 
 
 def _begun(stack: ExitStack, path: Path, setup: Setup, start: Progress, debug: bool) -> Callable[[Progress], None]:
-    """Say that a run is finished, or show its rounds until the stack is closed."""
+    """Show a run's rounds until the stack is closed; say so if it is finished already."""
     if start.round == setup.training.rounds:
         say(f"{path} is finished: all {start.round} rounds are done")
     return stack.enter_context(_shown(start.round, setup.training.rounds, debug))
@@ -189,11 +207,12 @@ def _begun(stack: ExitStack, path: Path, setup: Setup, start: Progress, debug: b
 
 @contextmanager
 def _shown(done: int, total: int, debug: bool) -> Iterator[Callable[[Progress], None]]:
-    """Show rounds as they end: a bar on a terminal, else one line per evaluation."""
+    """Show the progress: a bar on a terminal, otherwise one line per evaluation."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    columns: list[Any] = [TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn()]
+    accuracies = TextColumn("{task.description}")
+    columns = TextColumn("round"), MofNCompleteColumn(), BarColumn(), accuracies, TimeRemainingColumn()
     with Bar(*columns, console=out_console, auto_refresh=False, disable=not out_console.is_terminal) as bar:
         task = bar.add_task("", total=total, completed=done)
         text = ""
@@ -201,7 +220,8 @@ def _shown(done: int, total: int, debug: bool) -> Iterator[Callable[[Progress], 
         def watch(progress: Progress) -> None:
             nonlocal text
             for failure in progress.failures:
-                err_console.print(f"left out: {failure}" + (f"\n{failure.trace}" if debug else ""), style="yellow", markup=False, highlight=False)
+                line = f"left out: {failure}" + (f"\n{failure.trace}" if debug else "")
+                err_console.print(line, style="yellow", markup=False, highlight=False)
             if progress.evaluation is not None:
                 row = progress.evaluation.history
                 text = f"global {_percent(row['accuracy_global'])} personal {_percent(row['accuracy_personal'])}"

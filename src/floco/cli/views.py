@@ -1,4 +1,4 @@
-"""What users look at: tables for the terminal, and pictures."""
+"""Tables for the terminal, and the picture of `floco data`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from floco.data.federation import Federation
 from floco.data.partition import heterogeneity
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from floco.api import Run
     from floco.deliver.drift import Drift
     from floco.deliver.newcomers import Placement
 
@@ -25,35 +22,41 @@ _ROWS = 40  # clients shown in a terminal
 
 
 def _counts(federation: Federation) -> list[tuple[int, ...]]:
-    return [tuple(a + b for a, b in zip(federation.label_counts(c.train), federation.label_counts(c.test), strict=True)) for c in federation.clients]
+    """Return the samples of each client by label."""
+    parts = [(federation.label_counts(c.train), federation.label_counts(c.test)) for c in federation.clients]
+    return [tuple(a + b for a, b in zip(train, test, strict=True)) for train, test in parts]
 
 
 def label_table(federation: Federation) -> Table:
-    """Return clients x labels, with the sizes of the training and test parts."""
+    """Return the samples by client and label, and the sizes of the training and test parts."""
     table = Table(title="who has what: samples by client and label")
     table.add_column("client")
     for name in ("train", "test", *federation.names[:20]):
         table.add_column(escape(name), justify="right")
     for client, counts in list(zip(federation.clients, _counts(federation), strict=True))[:_ROWS]:
-        table.add_row(escape(client.id), str(len(client.train)), str(len(client.test)), *(str(n) if n else "·" for n in counts[:20]))
+        sizes = str(len(client.train)), str(len(client.test))
+        table.add_row(escape(client.id), *sizes, *(str(n) if n else "·" for n in counts[:20]))
     if len(federation.clients) > _ROWS:
         table.add_row(f"and {len(federation.clients) - _ROWS} more")
     return table
 
 
 def summary(federation: Federation) -> str:
-    """Return the sizes and the heterogeneity of a federation in words."""
+    """Return the sizes and the heterogeneity of a federation as text."""
     counts = _counts(federation)
     sizes = [sum(c) for c in counts]
-    test = "no global test part: the union of the clients' test parts stands in" if federation.y_test is None else f"global test part of {len(federation.y_test)} samples"
+    test = "no global test part: the union of the clients' test parts is used instead"
+    if federation.y_test is not None:
+        test = f"global test part of {len(federation.y_test)} samples"
+    measure = "mean total variation distance between a client's labels and all labels; 0: equal, towards 1: disjoint"
     return (
         f"{len(sizes)} clients of {min(sizes)} to {max(sizes)} samples, {federation.classes} classes; {test}\n"
-        f"heterogeneity {heterogeneity(counts):.2f} (mean total variation distance of a client's labels from all labels; 0: equal, towards 1: disjoint)"
+        f"heterogeneity {heterogeneity(counts):.2f} ({measure})"
     )
 
 
 def label_picture(federation: Federation, path: Path) -> None:
-    """Write a picture of clients x labels: one bar a client, one colour a label."""
+    """Write a stacked bar chart of samples by client and label."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -72,46 +75,6 @@ def label_picture(federation: Federation, path: Path) -> None:
     if federation.classes <= 20:
         axes.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
-
-
-def simplex_picture(run: Run, path: Path) -> None:
-    """Write a picture of the solution simplex: endpoints on a circle, every client at its center.
-
-    A client stands at the mean of the endpoints, weighted by its center; its colour is its most frequent label.
-    """
-    import numpy as np
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
-    table, federation = run.clients, run.setup.federation
-    if table["center"].isna().all():
-        raise FlocoError(f"no client has a center: the run uses {run.setup.algorithm.name}, or its assignment has not happened")
-    placed = table[table["center"].notna()]
-    centers = np.array(placed["center"].tolist())  # (K, M)
-    angles = np.pi / 2 + 2 * np.pi * np.arange(centers.shape[1]) / centers.shape[1]
-    corners = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # (M, 2)
-    points = centers @ corners
-    labels = [int(np.argmax(federation.label_counts(federation.client(c).train))) for c in placed["client"]]
-    figure = Figure(figsize=(6.4, 5.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.fill(*corners.T, facecolor="#f2f4f7", edgecolor="#98a2b3", linewidth=1)
-    axes.scatter(corners[:, 0], corners[:, 1], color="#475467", s=26, zorder=2)
-    for m, (x, y) in enumerate(corners * 1.09):
-        axes.text(x, y, f"$W_{{{m + 1}}}$", ha="center", va="center", color="#475467")
-    colours = colormaps["tab10"]
-    for label in sorted(set(labels)):
-        mine = np.array([q == label for q in labels])
-        axes.scatter(points[mine, 0], points[mine, 1], color=colours(label % 10), s=46, edgecolor="white", linewidth=0.8, zorder=3, label=federation.names[label])
-    axes.plot(0, 0, marker="+", markersize=12, color="black", zorder=4, linestyle="none", label="global model, 1/M")
-    axes.legend(title="most frequent label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.set_aspect("equal")
-    axes.set_title(f"{len(placed)} clients on the solution simplex, round {run.progress.round}", pad=18)
-    axes.axis("off")
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
     try:
         figure.savefig(path, dpi=130, bbox_inches="tight")
     except (OSError, ValueError) as error:
@@ -119,7 +82,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def comparison_table(path: Path) -> Table:
-    """Return the methods of a comparison's directory: means over seeds."""
+    """Return the methods of a comparison directory with means over seeds."""
     from floco.storage.tables import read_table
 
     made = read_table(path / "methods.csv")
@@ -133,7 +96,7 @@ def comparison_table(path: Path) -> Table:
 
 
 def closing_table(path: Path) -> Table:
-    """Return the last evaluation of a run directory in words."""
+    """Return the last evaluation of a run directory."""
     with (path / "history.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
 
@@ -154,27 +117,32 @@ def closing_table(path: Path) -> Table:
 
 
 def newcomer_table(path: Path) -> Table:
-    """Return the mean accuracy of the clients that were held out of a run, by model and number of labelled samples."""
+    """Return the mean accuracy of the held-out clients, by model and number of labelled samples."""
     from floco.storage.tables import read_table
 
     made = read_table(path / "newcomers.csv")
     means = made.pivot_table(index="model", columns="size", values="accuracy", aggfunc="mean")
     means = means[[str(size) for size in made["size"].unique() if size in means]]
     counts = made.groupby("size")["client"].nunique()
-    judged: dict[Any, int] = made.dropna(subset="accuracy").groupby(["model", "size"])["client"].nunique().to_dict()  # a model that could not be made has none
-    table = Table(title=f"newcomers: {made['client'].nunique()} clients that were held out, mean accuracy by number of labelled samples")
-    for name in ("model", *(f"{n}" + ("" if counts[n] == counts.max() else f" ({counts[n]} clients)") for n in means.columns)):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    rated = made.dropna(subset="accuracy")  # a model that could not be made has no accuracy
+    judged: dict[Any, int] = rated.groupby(["model", "size"])["client"].nunique().to_dict()
+    what = "mean accuracy by number of labelled samples"
+    table = Table("model", title=f"newcomers: {made['client'].nunique()} held-out clients, {what}")
+    for n in means.columns:
+        table.add_column(f"{n}" + ("" if counts[n] == counts.max() else f" ({counts[n]} clients)"), justify="right")
     for name in (m for m in ("placed", "global", "global+ft", "local") if m in means.index):
         row: dict[Any, float] = means.loc[name].to_dict()
-        few = {size: f" (of {judged[name, size]})" if judged.get((name, size), 0) < counts[size] else "" for size in row}
-        cells = [f"{100 * mean:.1f} %{few[size]}" if mean == mean else "" for size, mean in row.items()]
+        cells = []
+        for size, mean in row.items():
+            number = judged.get((name, size), 0)
+            few = f" (of {number})" if number < counts[size] else ""
+            cells.append(f"{100 * mean:.1f} %{few}" if mean == mean else "")
         table.add_row(name, *cells)
     return table
 
 
 def placement_table(placement: Placement) -> Table:
-    """Return the candidates for a newcomer's place."""
+    """Return the candidate points for a newcomer."""
     table = Table(title="where the newcomer could be (loss and accuracy on samples left out in turn)")
     for name in ("place", "loss", "accuracy", "", "mixture"):
         table.add_column(name, justify="right" if name in ("loss", "accuracy") else "left")
@@ -183,12 +151,13 @@ def placement_table(placement: Placement) -> Table:
         table.add_row(meaning[rule], "", "", "", escape(problem))
     for c in placement.candidates:
         chosen = "chosen" if c is placement.chosen else ""
-        table.add_row(meaning[c.rule], f"{c.loss:.3f}", f"{100 * c.accuracy:.1f} %", chosen, " ".join(f"{a:.2f}" for a in c.alpha.tolist()))
+        mixture = " ".join(f"{a:.2f}" for a in c.alpha.tolist())
+        table.add_row(meaning[c.rule], f"{c.loss:.3f}", f"{100 * c.accuracy:.1f} %", chosen, mixture)
     return table
 
 
 def drift_table(found: Drift) -> Table:
-    """Return the evidence of a check."""
+    """Return the losses on which a drift check is based."""
     table = Table(title=f"loss of client {escape(found.client)} at points of the simplex")
     for name in ("point", "own test part", "new data"):
         table.add_column(name, justify="left" if name == "point" else "right")

@@ -1,1 +1,1 @@
-"""One client's work: its setup, its round, its SGD, its predictions. Nothing here knows of other clients."""
+"""One client's work: setup, round, SGD and predictions. Nothing here knows of other clients."""

@@ -1,4 +1,4 @@
-"""What one client does in a round: prepare its training, conclude it, evaluate its models."""
+"""One client's part in a round: prepare its training, conclude it, evaluate its models."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ from floco.core.metrics import Score
 from floco.core.random import derive
 from floco.core.values import Message, Models, Tensors, Update, prefixed, under
 
-_BUFFERS = "buffers/"  # where a client's memory keeps its own buffers
+_BUFFERS = "buffers/"  # prefix of local buffers in a client's memory
 
 
 class Scores(NamedTuple):
-    """Metrics of a client's two models on its own test part; None where the method has no such model."""
+    """Metrics of a client's two models on its own test part; None for a model that the method does not have."""
 
     global_: Score | None
     personal: Score | None
 
 
 def _received(setup: Setup, client: str, message: Message, memory: Tensors | None) -> tuple[Message, Tensors]:
-    """Return the message and the memory as the algorithm sees them: a client's own buffers in place of the received."""
+    """Return message and memory as the algorithm sees them: local buffers moved from the memory to the message."""
     memory = memory or {}
     kept = under(memory, _BUFFERS)
     own = {n: t for n, t in memory.items() if not n.startswith(_BUFFERS)}
-    return replace(message, shared={**message.shared, **kept}), own or setup.algorithm.start(setup.network, seed=derive(setup.seed, "start", client))
+    own = own or setup.algorithm.start(setup.network, seed=derive(setup.seed, "start", client))
+    return replace(message, shared={**message.shared, **kept}), own
 
 
 def prepared(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Work:
-    """Return the training that a client has to do: that of the round, or for an evaluation its adaptation, if the method has one."""
+    """Return a client's training of this round, or before an evaluation its adaptation (perhaps no phases)."""
     message, memory = _received(setup, client, message, memory)
     facts = setup.facts(client)
     tensors = setup.algorithm.begin(message, memory, facts)
@@ -46,10 +47,10 @@ def prepared(setup: Setup, client: str, message: Message, memory: Tensors | None
 
 
 def concluded(setup: Setup, work: Work, tensors: Tensors) -> tuple[Update, Tensors]:
-    """Return a client's update and its new memory from its trained tensors; a probe keeps none.
+    """Return a client's update and new memory from its trained tensors; a probe has no memory.
 
     Raises:
-        FlocoError: a tensor came out not finite.
+        FlocoError: a tensor is not finite.
     """
     task = work.message.task
     update, memory = setup.algorithm.finish(tensors, work.message, work.client, work.facts)
@@ -67,7 +68,7 @@ def concluded(setup: Setup, work: Work, tensors: Tensors) -> tuple[Update, Tenso
 
 
 def adapted(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Tensors:
-    """Return a client's working tensors as they are evaluated: after its adaptation, if the method has one."""
+    """Return a client's working tensors for evaluation, after its adaptation if the method has one."""
     return run(setup, prepared(setup, client, message, memory))
 
 
@@ -81,5 +82,6 @@ def scored(setup: Setup, work: Work, tensors: Tensors) -> Scores:
     test = setup.federation.client(work.client).test
     both = setup.algorithm.models(tensors, work.facts)
     distinct = {id(m): m for m in both if m is not None}
-    found = dict(zip(distinct, judge(setup, list(distinct.values()), setup.federation.x[test], setup.federation.y[test]), strict=True))
+    scores = judge(setup, list(distinct.values()), setup.federation.x[test], setup.federation.y[test])
+    found = dict(zip(distinct, scores, strict=True))
     return Scores(*(found.get(id(m)) for m in both))

@@ -1,4 +1,4 @@
-"""All that is fixed during a run, and the ways into its network."""
+"""What is fixed during a run, and access to its network."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from floco.core.network import Network
 from floco.core.values import Facts, Predict, Tensors, Training, fast_copy
 from floco.data.federation import Federation
 
-_REMEMBERED = 2000  # clients whose facts are kept at hand
+_REMEMBERED = 2000  # clients with cached facts
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that is fixed during a run."""
+    """What is fixed during a run."""
 
     federation: Federation
     network: Network
@@ -35,7 +35,7 @@ class Setup:
     _modules: dict[bool, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def facts(self, client: str) -> Facts:
-        """Return what the algorithm may know of `client`."""
+        """Return what the algorithm may know of `client`, cached."""
         if client not in self._facts:
             if len(self._facts) >= _REMEMBERED:
                 self._facts.clear()
@@ -44,10 +44,11 @@ class Setup:
 
     def _facts_of(self, client: str) -> Facts:
         train = self.federation.client(client).train
-        return Facts(self.network.layout, self.training, len(train), self.federation.label_counts(train), batches(len(train), self.training.batch_size))
+        counts, steps = self.federation.label_counts(train), batches(len(train), self.training.batch_size)
+        return Facts(self.network.layout, self.training, len(train), counts, steps)
 
     def predictor(self, *, train: bool, fresh: bool = False) -> Predict:
-        """Return `predict(tensors, x)` of the whole network; `fresh`: on a copy of its module that nobody else uses."""
+        """Return `predict(tensors, x)` of the network, on a cached copy of its module or on a `fresh` one."""
         if fresh:
             return predictor(self.network.twin(self.device, train=train), self._names, self.training, self.device)
         if train not in self._modules:
@@ -59,21 +60,23 @@ class Setup:
         return {n: n for n in (*self.network.layout.parameters, *self.network.layout.buffers)}
 
     def initial(self) -> Tensors:
-        """Return copies of the network's initial tensors on the device: buffers may be written to."""
+        """Return copies of the network's initial tensors on the device; they may be written to."""
         return {n: fast_copy(t).to(self.device) for n, t in {**self.network.parameters, **self.network.buffers}.items()}
 
     def inputs(self, raw: torch.Tensor) -> torch.Tensor:
-        """Return a network's inputs, on the device, of raw samples (n, C, ...)."""
+        """Return raw samples (n, C, ...) as network inputs: normalised, on the device."""
         return fast_copy(self.federation.normalization(raw).to(self.device))
 
     @cached_property
     def unsteady(self) -> str | None:
-        """Why the network's forward pass is no function of tensors and random numbers of torch, None if it is (see `trial.unsteady`).
+        """Why the forward pass is not a function of tensors and torch's random numbers; None if it is.
 
-        Then clients cannot train as one program, and each trains on a copy of the module, so that it starts as all others do.
+        See `trial.unsteady`. Clients then cannot train as one program, and each trains on its own copy of the module,
+        so that all start from the same state.
         """
         module = self.network.twin(self.device, train=True)
-        predict, x = predictor(module, self._names, self.training, self.device), self.inputs(self.federation.x[some_rows(self.federation, 4)[:4]])
+        predict = predictor(module, self._names, self.training, self.device)
+        x = self.inputs(self.federation.x[some_rows(self.federation, 4)[:4]])
         return unsteady(lambda: predict(self.initial(), x), module, self.seed, self.device)
 
     @cached_property
@@ -93,28 +96,28 @@ class Setup:
 
     @property
     def split(self) -> Split | None:
-        """The network as body and head, if the last linear layer gives its logits and nothing else looks at that layer's weights; tried on samples of all clients."""
+        """The network as body and head, if samples of all clients give the same logits that way; otherwise None."""
         return self._cut[0]
 
     @property
     def disagrees(self) -> bool:
-        """Whether the network fits together from body and head, and then gives other logits: evaluations run it as a whole, and say so."""
+        """Whether body and head together give other logits than the network; it is then evaluated as a whole."""
         return self._cut[1]
 
     @property
     def local_buffers(self) -> bool:
-        """Whether clients keep floating buffers to themselves."""
+        """Whether floating buffers stay on the clients."""
         return self.training.buffers == "local" and bool(self.network.layout.buffers)
 
 
 def predictor(module: nn.Module, names: Mapping[str, str], training: Training, device: torch.device) -> Predict:
-    """Return `predict(tensors, x)` for a module, in the mode it is in.
+    """Return `predict(tensors, x)` for a module in its current mode.
 
     Args:
         module: a network on the device, or a layer of one.
-        names: the module's own names of its parameters and buffers -> their names among the tensors.
-        training: its `precision` is that of the arithmetic.
-        device: where the tensors will be.
+        names: name of a parameter or buffer in the module -> its name in the tensors.
+        training: its `precision` selects the arithmetic.
+        device: device of the tensors.
     """
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
 
@@ -127,12 +130,12 @@ def predictor(module: nn.Module, names: Mapping[str, str], training: Training, d
 
 
 def batches(n: int, batch_size: int) -> int:
-    """Return the number of one epoch's batches."""
+    """Return the number of batches per epoch."""
     return max(1, n // batch_size) if n % batch_size == 1 < batch_size else math.ceil(n / batch_size)
 
 
 def batch_sizes(n: int, batch_size: int) -> list[int]:
-    """Return the sizes of one epoch's batches. A last batch of one sample joins the one before: BatchNorm needs two."""
+    """Return the batch sizes of one epoch; a single last sample joins the batch before, since BatchNorm needs two."""
     sizes = [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)
     if len(sizes) > 1 and sizes[-1] == 1 < batch_size:
         sizes[-2:] = [batch_size + 1]

@@ -1,12 +1,13 @@
-"""SGD on one client's data: its phases, epochs and batches.
+"""SGD on one client's data: phases, epochs and batches.
 
-Everything here runs in one process on one thread and depends on its arguments only.
+Everything here runs on one thread and depends on its arguments only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.optim.sgd import sgd
@@ -15,10 +16,12 @@ from floco.client.setup import Setup, batch_sizes
 from floco.core.random import global_stream, stream
 from floco.core.values import Batch, Facts, Layout, Message, Phase, Predict, Step, Tensors, Training, fast_copy
 
+_sgd = partial(sgd, fused=True, dampening=0.0, nesterov=False, maximize=False)
+
 
 @dataclass(frozen=True)
 class Work:
-    """The training that one client has to do: in a round, or before it is evaluated."""
+    """One client's training, in a round or before an evaluation."""
 
     client: str
     message: Message
@@ -29,15 +32,15 @@ class Work:
     samples: torch.Tensor
     """Positions of the training part, (n_train,)."""
     path: tuple[str | int, ...]
-    """Names the random streams."""
+    """Path of the random streams."""
 
     @property
     def sizes(self) -> list[int]:
-        """Sizes of an epoch's batches."""
+        """Batch sizes of one epoch."""
         return batch_sizes(len(self.samples), self.facts.training.batch_size)
 
     def epochs(self, phase: Phase) -> int:
-        """Return the epochs of a phase."""
+        """Return the number of epochs of a phase."""
         return self.facts.training.epochs if phase.epochs is None else phase.epochs
 
     @property
@@ -46,20 +49,29 @@ class Work:
         return sum(self.epochs(p) * len(self.sizes) * sum(s.repeat for s in p.steps) for p in self.phases)
 
     def orders(self, phase: Phase, seed: int) -> Iterator[torch.Tensor]:
-        """Yield the order of the samples, (n_train,), in each epoch of a phase."""
+        """Yield the order of the samples, (n_train,), for each epoch of a phase."""
         shuffle = stream(seed, *self.path, phase.name, "shuffle")
         for _ in range(self.epochs(phase)):
             yield torch.randperm(len(self.samples), generator=shuffle)
 
     def draws(self, phase: Phase, tensors: Tensors, seed: int) -> torch.Tensor | None:
-        """Return the random numbers of all steps of a phase, (steps, ...) float32."""
+        """Return the random numbers for all steps of a phase, (steps, ...) float32."""
         if phase.draws is None:
             return None
-        return phase.draws(tensors, self.epochs(phase) * len(self.sizes), stream(seed, *self.path, phase.name, "draws")).float()
+        generator = stream(seed, *self.path, phase.name, "draws")
+        return phase.draws(tensors, self.epochs(phase) * len(self.sizes), generator).float()
 
 
-def sgd_step(step: Step, predict: Predict, tensors: Tensors, velocity: list[torch.Tensor], draw: torch.Tensor | None, batch: Batch, training: Training) -> None:
-    """Move `tensors[step.moves]` in place: g <- dL + correction; v <- momentum * v + g + decay * w; w <- w - lr * v."""
+def sgd_step(
+    step: Step,
+    predict: Predict,
+    tensors: Tensors,
+    velocity: list[torch.Tensor],
+    draw: torch.Tensor | None,
+    batch: Batch,
+    training: Training,
+) -> None:
+    """Update `tensors[step.moves]` in place: g <- dL + correction; v <- momentum v + g + decay w; w <- w - lr v."""
     moved = [tensors[n] for n in (*step.moves, *step.coefficients)]
     loss = step.loss(predict, tensors, draw, batch)
     gradients = list(torch.autograd.grad(loss, moved, materialize_grads=True))
@@ -70,33 +82,36 @@ def sgd_step(step: Step, predict: Predict, tensors: Tensors, velocity: list[torc
 
 
 def add_correction(step: Step, gradients: list[torch.Tensor], values: Tensors) -> None:
-    """Replace the gradients that a correction names by their sums with it."""
+    """Add a correction to the gradients of the tensors it names."""
     for name, value in values.items():
         i = step.moves.index(name)
-        gradients[i] = gradients[i] + value  # not in place: autograd may return one tensor for two inputs, or an expanded one
+        gradients[i] = gradients[i] + value  # not in place: autograd may return shared or expanded tensors
 
 
-def move(step: Step, tensors: Tensors, gradients: Sequence[torch.Tensor], velocity: list[torch.Tensor], training: Training) -> None:
-    """Apply the gradients of `step.moves` and `step.coefficients` in place; `velocity` is empty before the first step."""
+def move(
+    step: Step, tensors: Tensors, gradients: Sequence[torch.Tensor], velocity: list[torch.Tensor], training: Training
+) -> None:
+    """Apply the gradients of `step.moves` and `step.coefficients` in place; `velocity` starts as an empty list."""
     momentum = training.momentum if step.momentum is None else step.momentum
     decay = training.weight_decay if step.weight_decay is None else step.weight_decay
     lr = training.lr if step.lr is None else step.lr
     for (name, (low, high)), gradient in zip(step.coefficients.items(), gradients[len(step.moves) :], strict=True):
         tensors[name].sub_(lr * gradient).clamp_(low, high)
     moved = [tensors[n] for n in step.moves]
-    alike = [g if g.stride() == t.stride() else torch.empty_like(t).copy_(g) for t, g in zip(moved, gradients, strict=False)]
+    pairs = zip(moved, gradients, strict=False)
+    alike = [g if g.stride() == t.stride() else torch.empty_like(t).copy_(g) for t, g in pairs]
     if not velocity:
         velocity.extend(map(torch.zeros_like, moved))
-    sgd(_in_order(moved), _in_order(alike), [*_in_order(velocity)], fused=True, weight_decay=decay, momentum=momentum, lr=lr, dampening=0.0, nesterov=False, maximize=False)
+    _sgd(_in_order(moved), _in_order(alike), [*_in_order(velocity)], weight_decay=decay, momentum=momentum, lr=lr)
 
 
 def _in_order(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return dense tensors as they lie in memory: SGD's kernel copies others back and forth, which takes three times as long."""
+    """Return dense tensors as contiguous views of their memory; SGD's kernel copies others, at three times the cost."""
     return [t if t.is_contiguous() else t.as_strided((t.numel(),), (1,)) for t in tensors]
 
 
 def _own_copies(tensors: Tensors, phases: Sequence[Phase], layout: Layout, device: torch.device) -> Tensors:
-    """Return working tensors in which all that may change (moved parameters, buffers) is copied, the rest shared."""
+    """Return working tensors with copies of all that may change (trained tensors, buffers); the rest is shared."""
     moves = {name for phase in phases for step in phase.steps for name in (*step.moves, *step.coefficients)}
     mine = {n: t.to(device) for n, t in tensors.items()}
     for name in mine:
@@ -108,7 +123,7 @@ def _own_copies(tensors: Tensors, phases: Sequence[Phase], layout: Layout, devic
 
 
 def run(setup: Setup, work: Work) -> Tensors:
-    """Return the working tensors after all phases of one client, on the CPU."""
+    """Return one client's working tensors after all phases, on the CPU."""
     if not work.phases:
         return work.tensors
     device, federation = setup.device, setup.federation

@@ -1,4 +1,4 @@
-"""What is tried out on a network before it is relied on: whether its forward pass is a function, and whether it can be cut above its body."""
+"""Trial runs of a network: whether its forward pass is a pure function, and whether it splits into body and head."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from floco.core.values import Predict, Tensors
 from floco.data.federation import Federation
 
 CHUNK = 500
-"""Samples a forward pass in evaluations: fixed, so that results do not depend on the engine."""
+"""Samples per forward pass in evaluations; fixed, so that results do not depend on the engine."""
 
 
 def some_rows(federation: Federation, number: int) -> torch.Tensor:
-    """Return positions of samples of all clients, test samples first: `number` in all, or more if there are more clients, or fewer if there are fewer samples."""
+    """Return positions of about `number` samples, equally many of every client (at least one), test samples first."""
     each = -(-number // max(1, len(federation.clients)))
     return torch.cat([torch.cat([c.test[:each], c.train[:each]])[:each] for c in federation.clients])
 
 
 def unsteady(forward: Callable[[], torch.Tensor], module: nn.Module, seed: int, device: torch.device) -> str | None:
-    """Return why the forward pass of a module in training mode is no function of tensors and torch's random numbers, None if it is.
+    """Return why a forward pass is not a function of tensors and torch's random numbers; None if it is.
 
-    It runs three times (the first time, a module may set itself up) with equal tensors and streams; outputs, attributes, and the
-    states of numpy's and Python's generators are compared. What shows later or more rarely is not found.
+    It runs in training mode, three times with equal tensors and streams (a module may initialise itself in the first).
+    Outputs, attributes, and the states of numpy's and Python's generators are compared. Effects that appear only later
+    are not detected.
     """
 
     def once() -> tuple[torch.Tensor, bool, dict[str, Any]]:
@@ -47,35 +48,38 @@ def unsteady(forward: Callable[[], torch.Tensor], module: nn.Module, seed: int, 
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Return plain attributes of a module and its submodules, and the sizes of their containers."""
+    """Return plain attributes of a module and its submodules, and the sizes of containers."""
     found: dict[str, Any] = {}
     for prefix, m in module.named_modules():
         for name, value in vars(m).items():
-            if not name.startswith("_") and isinstance(value, int | float | str | bool | list | dict | set | tuple):
-                found[f"{prefix}.{name}".removeprefix(".")] = value if isinstance(value, int | float | str | bool) else len(value)
+            key = f"{prefix}.{name}".removeprefix(".")
+            if not name.startswith("_") and isinstance(value, int | float | str | bool):
+                found[key] = value
+            elif not name.startswith("_") and isinstance(value, list | dict | set | tuple):
+                found[key] = len(value)
     return found
 
 
 class Split:
-    """A network cut in two: what is below the layer that gives its logits runs once for models that have it in common."""
+    """A network as body and head: the body runs once for models that share it."""
 
     def __init__(self, module: nn.Module, layer: nn.Module, predict: Predict, upper: Predict) -> None:
-        """Hold the parts.
+        """Store the parts.
 
         Args:
             module: the network.
-            layer: the linear layer of it that gives the logits.
-            predict: the network's.
-            upper: that of the layer alone.
+            layer: its linear layer that gives the logits.
+            predict: `predict` of the network.
+            upper: `predict` of the layer alone.
         """
         self._module, self._layer, self._predict, self._upper = module, layer, predict, upper
 
     @torch.no_grad()
     def __call__(self, models: Sequence[Tensors], x: torch.Tensor) -> list[torch.Tensor]:
-        """Return the logits (n, C) of inputs x (n, ...) under each model: the first has all tensors, the others their heads.
+        """Return the logits (n, C) of inputs x (n, ...) for each model: the first has all tensors, the others the head.
 
         Raises:
-            NotImplementedError: the layer was not called once, with one argument, or what it gives is not the network's output.
+            NotImplementedError: the layer is not called exactly once with one argument, or does not give the output.
         """
         calls: list[tuple[tuple[Any, ...], Any]] = []
         outputs: list[Any] = []
@@ -89,16 +93,19 @@ class Split:
             for hook in hooks:
                 hook.remove()
         if len(calls) != 1 or len(calls[0][0]) != 1 or calls[0][1] is not outputs[0]:
-            raise NotImplementedError("the last linear layer must be called once, with its input, and give the network's output")
+            raise NotImplementedError("the head must be called once, with one input, and give the network's output")
         return [first, *(self._upper(m, calls[0][0][0]) for m in models[1:])]
 
     def agrees(self, one: Tensors, other: Tensors, chunks: Sequence[torch.Tensor]) -> bool | None:
-        """Return whether the parts together are the network, tried on inputs in chunks under two models that differ in the head; None where they do not fit together at all."""
+        """Return whether the split gives the network's logits for two models that differ in the head.
+
+        None if the network cannot be split. `chunks` are the inputs to try, in parts.
+        """
         with one_thread(), torch.no_grad():
             for x in chunks:
                 try:
                     found = self([one, other], x)
-                except Exception:  # noqa: BLE001  whatever it is, the network cannot be cut there
+                except Exception:  # noqa: BLE001  any error means that the network cannot be split
                     return None
                 if not all(torch.equal(a, self._predict(m, x)) for a, m in zip(found, (one, other), strict=True)):
                     return False

@@ -1,1 +1,1 @@
-"""What travels between server and clients, and what an algorithm is. No files, no clock, no printing."""
+"""Values sent between server and clients, and the algorithm interface. No files, no clock, no printing."""

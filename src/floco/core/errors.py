@@ -1,4 +1,4 @@
-"""The one error family of the package: what must hold, what was given, what to do."""
+"""The errors of the package. A message says what must hold, what was given, and what to do."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from collections.abc import Iterable
 
 
 class FlocoError(ValueError):
-    """Wrong use, wrong data or a broken run, said so that a user can act on it (exit code 2 on the command line)."""
+    """Wrong use, wrong data or a broken run, with a message a user can act on (exit code 2)."""
 
 
 class RunFailed(FlocoError):
-    """A run that was started correctly and could not go on (exit code 1); it can be resumed once the cause is gone."""
+    """A correctly started run that could not continue (exit code 1); resume it once the cause is fixed."""
 
 
 class WorkerDied(RunFailed):
-    """A worker process ended, e.g. for want of memory: nothing is known of the settings it ran with."""
+    """A worker process died, e.g. out of memory; this says nothing about the settings it ran with."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return `"; did you mean 'x'?"` for the known word closest to `word`, else the list of known words."""
+    """Return `"; did you mean 'x'?"` for the known word closest to `word`, or else the list of known words."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
 def warn(text: str) -> None:
-    """Warn, and name the line of the caller's own code that led here: the first frame outside this package."""
+    """Issue a warning at the line of the caller's own code: the first frame outside this package."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == "floco":
         level, frame = level + 1, frame.f_back

@@ -1,9 +1,9 @@
-"""Which layer gives a network's logits: seen in a forward pass, not guessed from names or places."""
+"""Find the layer that gives a network's logits, from a forward pass rather than from names or positions."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,16 +14,17 @@ from floco.core.random import global_stream, one_thread
 
 
 def head_layer(module: nn.Module, sample: torch.Tensor | None) -> str | None:
-    """Return the name of the `nn.Linear` whose output the logits are computed from, by no other trained tensor; None if there is none.
+    """Return the name of the `nn.Linear` that gives the logits; None if there is none.
 
-    Between that layer and the logits may stand what has no parameters: a scale, a mask, a choice of positions.
+    No other trained tensor may act after that layer. Operations without parameters may: a scale, a mask, a choice of
+    positions.
 
     Args:
         module: a network; it is not changed.
-        sample: inputs (n, ...) for a trial forward pass. None: the module is traced symbolically, without inputs, if it can be.
+        sample: inputs (n, ...) for a trial forward pass. None: trace the module symbolically, if possible.
 
     Raises:
-        FlocoError: the network fails on the sample, or gives something else than a tensor.
+        FlocoError: the network fails on the sample, or does not return a tensor.
     """
     trial = copy.deepcopy(module).eval()
     with one_thread(), global_stream(0, "head"), torch.enable_grad():
@@ -32,63 +33,70 @@ def head_layer(module: nn.Module, sample: torch.Tensor | None) -> str | None:
         except FlocoError:
             raise
         except Exception as error:
-            if sample is None:  # what cannot be traced shows no head
+            if sample is None:  # not traceable: no head is found
                 return None
             raise FlocoError(f"the model fails on inputs of shape {tuple(sample.shape)}: {error}") from error
     return next(iter(found)) if found is not None and len(found) == 1 else None
 
 
 def logits_of(output: object) -> torch.Tensor:
-    """Return what a network gave, if it is a tensor."""
+    """Return a network's output, which must be a tensor."""
     if not isinstance(output, torch.Tensor):
-        raise FlocoError(f"the model must give a tensor of logits, got {type(output).__name__}; return its logits alone, in training mode too")
+        kind = type(output).__name__
+        raise FlocoError(f"the model must return a tensor of logits, got {kind}; return the logits alone, in any mode")
     return output
 
 
 def _seen(module: nn.Module, sample: torch.Tensor) -> set[str] | None:
-    """Return the linear layers that the logits of a sample depend on most directly; None if they also depend on a tensor beside them."""
+    """Return the linear layers nearest to the logits in autograd's graph; None if another tensor acts after them."""
     for p in module.parameters():
-        p.requires_grad_(p.is_floating_point())  # a frozen layer is seen too
+        p.requires_grad_(p.is_floating_point())  # so that frozen layers appear in the graph
     nodes: dict[Any, str] = {}
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
             layer.register_forward_hook(lambda _, args, y, name=name: nodes.update({y.grad_fn: name}))
     logits = logits_of(module(sample))
-    found, beside = set[str](), False
-    todo, known = [logits.grad_fn], set[Any]()
+    return _nearest(
+        [logits.grad_fn],
+        nodes.get,
+        lambda node: hasattr(node, "variable"),  # an AccumulateGrad node: a parameter
+        lambda node: [n for n, _ in node.next_functions],
+    )
+
+
+def _traced(module: nn.Module) -> set[str] | None:
+    """Return the same from a symbolic trace of the module."""
+    if isinstance(module, nn.Linear):
+        return {""}
+    graph = torch.fx.symbolic_trace(module)
+    called = {n: graph.get_submodule(str(n.target)) for n in graph.graph.nodes if n.op == "call_module"}
+    linear = {n: str(n.target) for n, layer in called.items() if isinstance(layer, nn.Linear)}
+    trained = {n for n, layer in called.items() if next(layer.parameters(), None) is not None}
+    return _nearest(
+        [n for n in graph.graph.nodes if n.op == "output"],
+        linear.get,
+        lambda node: node.op == "get_attr" or node in trained,
+        lambda node: node.all_input_nodes,
+    )
+
+
+def _nearest(
+    todo: list[Any],
+    layer: Callable[[Any], str | None],
+    trained: Callable[[Any], bool],
+    inputs: Callable[[Any], Iterable[Any]],
+) -> set[str] | None:
+    """Return the layers first met on the way back from the nodes `todo`; None if a trained tensor is met as well."""
+    found, known = set[str](), set[Any]()
     while todo:
         node = todo.pop()
         if node is None or node in known:
             continue
         known.add(node)
-        if node in nodes:
-            found.add(nodes[node])
-            continue
-        beside = beside or hasattr(node, "variable")  # where a gradient would be left: a parameter
-        todo += [n for n, _ in node.next_functions]
-    return None if beside else found
-
-
-def _traced(module: nn.Module) -> set[str] | None:
-    """Return the same from the module's code."""
-    if isinstance(module, nn.Linear):
-        return {""}
-    graph = torch.fx.symbolic_trace(module)
-    found, beside = set[str](), False
-    todo, known = [n for n in graph.graph.nodes if n.op == "output"], set[torch.fx.Node]()
-    while todo:
-        node = todo.pop()
-        if node in known:
-            continue
-        known.add(node)
-        called = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(called, nn.Linear):
-            found.add(str(node.target))
-            continue
-        beside = beside or node.op == "get_attr" or (called is not None and _any(called.parameters()))
-        todo += node.all_input_nodes
-    return None if beside else found
-
-
-def _any(values: Iterable[object]) -> bool:
-    return next(iter(values), None) is not None
+        if (name := layer(node)) is not None:
+            found.add(name)
+        elif trained(node):
+            return None
+        else:
+            todo += inputs(node)
+    return found

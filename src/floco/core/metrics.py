@@ -1,4 +1,4 @@
-"""What a model's predictions are worth, as sums that add up over disjoint parts of the data, and numbers of many clients."""
+"""Metrics of a model as sums that add up over disjoint parts of the data, and statistics over clients."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 METRICS = ("accuracy", "balanced_accuracy", "loss", "ece", "brier")
-BINS = 15  # equal bins of confidence in the expected calibration error
+BINS = 15  # equal-width bins of confidence in the expected calibration error
 
 
 @dataclass(frozen=True)
 class Score:
-    """The metrics of one model on one part of the data. Scores of disjoint parts add to the score of their union."""
+    """The metrics of one model on one part of the data; scores of disjoint parts add up."""
 
     counts: tuple[int, ...]
     """Samples of each class, (C,)."""
@@ -28,16 +28,18 @@ class Score:
     squares: float
     """Sum over samples of `sum_c (p_c - [c = y])^2`."""
     gaps: tuple[float, ...]
-    """For each bin of confidence, the sum of confidence minus correctness, (BINS,)."""
+    """Sum of confidence minus correctness in each bin of confidence, (BINS,)."""
     balanced: float | None = None
-    """The balanced accuracy, where it was told by somebody who keeps the counts by label to itself: there is then one count."""
+    """The balanced accuracy as reported by a client that does not disclose its counts by label (C is then 1)."""
 
     def __add__(self, other: Score) -> Score:
-        """Return the score of both parts taken together; of one that keeps its counts by label to itself, so does the sum."""
-        if len(self.counts) != len(other.counts) or len(self.counts) == 1:
-            totals = (self.n + other.n,), (sum(self.right) + sum(other.right),)
-            return Score(*totals, self.losses + other.losses, self.squares + other.squares, _sum(self.gaps, other.gaps))
-        return Score(_sum(self.counts, other.counts), _sum(self.right, other.right), self.losses + other.losses, self.squares + other.squares, _sum(self.gaps, other.gaps))
+        """Return the score of both parts together; it has counts by label only if both have them."""
+        if len(self.counts) == len(other.counts) > 1:
+            counts, right = _sum(self.counts, other.counts), _sum(self.right, other.right)
+        else:
+            counts, right = (self.n + other.n,), (sum(self.right) + sum(other.right),)
+        losses, squares = self.losses + other.losses, self.squares + other.squares
+        return Score(counts, right, losses, squares, _sum(self.gaps, other.gaps))
 
     @property
     def n(self) -> int:
@@ -51,7 +53,7 @@ class Score:
 
     @property
     def balanced_accuracy(self) -> float | None:
-        """Mean recall over the classes that occur, in [0, 1]; None if it is not known."""
+        """Mean recall over the classes that occur, in [0, 1]; None if unknown."""
         if len(self.counts) == 1:
             return self.balanced
         return mean([r / c for r, c in zip(self.right, self.counts, strict=True) if c])
@@ -63,7 +65,10 @@ class Score:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error, in [0, 1]: `sum_b n_b / n |confidence_b - accuracy_b|` over 15 equal bins (Guo et al., ICML 2017)."""
+        """Expected calibration error, in [0, 1]: `sum_b n_b / n |confidence_b - accuracy_b|`.
+
+        Over 15 bins of equal width (Guo et al., ICML 2017).
+        """
         return math.fsum(abs(g) for g in self.gaps) / self.n
 
     @property
@@ -90,11 +95,12 @@ def score(logits: torch.Tensor, labels: torch.Tensor) -> Score:
     bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # bins (0, 1/15], (1/15, 2/15], ...
     gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, confidence - right.double())
     counts, hits = (torch.bincount(y, minlength=classes).tolist() for y in (labels, labels[right]))
-    return Score(tuple(counts), tuple(hits), float(cross_entropy(logits, labels, reduction="sum")), float(squares), tuple(gaps.tolist()))
+    loss = cross_entropy(logits, labels, reduction="sum")
+    return Score(tuple(counts), tuple(hits), float(loss), float(squares), tuple(gaps.tolist()))
 
 
 def pooled(scores: Iterable[Score]) -> Score | None:
-    """Return the score of disjoint parts taken together; None of no part."""
+    """Return the score of the union of disjoint parts; None if there are no parts."""
     parts = list(scores)
     return reduce(Score.__add__, parts) if parts else None
 
@@ -117,6 +123,6 @@ def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> flo
 
 
 def spread(values: Sequence[float]) -> float:
-    """Return the standard deviation of K >= 1 values (of the values themselves: divided by K)."""
+    """Return the population standard deviation of K >= 1 values (divided by K)."""
     middle = mean(values)
     return math.sqrt(mean([(v - middle) ** 2 for v in values]))

@@ -1,4 +1,4 @@
-"""What a setting names as `module:name`."""
+"""Import the objects that settings name as `module:name`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from floco.core.errors import FlocoError
 
 
 def load_object(path: str, key: str) -> Any:
-    """Return what `module:name` names; `key` is the configuration key that an error mentions."""
+    """Return the callable that `module:name` names; errors mention the configuration key `key`."""
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module or "(no module)"), name or "(no function)")
     except ModuleNotFoundError as error:
-        raise FlocoError(f"{key} = {path!r}: {error}; it must be importable from the folder where floco is started") from error
+        hint = "it must be importable from the folder where floco is started"
+        raise FlocoError(f"{key} = {path!r}: {error}; {hint}") from error
     except AttributeError as error:
         raise FlocoError(f"{key} = {path!r}: module {module!r} has no {name!r}") from error
     if not callable(found):

@@ -1,6 +1,6 @@
-"""Random numbers by name: every consumer has its own stream, so that none can move another.
+"""Named random streams: every consumer has its own, so that no draw changes another's.
 
-Nothing here depends on worker order, participation or resuming: a stream is a function of its path only.
+A stream is a function of the seed and its path only, not of worker order, participation or resuming.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-_LOCK = threading.RLock()  # of what a process has once: global generators, and the number of torch's threads
+_LOCK = threading.RLock()  # guards process-wide state: the global generators and torch's thread count
 
 
 def _renew() -> None:
-    global _LOCK  # noqa: PLW0603  the thread that held it is not in a forked child
+    global _LOCK  # noqa: PLW0603  a forked child lacks the thread that may hold it
     _LOCK = threading.RLock()
 
 
@@ -29,7 +29,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def derive(seed: int, *path: str | int) -> int:
-    """Return a 63-bit seed that is a hash of `seed` and `path`.
+    """Return a 63-bit hash of `seed` and `path`, to be used as a seed.
 
     >>> derive(0, "train", 3, "north") == derive(0, "train", 3, "north")
     True
@@ -41,16 +41,17 @@ def derive(seed: int, *path: str | int) -> int:
 
 
 def stream(seed: int, *path: str | int) -> torch.Generator:
-    """Return a fresh CPU generator for the purpose named by `path`, e.g. `stream(0, "train", 12, "north", "shuffle")`."""
+    """Return a new CPU generator for the purpose `path`, e.g. `stream(0, "train", 12, "north", "shuffle")`."""
     return torch.Generator().manual_seed(derive(seed, *path))
 
 
 @contextmanager
 def global_stream(seed: int, *path: str | int, device: torch.device | None = None) -> Iterator[None]:
-    """Run a block with the global generators of torch (CPU and `device`), numpy and Python set to the stream `path`; restore them afterwards.
+    """Run a block with the global generators seeded from the stream `path`, and restore them afterwards.
 
-    The only place that touches global random state: module constructors, dropout, and augmentation in a user's `forward` read
-    nothing else. Threads of one process pass it one at a time.
+    These are the generators of torch (CPU and `device`), numpy and Python, which module constructors, dropout and
+    augmentation in a user's `forward` use. Global random state is changed nowhere else. Threads of one process take
+    turns.
     """
     cuda, number = device is not None and device.type == "cuda", derive(seed, *path)
     with _LOCK, torch.random.fork_rng(devices=[device] if cuda else []):
@@ -69,16 +70,16 @@ def global_stream(seed: int, *path: str | int, device: torch.device | None = Non
 
 
 def outside_torch() -> int:
-    """Return a hash of the states of numpy's and Python's global generators: whether somebody has drawn from them."""
+    """Return a hash of the states of numpy's and Python's global generators, to detect draws from them."""
     _, keys, position, *_ = np.random.get_state()  # noqa: NPY002
     return hash((np.asarray(keys).tobytes(), position, random.getstate()))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run a block with torch on one thread: another number gives other bits in convolutions and long sums.
+    """Run a block with torch on one thread: other thread counts change the bits of convolutions and long sums.
 
-    Runs in several threads of one process take turns, since this number and the global generators belong to all of them.
+    Threads of one process take turns, since they share the thread count and the global generators.
     """
     with _LOCK:
         threads = torch.get_num_threads()

@@ -1,6 +1,6 @@
-"""Checked settings: a frozen dataclass whose fields carry their range and one line of documentation.
+"""Validated settings: frozen dataclasses whose fields carry their range and one line of documentation.
 
-One declaration serves the constructor's checks, the configuration file, `--print-config` and the reference table.
+The same declaration drives the constructor's checks, the configuration file, `--print-config` and the reference table.
 """
 
 from __future__ import annotations
@@ -16,14 +16,24 @@ from floco.core.errors import FlocoError, nearest
 
 
 def setting(
-    default: Any, doc: str, *, low: float | None = None, high: float | None = None, above: float | None = None, below: float | None = None, choices: tuple[str, ...] = ()
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: tuple[str, ...] = (),
 ) -> Any:
-    """Return a dataclass field: `low <= value <= high`, `above < value < below`, or (for text) one of `choices`."""
-    return dataclasses.field(default=default, metadata={"doc": doc, "low": low, "high": high, "above": above, "below": below, "choices": choices})
+    """Return a dataclass field with `low <= value <= high`, `above < value < below`, or text among `choices`."""
+    return dataclasses.field(
+        default=default,
+        metadata={"doc": doc, "low": low, "high": high, "above": above, "below": below, "choices": choices},
+    )
 
 
 def range_text(field: dataclasses.Field[Any]) -> str:
-    """Return the allowed values of a setting in words, `""` if there is no restriction."""
+    """Return the allowed values of a setting in words; `""` if all are allowed."""
     meta = field.metadata
     signs = {"low": ">=", "above": ">", "high": "<=", "below": "<"}
     bounds = [f"{sign} {meta[key]:g}" for key, sign in signs.items() if meta.get(key) is not None]
@@ -32,9 +42,11 @@ def range_text(field: dataclasses.Field[Any]) -> str:
 
 
 def _fits(value: Any, kind: Any) -> tuple[bool, Any]:
-    """Return whether `value` is a `kind` without loss, and the value as that kind."""
+    """Return whether `value` converts to `kind` without loss, and the converted value."""
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        kinds = sorted(typing.get_args(kind), key=lambda k: k is not type(None))  # empty text is None before it is text
+        kinds = sorted(
+            typing.get_args(kind), key=lambda k: k is not type(None)
+        )  # empty text means None if that is allowed
         return next((fit for fit in (_fits(value, k) for k in kinds) if fit[0]), (False, value))
     if typing.get_origin(kind) is tuple:
         inner = typing.get_args(kind)[0]
@@ -57,7 +69,8 @@ def _in_range(value: Any, meta: Mapping[str, Any]) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
     low, high, above, below = (meta[k] for k in ("low", "high", "above", "below"))
-    return math.isfinite(value) and (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above) and (below is None or value < below)
+    closed = (low is None or value >= low) and (high is None or value <= high)
+    return math.isfinite(value) and closed and (above is None or value > above) and (below is None or value < below)
 
 
 S = TypeVar("S")
@@ -73,10 +86,10 @@ def _kind_text(kind: Any) -> str:
 
 
 class Settings:
-    """Base of every settings class: checks each field at construction and names the one that does not fit."""
+    """Base of all settings classes: checks each field at construction; errors name the field."""
 
     def __post_init__(self) -> None:
-        """Check all fields, and store lossless conversions (3.0 for a whole number, a list for a tuple)."""
+        """Check all fields, and convert them where that is lossless (3.0 to 3, a list to a tuple)."""
         kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             if "doc" not in field.metadata:
@@ -101,7 +114,7 @@ def names(cls: type[Any]) -> list[str]:
 
 
 def build(cls: type[S], values: Mapping[str, Any]) -> S:
-    """Return `cls(**values)`; an unknown key is an error that offers the nearest valid one."""
+    """Return `cls(**values)`; the error for an unknown key suggests the nearest valid one."""
     known = names(cls)
     for key in values:
         if key not in known:

@@ -1,7 +1,7 @@
-"""The values that travel between server, client and engine, and what a client's training consists of.
+"""The values sent between server, client and engine, and the phases and steps of a client's training.
 
-A client trains on *working tensors*: one flat dictionary. The shared network has its own names in it (`conv1.weight`),
-anything else lives under a prefix (`personal/conv1.weight`).
+A client trains on *working tensors*, one flat dictionary: the shared network under its own names (`conv1.weight`),
+anything else under a prefix (`personal/conv1.weight`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from floco.core.settings import Settings, setting
 
 Tensors = dict[str, torch.Tensor]
 Predict = Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
-"""`predict(tensors, x)`: the network's logits (B, C) for inputs x (B, ...), with `tensors` in place of its own values."""
+"""`predict(tensors, x)`: the network's logits (B, C) for inputs x (B, ...) with these parameters and buffers."""
 Task = Literal["train", "probe", "evaluate"]
-
 
 Row = dict[str, int | float | str | None]
 """One line of a CSV file; None is an empty cell."""
 
 PADDED = -100
-"""The label of a sample that only fills up a batch: `cross_entropy` leaves it out. A loss that would count it is never given one."""
+"""Padding label (`ignore_index` of `cross_entropy`). Batches are padded only for losses verified to ignore it."""
 
 
 class Batch(NamedTuple):
@@ -36,7 +35,7 @@ class Batch(NamedTuple):
 
 
 Loss = Callable[[Predict, Tensors, torch.Tensor | None, Batch], torch.Tensor]
-"""`loss(predict, tensors, draw, batch)`: a scalar; `draw` is this step's row of the phase's random numbers."""
+"""`loss(predict, tensors, draw, batch)`: a scalar; `draw` is the step's row of the phase's random numbers."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +54,24 @@ class Step:
     """None: `training.weight_decay`."""
     repeat: int = 1
     coefficients: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Tensors that move along without momentum and decay, and the range in which they stay, e.g. APFL's mixing weight."""
+    """Tensors trained without momentum and decay, and the range they are clamped to, e.g. APFL's mixing weight."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs over a client's training part; the name keys its random streams."""
+    """Some epochs over a client's training part; `name` keys its random streams."""
 
     name: str
     steps: tuple[Step, ...]
     epochs: int | None = None
     """None: `training.epochs`."""
     draws: Callable[[Tensors, int, torch.Generator], torch.Tensor] | None = None
-    """`draws(tensors, n_steps, generator)`: the random numbers of all steps, (n_steps, ...), made before the first."""
+    """`draws(tensors, n_steps, generator)`: random numbers for all steps, (n_steps, ...), drawn before the first."""
 
 
 @dataclass(frozen=True)
 class Training(Settings):
-    """How long and how clients train: the same for every algorithm."""
+    """How clients train, and for how many rounds; the same for every algorithm."""
 
     rounds: int = setting(100, "communication rounds", low=1)
     fraction: float = setting(0.5, "share of the clients that train in a round", above=0, high=1)
@@ -82,48 +81,53 @@ class Training(Settings):
     momentum: float = setting(0.5, "momentum of SGD, fresh each round", low=0, below=1)
     weight_decay: float = setting(0.0005, "L2 decay, added to the gradient of every trained tensor", low=0)
     precision: str = setting("float32", "arithmetic of the network; tensors stay float32", choices=("float32", "bf16"))
-    buffers: str = setting("average", "floating buffers (BatchNorm): averaged, or kept on each client", choices=("average", "local"))
+    buffers: str = setting(
+        "average", "floating buffers (BatchNorm): averaged, or kept on each client", choices=("average", "local")
+    )
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of a network's tensors: trainable parameters (tied ones once), persistent buffers, and the weight of the linear layer that gives the logits."""
+    """Names of a network's tensors."""
 
     parameters: tuple[str, ...]
+    """Trainable parameters, tied ones once."""
     buffers: tuple[str, ...]
+    """Persistent buffers."""
     last: str | None
+    """The weight of the linear layer that gives the logits; None if there is none, or if it is not trained."""
     head: tuple[str, ...] = ()
-    """Weight and bias of the linear layer that gives the logits, as far as they are trained."""
+    """The trained ones among weight and bias of that layer."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What an algorithm may know of a client and its federation besides tensors."""
+    """What an algorithm may know of a client and its federation, apart from tensors."""
 
     layout: Layout
     training: Training
     n_train: int
     label_counts: tuple[int, ...]
     batches: int
-    """Steps of an epoch."""
+    """Batches per epoch."""
 
 
 @dataclass(frozen=True)
 class ServerState:
-    """All that the server knows after `round` rounds (0: none)."""
+    """The state of the server after `round` rounds (0: before the first)."""
 
     shared: Tensors
-    """What every client receives: parameters (endpoints stacked, (M, ...)) and buffers."""
+    """Sent to every client: parameters (stacked endpoints, (M, ...)) and buffers."""
     kept: Tensors = field(default_factory=dict)
-    """What stays at the server, e.g. the map that places late clients."""
+    """Never sent, e.g. the map that places late clients."""
     by_client: Mapping[str, Tensors] = field(default_factory=dict)
-    """What the server knows of single clients, e.g. their centers; sent to that client only."""
+    """Tensors per client, e.g. its center; sent to that client only."""
     round: int = 0
 
 
 @dataclass(frozen=True)
 class Message:
-    """What travels to one client in round `round` (counted from 1)."""
+    """What the server sends to one client in round `round` (counted from 1)."""
 
     round: int
     task: Task
@@ -133,7 +137,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Update:
-    """What travels back: new values of shared tensors, averaged with `weight` (sample count) if the task was `train`."""
+    """What a client sends back: new shared tensors, averaged with `weight` (sample count) if the task is `train`."""
 
     client: str
     task: Task
@@ -143,16 +147,16 @@ class Update:
 
 
 class Selection(NamedTuple):
-    """The clients that train in a round, and those that only deliver a signal."""
+    """The clients that train in a round, and those that only send a signal."""
 
     train: tuple[str, ...]
     probe: tuple[str, ...] = ()
 
 
 class Models(NamedTuple):
-    """Network tensors of the global and of the personal model; None where a method has none.
+    """Network tensors of the global and the personal model; None where a method has none.
 
-    Tensors of a body that both share are the same objects.
+    Tensors common to both models are the same objects.
     """
 
     global_: Tensors | None
@@ -160,40 +164,40 @@ class Models(NamedTuple):
 
 
 def under(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
-    """Return the tensors below `prefix`, without it."""
+    """Return the tensors whose names start with `prefix`, with the prefix removed."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def prefixed(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
-    """Return the tensors with `prefix` put before each name."""
+    """Return the tensors with `prefix` added to each name."""
     return {prefix + name: t for name, t in tensors.items()}
 
 
 def fast_copy(t: torch.Tensor) -> torch.Tensor:
-    """Return a copy in the memory order in which convolutions are fastest.
+    """Return a copy in the memory format in which convolutions are fastest: channels last for 4-d tensors.
 
-    All ways to a network's weights pass here: another order is another kernel, and other bits.
+    Every path to a network's weights goes through here: another format selects another kernel, with other bits.
     """
     return t.clone(memory_format=torch.channels_last if t.ndim == 4 else torch.contiguous_format)
 
 
 OWN = "personal/"
-"""Prefix of a second network that a client keeps to itself."""
+"""Prefix of a second network, which stays on the client."""
 
 
 def personally(loss: Loss) -> Loss:
-    """Return the loss of the client's own network, the tensors under `OWN`."""
+    """Return the loss evaluated on the client's own network, the tensors under `OWN`."""
     return lambda predict, tensors, draw, batch: loss(predict, under(tensors, OWN), draw, batch)
 
 
 RECEIVED = "received/"
-"""Prefix of the parameters as they were received in this round, w_t."""
+"""Prefix of the parameters as received in this round, w_t."""
 
 
 def pull(names: Sequence[str], strength: float, prefix: str = "") -> Callable[[Tensors], Tensors] | None:
-    """Return the correction `strength * (w - w_t)` for the parameters `prefix + names`; None for no strength.
+    """Return the correction `strength * (w - w_t)` for the parameters `prefix + names`; None if `strength` is 0.
 
-    Working tensors must hold w_t under `RECEIVED`.
+    The working tensors must contain w_t under `RECEIVED`.
     """
     if not strength:
         return None
@@ -203,7 +207,7 @@ def pull(names: Sequence[str], strength: float, prefix: str = "") -> Callable[[T
 def weighted_mean(updates: Sequence[Update]) -> Tensors:
     """Return the mean of the updates' shared tensors, weighted by sample count: `sum_k n_k w_k / sum_k n_k`.
 
-    Sums run in float64 in the order given. Integer tensors (counters in buffers) come from the first update.
+    Sums are in float64, in the given order. Integer tensors (counters in buffers) come from the first update.
     """
     total = float(sum(u.weight for u in updates))
     mean: Tensors = {}
@@ -224,6 +228,6 @@ def plain_loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, ba
 
 
 def averaged(state: ServerState, updates: Sequence[Update]) -> ServerState:
-    """Return the state one round on, its shared tensors replaced by the weighted mean of those who trained."""
+    """Return the next state: shared tensors become the weighted mean over the clients that trained."""
     trained = [u for u in updates if u.task == "train"]
     return replace(state, shared={**state.shared, **weighted_mean(trained)}, round=state.round + 1)

@@ -1,4 +1,4 @@
-"""A federation as values: the samples, who has which, and how raw samples become inputs."""
+"""A federation as values: the samples, which client has which, and how raw samples become inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from floco.data.schema import Form, Normalization
 
 @dataclass(frozen=True)
 class Client:
-    """One client's part: positions in the federation's samples."""
+    """One client's data, as indices into the federation's samples."""
 
     id: str
     train: torch.Tensor
@@ -26,12 +26,12 @@ class Client:
     test: torch.Tensor
     """(n_test,) int64."""
     when: torch.Tensor | None = None
-    """(n_train,) int64: the rank in time of each training sample; None: there is no order."""
+    """(n_train,) int64: temporal rank of each training sample; None: no order."""
 
 
 @dataclass(frozen=True)
 class Federation:
-    """All samples, once, and the clients as index lists into them."""
+    """All samples, stored once, and the clients as index lists into them."""
 
     x: torch.Tensor
     """(N, C, ...) raw samples: uint8 or float32, channels first."""
@@ -41,30 +41,31 @@ class Federation:
     names: tuple[str, ...]
     """Label names, by class number."""
     x_test: torch.Tensor | None = None
-    """A global test part that belongs to no client."""
+    """A global test set that belongs to no client."""
     y_test: torch.Tensor | None = None
     held_out: tuple[Client, ...] = ()
-    """Clients kept out of training and evaluation, for later use as newcomers."""
+    """Clients excluded from training and evaluation, for later use as newcomers."""
     normalization: Normalization = field(default_factory=Normalization)
     channels: str = "first"
-    """Where the source of the samples has their channels (see `arrays.CHANNELS`)."""
+    """Channel position in the source's samples (see `arrays.CHANNELS`)."""
     values: tuple[str, ...] = ()
-    """Labels as their source has them, as text, by class number; empty: the names."""
+    """The source's own labels, as text, by class number; (): equal to the names."""
     offset: tuple[float, ...] = ()
-    """What was subtracted from each channel of the source's samples; (): nothing."""
+    """Subtracted from each channel of the source's samples; (): nothing."""
     features: tuple[str, ...] = ()
-    """Names of the features, where the source is a table that has some."""
+    """Feature names, if the source is a table with named columns."""
 
     def __post_init__(self) -> None:
-        """Check that no two clients have one id, and keep the channels where the network takes them."""
+        """Check that client ids are unique, and tell the normalization where the network takes the channels."""
         ids = [c.id for c in (*self.clients, *self.held_out)]
         if len(set(ids)) < len(ids):
-            raise FlocoError(f"each client needs an id of its own, got {_some(sorted({i for i in ids if ids.count(i) > 1}))} more than once")
+            repeated = sorted({i for i in ids if ids.count(i) > 1})
+            raise FlocoError(f"each client needs an id of its own, got {_some(repeated)} more than once")
         object.__setattr__(self, "normalization", replace(self.normalization, last=self.channels == "kept"))
 
     @property
     def common_test(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw samples and labels of the global test part; without one, of the clients' test parts together."""
+        """Raw samples and labels of the global test set; without one, the union of the clients' test sets."""
         if self.x_test is not None and self.y_test is not None:
             return self.x_test, self.y_test
         union = torch.cat([c.test for c in self.clients])
@@ -72,7 +73,7 @@ class Federation:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one input of the network."""
+        """Shape of one network input."""
         channels, *rest = self.x.shape[1:]
         return (*rest, channels) if self.channels == "kept" else (channels, *rest)
 
@@ -107,13 +108,14 @@ class Federation:
 
     @cached_property
     def form(self) -> Form:
-        """What samples and labels look like where they come from."""
+        """The source's form of samples and labels."""
         c, *rest = self.x.shape[1:]
         shape = {"none": tuple(rest), "first": (c, *rest)}.get(self.channels, (*rest, c))
         dtype = "uint8" if self.x.dtype == torch.uint8 else "float64" if self.offset else "float32"
         others = (0, *range(2, self.x.ndim))
         ranges = tuple(zip(self.x.amin(others).float().tolist(), self.x.amax(others).float().tolist(), strict=True))
-        return Form(shape, dtype, self.channels, self.names, self.values or self.names, ranges, self.normalization, self.offset, self.features)
+        values, normal = self.values or self.names, self.normalization
+        return Form(shape, dtype, self.channels, self.names, values, ranges, normal, self.offset, self.features)
 
     def inputs(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the normalised inputs of the samples `indices`, (n, C, ...) float32."""
@@ -121,11 +123,11 @@ class Federation:
 
     @property
     def sample(self) -> torch.Tensor:
-        """Two inputs of the network, to try it on."""
+        """Two network inputs, to try out a network."""
         return self.inputs(torch.arange(min(2, len(self.x))))
 
     def fingerprint(self) -> str:
-        """Return a hash of all samples, labels, splits and the normalisation: equal data, equal fingerprint."""
+        """Return a hash of all samples, labels, splits and the normalisation: equal for equal data."""
         digest = hashlib.blake2b(digest_size=16)
         for tensor in (self.x, self.y, self.x_test, self.y_test):
             if tensor is not None:
@@ -138,7 +140,7 @@ class Federation:
         return digest.hexdigest()
 
 
-_ROUNDING = 2.0**-22  # twice the distance of neighbours in float32, relative to their size
+_ROUNDING = 2.0**-22  # twice the spacing of float32 numbers, relative to their size
 
 
 def _some(ids: Sequence[str], most: int = 8) -> str:
@@ -146,26 +148,31 @@ def _some(ids: Sequence[str], most: int = 8) -> str:
 
 
 Sums = tuple[int, tuple[float, ...], tuple[float, ...]]
-"""Number of values of a channel, and for each channel their sum and the sum of their squared deviations from their own mean."""
+"""Number of values per channel, then for each channel their sum and the sum of squared deviations from their mean."""
 
 
 def sums(x: torch.Tensor, indices: torch.Tensor) -> Sums:
-    """Return the sums of the samples `indices`, in float64, over blocks, so that no second copy of the samples is made; uint8 counts as divided by 255.
+    """Return the sums of the samples `indices`, in float64; uint8 is divided by 255 first.
 
-    On one thread, so that machines with other numbers of cores get the same bits.
+    Works in blocks, so that the samples are not copied at once, and on one thread, so that the result has the same bits
+    on machines with different numbers of cores.
     """
     dims = [0, *range(2, x.ndim)]
     parts: list[Sums] = []
     with one_thread():
         for block in indices.split(4096):
             values = (x[block].float() / 255 if x.dtype == torch.uint8 else x[block]).double()
-            means = values.mean(dims, keepdim=True)
-            parts.append((values.numel() // x.shape[1], tuple(values.sum(dims).tolist()), tuple((values - means).square().sum(dims).tolist())))
+            squares = (values - values.mean(dims, keepdim=True)).square()
+            count = values.numel() // x.shape[1]
+            parts.append((count, tuple(values.sum(dims).tolist()), tuple(squares.sum(dims).tolist())))
     return joined(parts)
 
 
 def joined(parts: Sequence[Sums]) -> Sums:
-    """Return the sums of all parts together; deviations are about the common mean (Chan, Golub, LeVeque 1979), so that a large mean costs no digits."""
+    """Return the sums of all parts together.
+
+    Squared deviations are taken about the common mean (Chan, Golub, LeVeque 1979): a large mean costs no digits.
+    """
     count, totals, squares = sum(n for n, _, _ in parts), [], []
     for c in range(len(parts[0][1])):
         total = math.fsum(s[c] for _, s, _ in parts)
@@ -175,9 +182,9 @@ def joined(parts: Sequence[Sums]) -> Sums:
 
 
 def normalization(parts: Sequence[Sums]) -> Normalization:
-    """Return mean and standard deviation per channel, from the clients' sums; a constant channel is only centered.
+    """Return mean and standard deviation per channel from the clients' sums; a constant channel is only centered.
 
-    Constant is what varies by no more than float32 rounds numbers of its size: small units are not.
+    A channel is constant if it varies by no more than float32 rounding at its magnitude; small units are not.
     """
     count, totals, squares = joined(parts)
     mean = torch.tensor(totals, dtype=torch.float64) / count

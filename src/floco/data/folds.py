@@ -1,4 +1,4 @@
-"""The fold split as one more partitioner of flwr-datasets. Imported only when it is used: the library takes seconds."""
+"""The fold split as a flwr-datasets partitioner; imported on use, as the library takes seconds to import."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from floco.core.errors import FlocoError
 
 
 class FoldsPartitioner(Partitioner):  # type: ignore[misc]
-    """Client i belongs to fold i mod F, whose primary classes are an F-th of all; `share` of its data comes from them.
+    """Client i belongs to fold i mod F, whose primary classes are 1/F of all classes; `share` of its data is from them.
 
     A client's primary part is spread evenly over its primary classes, the rest over all other classes. Each sample is
     used at most once; with exact sizes that add up to the data set, exactly once.
 
     Args:
         sizes: samples of each client.
-        exact: a client that cannot get its size is an error; else it ends with what other classes have left for it.
+        exact: raise if a client cannot get its size; otherwise it gets fewer samples when its other classes run out.
         partition_by: the label column; labels are 0..C-1 and C is at least the number of folds.
         folds: F.
         share: part of a client's data that comes from its fold's classes, in [0, 1].
@@ -40,7 +40,7 @@ class FoldsPartitioner(Partitioner):  # type: ignore[misc]
         return self.dataset.select(sorted(self._indices[partition_id]))
 
     def _deal(self, labels: np.ndarray) -> list[list[int]]:
-        """Return the rows of every client: first all primary parts, then the others, one sample a turn."""
+        """Return the rows of every client: first all primary parts, then the others, one sample per turn."""
         classes = int(labels.max()) + 1
         if classes < self._folds:
             raise FlocoError(f"data.folds must be at most the number of classes ({classes}), got {self._folds}")
@@ -53,19 +53,23 @@ class FoldsPartitioner(Partitioner):  # type: ignore[misc]
         self._turns(rows, pools, self._sizes, [sorted({*range(classes)} - {*mine}) for mine in own], exact=self._exact)
         return rows
 
-    def _turns(self, rows: list[list[int]], pools: list[list[int]], wanted: list[int], allowed: list[list[int]], *, exact: bool) -> None:
-        """Give each client in turn one sample of a class it may have and has fewest of, until all have as many as wanted."""
+    def _turns(
+        self, rows: list[list[int]], pools: list[list[int]], wanted: list[int], allowed: list[list[int]], *, exact: bool
+    ) -> None:
+        """Give each client in turn a sample of the allowed class it has fewest of, until all have as many as wanted."""
         has = [dict.fromkeys(classes, 0) for classes in allowed]
         needy = [i for i in range(len(rows)) if len(rows[i]) < wanted[i]]
         while needy:
             for i in needy:
-                _, _, chosen = min(((has[i][c], -len(pools[c]), c) for c in allowed[i] if pools[c]), default=(0, 0, None))
+                left = ((has[i][c], -len(pools[c]), c) for c in allowed[i] if pools[c])
+                _, _, chosen = min(left, default=(0, 0, None))
                 if chosen is not None:
                     rows[i].append(pools[chosen].pop())
                     has[i][chosen] += 1
                 elif exact:
                     raise FlocoError(
-                        f"the fold split runs out of samples: client {i} of fold {i % self._folds} has {len(rows[i])} of {self._sizes[i]} and no sample of classes "
-                        f"{allowed[i]} is left; use fewer data.samples or data.clients, or another data.share (got {self._share})"
+                        f"the fold split runs out of samples: client {i} of fold {i % self._folds} has {len(rows[i])} "
+                        f"of {self._sizes[i]}, and no sample of classes {allowed[i]} is left; use fewer data.samples "
+                        f"or data.clients, or another data.share (got {self._share})"
                     )
             needy = [i for i in needy if len(rows[i]) < wanted[i] and (exact or any(pools[c] for c in allowed[i]))]

@@ -1,4 +1,4 @@
-"""Labels and client ids as users have them: checked, and told apart from values that stand for a missing one."""
+"""Checks of labels and client ids in the types that users have them in, and of missing values among them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from floco.core.errors import FlocoError
 
 _NO_TEXT = ("", "nan", "NaN", "None", "<NA>", "NaT")
-"""What becomes of a missing value that is turned to text."""
+"""Texts that missing values turn into when converted to strings."""
 _NO_LABEL = (*_NO_TEXT, "NA", "N/A", "#N/A", "null", "NULL", "?")
-"""What other programs write for one."""
-_EXACT = {2: 2**11, 4: 2**24, 8: 2**53}  # bytes of a float: whole numbers beyond may be rounded to their neighbours
+"""The same, and what other programs write for a missing label."""
+_EXACT = {2: 2**11, 4: 2**24, 8: 2**53}  # by bytes of a float: larger whole numbers may be rounded
 
 
 def array(values: Any, where: str) -> np.ndarray:
     """Return values as an array.
 
     Raises:
-        FlocoError: they have no common shape, or a masked array hides some of them.
+        FlocoError: ragged values, or a masked array with masked values.
     """
     if np.ma.isMaskedArray(values) and (hidden := int(np.ma.getmaskarray(values).sum())):
         raise FlocoError(f"{where}: {hidden} values are masked; leave these samples out, or fill the values in")
@@ -31,10 +31,10 @@ def array(values: Any, where: str) -> np.ndarray:
 
 
 def plain_labels(values: Any, where: str) -> np.ndarray:
-    """Return labels or ids as whole numbers, truth values or text: bytes are decoded, objects become what they hold.
+    """Return labels or ids as integers, booleans or text: bytes are decoded, objects converted to the type they hold.
 
     Raises:
-        FlocoError: missing values, counted; bytes that are not UTF-8; objects of several kinds.
+        FlocoError: missing values (with their number), bytes that are not UTF-8, or objects of several types.
     """
     y = array(values, where)
     if y.dtype.kind == "S":
@@ -50,11 +50,12 @@ def plain_labels(values: Any, where: str) -> np.ndarray:
 
 
 def _objects(y: np.ndarray, where: str) -> np.ndarray:
-    from pandas import isna  # here: it takes a while to import, and few need it
+    from pandas import isna  # on use: slow to import, and rarely needed
 
     if missing := int(sum(np.ndim(v) == 0 and bool(isna(v)) for v in y.flat)):
         raise _missing(where, missing, y.size, "None, NaN or NA")
-    kinds = {bytes if isinstance(v, bytes) else str if isinstance(v, str) else bool if isinstance(v, bool | np.bool_) else type(v) for v in y.flat}
+    groups = ((bytes, bytes), (str, str), (bool, bool | np.bool_))
+    kinds = {next((kind for kind, of in groups if isinstance(v, of)), type(v)) for v in y.flat}
     if kinds == {str}:
         return y.astype(str)
     if kinds == {bytes}:
@@ -64,13 +65,14 @@ def _objects(y: np.ndarray, where: str) -> np.ndarray:
     if bool not in kinds and all(issubclass(k, int | np.integer) for k in kinds):
         return y.astype(np.int64)
     names = ", ".join(sorted(k.__name__ for k in kinds))
-    raise FlocoError(f"{where} must be all whole numbers or all text, got objects of {names}: 1 and '1' would be two of them, or one")
+    raise FlocoError(f"{where} must be all whole numbers or all text, got objects of {names}: are 1 and '1' the same?")
 
 
 def check_labels(y: np.ndarray, where: str, known: Collection[str] = ()) -> None:
-    """Raise if labels hold what stands for a missing one, unless it is among the `known` classes.
+    """Raise if labels contain a marker of missing values that is not among the `known` classes.
 
-    The one negative number beside several others, 255 of uint8 beside several others with no 254 below it, and texts such as "", "nan" or "NA".
+    Markers are a single negative number beside several other labels, the uint8 255 beside several others that do not
+    include 254, and texts such as "", "nan" or "NA".
     """
     if y.dtype.kind == "U":
         marks = [t for t in _NO_LABEL if t not in known and (np.char.strip(y) == t).any()]
@@ -91,29 +93,37 @@ def check_labels(y: np.ndarray, where: str, known: Collection[str] = ()) -> None
 
 
 def client_ids(values: Any, where: str) -> np.ndarray:
-    """Return client ids (N,) as whole numbers or text; floats that are whole become whole numbers.
+    """Return client ids (N,) as integers or text; floats with whole values become integers.
 
     Raises:
-        FlocoError: missing ids, counted; fractions; floats so large that different ids have become one.
+        FlocoError: missing ids (with their number), fractions, or floats so large that ids may have been rounded.
     """
     ids = plain_labels(values, where)
     if ids.dtype.kind == "f":
         if not np.isfinite(ids).all() or (ids != np.trunc(ids)).any():
             raise FlocoError(f"{where}: ids must be whole numbers or text, got fractions")
         if np.abs(ids).max(initial=0) > _EXACT.get(ids.dtype.itemsize, 2**53):
-            raise FlocoError(f"{where}: ids up to {np.abs(ids).max():.0f} in {ids.dtype}, which cannot tell whole numbers of that size apart: store them as integers or text")
+            raise FlocoError(
+                f"{where}: ids up to {np.abs(ids).max():.0f} in {ids.dtype}, which cannot tell whole numbers of that "
+                "size apart: store them as integers or text"
+            )
         ids = ids.astype(np.int64)
     if ids.ndim != 1 or ids.dtype.kind not in "iubU":
-        raise FlocoError(f"{where} must be whole numbers or text, one for each sample, got shape {ids.shape} of {ids.dtype}")
-    if ids.dtype.kind == "U" and (empty := int(np.isin(np.char.strip(ids), _NO_TEXT).sum())):
-        raise _missing(where, empty, len(ids), "empty, or text such as 'nan'")
+        raise FlocoError(
+            f"{where} must be whole numbers or text, one for each sample, got shape {ids.shape} of {ids.dtype}"
+        )
     if ids.dtype.kind == "U":
+        if empty := int(np.isin(np.char.strip(ids), _NO_TEXT).sum()):
+            raise _missing(where, empty, len(ids), "empty, or text such as 'nan'")
         values = np.unique(ids)
         plain, times = np.unique(np.char.strip(values), return_counts=True)
         if (times > 1).any():
-            raise FlocoError(f"{where}: {str(plain[times > 1][0])!r} is there with and without blanks around it: are these one client, or several?")
+            raise FlocoError(
+                f"{where}: {str(plain[times > 1][0])!r} occurs with and without blanks around it: is that one client?"
+            )
     return ids
 
 
 def _missing(where: str, missing: int, total: int, what: str) -> FlocoError:
-    return FlocoError(f"{where}: {missing} of {total} are missing ({what}); leave these samples out, or fill the values in")
+    remedy = "leave these samples out, or fill the values in"
+    return FlocoError(f"{where}: {missing} of {total} are missing ({what}); {remedy}")

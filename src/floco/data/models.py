@@ -24,39 +24,49 @@ def _xavier(module: nn.Module) -> nn.Module:
 
 
 def cifar_cnn(shape: tuple[int, ...] = (3, 32, 32), classes: int = 10) -> nn.Module:
-    """Return the authors' CIFAR-10 network: 107,690 parameters for (3, 32, 32) and 10 classes, weights Xavier normal."""
+    """Return the authors' CIFAR-10 network: 107,690 parameters for (3, 32, 32) and 10 classes, Xavier normal init."""
     _needs("cifar-cnn", shape, channels=3, least=24)
     return _xavier(_conv2d_net(shape, classes, convs=((16, 5, 0), (32, 5, 1), (64, 3, 1)), hidden=128))
 
 
 def femnist_cnn(shape: tuple[int, ...] = (1, 28, 28), classes: int = 62) -> nn.Module:
-    """Return the authors' FEMNIST network: 45,054 parameters for (1, 28, 28) and 62 classes, weights Xavier normal."""
+    """Return the authors' FEMNIST network: 45,054 parameters for (1, 28, 28) and 62 classes, Xavier normal init."""
     _needs("femnist-cnn", shape, channels=1, least=16)
     return _xavier(_conv2d_net(shape, classes, convs=((16, 5, 0), (32, 5, 0)), hidden=0))
 
 
 def cnn(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Return a small convolutional network for images (C, H, W) or sequences (C, L) of any size from 4 on."""
+    """Return a small convolutional network for images (C, H, W) or sequences (C, L); H, W, L >= 4."""
     if len(shape) not in (2, 3) or min(shape[1:]) < 4:
-        raise FlocoError(f"model cnn needs images (C, H, W) or sequences (C, L) of 4 points or more, the data have shape {shape}; model mlp takes any")
+        raise FlocoError(
+            f"model cnn needs images (C, H, W) or sequences (C, L) with H, W, L >= 4, the data have shape {shape}; "
+            "model mlp takes any shape"
+        )
     conv: Any = nn.Conv1d if len(shape) == 2 else nn.Conv2d
     pool: Any = nn.MaxPool1d if len(shape) == 2 else nn.MaxPool2d
-    body = [conv(shape[0], 16, 3, padding=1), nn.LeakyReLU(), pool(2), conv(16, 32, 3, padding=1), nn.LeakyReLU(), pool(2), nn.Flatten()]
+    first = [conv(shape[0], 16, 3, padding=1), nn.LeakyReLU(), pool(2)]
+    second = [conv(16, 32, 3, padding=1), nn.LeakyReLU(), pool(2), nn.Flatten()]
     width = 32 * math.prod(side // 4 for side in shape[1:])
-    return _xavier(nn.Sequential(*body, nn.Linear(width, 64), nn.LeakyReLU(), nn.Linear(64, classes)))
+    return _xavier(nn.Sequential(*first, *second, nn.Linear(width, 64), nn.LeakyReLU(), nn.Linear(64, classes)))
 
 
 def mlp(shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Return a network with one hidden layer of 128, for inputs of any shape."""
-    return _xavier(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 128), nn.LeakyReLU(), nn.Linear(128, classes)))
+    """Return a network with one hidden layer of 128 units, for inputs of any shape."""
+    hidden = nn.Linear(math.prod(shape), 128)
+    return _xavier(nn.Sequential(nn.Flatten(), hidden, nn.LeakyReLU(), nn.Linear(128, classes)))
 
 
 def _needs(name: str, shape: tuple[int, ...], *, channels: int, least: int) -> None:
     if len(shape) != 3 or shape[0] != channels or min(shape[1:]) < least:
-        raise FlocoError(f"model {name} needs images ({channels}, H, W) with H, W >= {least}, the data have shape {shape}; model cnn takes any image")
+        raise FlocoError(
+            f"model {name} needs images ({channels}, H, W) with H, W >= {least}, the data have shape {shape}; "
+            "model cnn takes any image"
+        )
 
 
-def _conv2d_net(shape: tuple[int, ...], classes: int, *, convs: tuple[tuple[int, int, int], ...], hidden: int) -> nn.Module:
+def _conv2d_net(
+    shape: tuple[int, ...], classes: int, *, convs: tuple[tuple[int, int, int], ...], hidden: int
+) -> nn.Module:
     """Return [conv, LeakyReLU, pool 2] for each (channels, kernel, padding), then linear layers."""
     layers: list[nn.Module] = []
     channels, height, width = shape
@@ -64,22 +74,24 @@ def _conv2d_net(shape: tuple[int, ...], classes: int, *, convs: tuple[tuple[int,
         layers += [nn.Conv2d(channels, out, kernel, padding=padding), nn.LeakyReLU(), nn.MaxPool2d(2)]
         channels, height, width = out, (height + 2 * padding - kernel + 1) // 2, (width + 2 * padding - kernel + 1) // 2
     features = channels * height * width
-    head = [nn.Linear(features, hidden), nn.LeakyReLU(), nn.Linear(hidden, classes)] if hidden else [nn.Linear(features, classes)]
-    return nn.Sequential(*layers, nn.Flatten(), *head)
+    layers += [nn.Flatten(), *([nn.Linear(features, hidden), nn.LeakyReLU()] if hidden else [])]
+    return nn.Sequential(*layers, nn.Linear(hidden or features, classes))
 
 
-MODELS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {"cnn": cnn, "mlp": mlp, "cifar-cnn": cifar_cnn, "femnist-cnn": femnist_cnn}
+Builder = Callable[[tuple[int, ...], int], nn.Module]
+MODELS: dict[str, Builder] = {"cnn": cnn, "mlp": mlp, "cifar-cnn": cifar_cnn, "femnist-cnn": femnist_cnn}
 
 
 def factory(name: str, shape: tuple[int, ...], classes: int) -> Factory:
-    """Return the function that builds the model called `name` for inputs of `shape`: a known one, or `module:function`.
+    """Return a function that builds the model `name` for inputs of `shape`: one of `MODELS`, or `module:function`.
 
-    A function of the user's is given `shape` and `classes` if it has parameters of these names.
+    The user's function gets `shape` and `classes` if it has parameters of these names.
     """
     if name in MODELS:
         return lambda: MODELS[name](shape, classes)
     if ":" not in name:
-        raise FlocoError(f"model.name must be one of {', '.join(MODELS)}, or module:function, got {name!r}{nearest(name, MODELS)}")
+        known = ", ".join(MODELS)
+        raise FlocoError(f"model.name must be one of {known}, or module:function, got {name!r}{nearest(name, MODELS)}")
     function = load_object(name, "model.name")
     accepted = inspect.signature(function).parameters
     given = {k: v for k, v in {"shape": shape, "classes": classes}.items() if k in accepted}
@@ -87,15 +99,15 @@ def factory(name: str, shape: tuple[int, ...], classes: int) -> Factory:
 
 
 class ChannelsFirst(nn.Module):
-    """Moves the last dimension of samples (N, ..., C) to the front: (N, C, ...)."""
+    """Move the channels of samples to the front: (N, ..., C) -> (N, C, ...)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the same samples, channels first."""
+        """Return the samples, channels first."""
         return x.movedim(-1, 1)
 
 
 def model(name: str, federation: Federation) -> Factory:
-    """Return the function that builds the model called `name` (as in `model.name`) for the samples of a federation."""
+    """Return a function that builds the model `name` (as in `model.name`) for the samples of a federation."""
     if name in MODELS and federation.channels == "kept":
         *rest, channels = federation.shape
         build = factory(name, (channels, *rest), federation.classes)

@@ -1,6 +1,6 @@
-"""Who has what: splits of one data set over clients, on the partitioners of flwr-datasets.
+"""Splits of one data set over clients, built on the partitioners of flwr-datasets.
 
-Partitioners see a data set of labels and row numbers only; no sample is copied.
+Partitioners get a data set of labels and row numbers only; no sample is copied.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _LABEL, _ROW = "label", "row"
 
 @dataclass(frozen=True)
 class Split(Settings, ABC):
-    """A rule that gives each client its rows."""
+    """A rule that assigns rows to clients."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
-        """Return the partitioner for `clients` clients of `samples` samples (None: all there are)."""
+        """Return a partitioner for `clients` clients with `samples` samples each (None: all samples)."""
 
 
 def _sizes(total: int, clients: int, samples: int | None) -> list[int]:
-    """Return equal sizes: `samples` each, or all samples dealt out, sizes then differing by one at most."""
+    """Return equal sizes: `samples` each, or all samples, with sizes that differ by one at most."""
     return [samples if samples is not None else total // clients + (i < total % clients) for i in range(clients)]
 
 
@@ -51,21 +51,22 @@ class Folds(Split):
 
     name: ClassVar[str] = "folds"
     folds: int = setting(5, "folds: number of groups of clients with classes in common", low=2)
-    share: float = setting(0.8, "folds: part of a client's samples that comes from its fold's classes", low=0, high=1)
+    share: float = setting(0.8, "folds: share of a client's samples that is from its fold's classes", low=0, high=1)
 
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
-        """Return our own partitioner."""
+        """Return floco's own `FoldsPartitioner`."""
         from floco.data.folds import FoldsPartitioner
 
-        return FoldsPartitioner(_sizes(len(labels), clients, samples), _LABEL, self.folds, self.share, exact=samples is not None)
+        sizes = _sizes(len(labels), clients, samples)
+        return FoldsPartitioner(sizes, _LABEL, self.folds, self.share, exact=samples is not None)
 
 
 @dataclass(frozen=True)
 class Dirichlet(Split):
-    """Equal sizes, and for each client class frequencies drawn from Dirichlet(alpha)."""
+    """Clients of equal size, each with class frequencies drawn from Dirichlet(alpha)."""
 
     name: ClassVar[str] = "dirichlet"
-    alpha: float = setting(0.5, "dirichlet, dirichlet-sizes: concentration; small is heterogeneous", above=0)
+    alpha: float = setting(0.5, "dirichlet, dirichlet-sizes: concentration; smaller is more heterogeneous", above=0)
 
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
         """Return flwr-datasets' InnerDirichletPartitioner."""
@@ -76,13 +77,13 @@ class Dirichlet(Split):
 
 @dataclass(frozen=True)
 class DirichletSizes(Split):
-    """Each class is dealt out in proportions drawn from Dirichlet(alpha): classes and sizes both differ."""
+    """Each class is split in proportions drawn from Dirichlet(alpha): clients differ in classes and size."""
 
     name: ClassVar[str] = "dirichlet-sizes"
-    alpha: float = setting(0.5, "dirichlet, dirichlet-sizes: concentration; small is heterogeneous", above=0)
+    alpha: float = setting(0.5, "dirichlet, dirichlet-sizes: concentration; smaller is more heterogeneous", above=0)
 
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
-        """Return flwr-datasets' DirichletPartitioner, for clients of 10 samples or more."""
+        """Return flwr-datasets' DirichletPartitioner; each client has `samples` samples at least (None: 10)."""
         from flwr_datasets.partitioner import DirichletPartitioner
 
         return DirichletPartitioner(clients, _LABEL, self.alpha, min_partition_size=samples or 10, seed=seed)
@@ -90,12 +91,12 @@ class DirichletSizes(Split):
 
 @dataclass(frozen=True)
 class Iid(Split):
-    """Equal parts at random."""
+    """Clients of equal size, with samples drawn at random."""
 
     name: ClassVar[str] = "iid"
 
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
-        """Return flwr-datasets' IidPartitioner; rows come to it shuffled."""
+        """Return flwr-datasets' IidPartitioner; `partition` shuffles the rows beforehand."""
         from flwr_datasets.partitioner import IidPartitioner
 
         return IidPartitioner(clients)
@@ -106,18 +107,19 @@ class Pathological(Split):
     """Each client has samples of `classes` classes only."""
 
     name: ClassVar[str] = "pathological"
-    classes: int = setting(2, "pathological: classes of each client", low=1)
+    classes: int = setting(2, "pathological: classes per client", low=1)
 
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
         """Return flwr-datasets' PathologicalPartitioner."""
         from flwr_datasets.partitioner import PathologicalPartitioner
 
-        return PathologicalPartitioner(clients, _LABEL, self.classes, class_assignment_mode="first-deterministic", seed=seed)
+        mode = "first-deterministic"
+        return PathologicalPartitioner(clients, _LABEL, self.classes, class_assignment_mode=mode, seed=seed)
 
 
 @dataclass(frozen=True)
 class Natural(Split):
-    """The clients that the source itself names."""
+    """The clients named by the source's column `client`."""
 
     name: ClassVar[str] = "natural"
 
@@ -128,39 +130,50 @@ class Natural(Split):
 
 @dataclass(frozen=True)
 class Single(Split):
-    """All samples belong to one client: a site of a federation across organisations."""
+    """One client with all samples: a site of a federation across organisations."""
 
     name: ClassVar[str] = "single"
     id: str = setting("site", "single: the client's id")
 
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
-        """Raise: there is nothing to partition."""
-        raise FlocoError('data.split = "single" has one client, whose samples are all there are')
+        """Raise: a single client is not partitioned."""
+        raise FlocoError('data.split = "single" has one client with all samples, and cannot be partitioned')
 
 
-SPLITS: dict[str, type[Split]] = {s.name: s for s in (Folds, Dirichlet, DirichletSizes, Iid, Pathological, Natural, Single)}
+_ALL: tuple[type[Split], ...] = (Folds, Dirichlet, DirichletSizes, Iid, Pathological, Natural, Single)
+SPLITS: dict[str, type[Split]] = {s.name: s for s in _ALL}
 
 
-def partition(split: Split | Partitioner, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> list[np.ndarray]:
-    """Return the rows of each client, from labels (N,) in 0..C-1, under the stream "split" of `seed`.
+def partition(
+    split: Split | Partitioner, labels: np.ndarray, clients: int, samples: int | None, seed: int
+) -> list[np.ndarray]:
+    """Return the rows of each client, from labels (N,) in 0..C-1 and the random stream "split" of `seed`.
 
     Raises:
-        FlocoError: more clients than samples, or a split that cannot deliver.
+        FlocoError: too few samples for the clients, or the split fails for another reason.
     """
     wanted = clients * (samples or 1)
     if isinstance(split, Split) and wanted > len(labels):
-        raise FlocoError(f"data.clients = {clients} with {samples or 'at least 1'} samples each need {wanted} samples, the source has {len(labels)}")
+        raise FlocoError(
+            f"data.clients = {clients} with {samples or 'at least 1'} samples each need {wanted} samples, "
+            f"the source has {len(labels)}"
+        )
     from datasets import Dataset
 
     rows = torch.randperm(len(labels), generator=stream(seed, "split")).numpy()
     if samples is not None and isinstance(split, Iid):
         rows = rows[:wanted]
-    partitioner = split.partitioner(labels, clients, samples, derive(seed, "split") % 2**32) if isinstance(split, Split) else copy.deepcopy(split)
+    if isinstance(split, Split):
+        partitioner = split.partitioner(labels, clients, samples, derive(seed, "split") % 2**32)
+    else:
+        partitioner = copy.deepcopy(split)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # partitioners warn of sizes that the user chose, and of tries before they give up
+            # Partitioners warn of sizes that the user chose, and of retries.
+            warnings.simplefilter("ignore")
             partitioner.dataset = Dataset.from_dict({_LABEL: labels[rows], _ROW: rows})
-            parts = [np.asarray(partitioner.load_partition(i)[_ROW], dtype=np.int64) for i in range(partitioner.num_partitions)]
+            loaded = (partitioner.load_partition(i)[_ROW] for i in range(partitioner.num_partitions))
+            parts = [np.asarray(part, dtype=np.int64) for part in loaded]
     except FlocoError:
         raise
     except Exception as error:
@@ -170,15 +183,20 @@ def partition(split: Split | Partitioner, labels: np.ndarray, clients: int, samp
 
 
 def cut(rows: np.ndarray, samples: int | None, client: str, seed: int) -> np.ndarray:
-    """Return `samples` of a client's rows (None: all), drawn under its own stream and in their order: the first may all be of one class or time.
+    """Return `samples` of a client's rows (None: all), in order.
+
+    They are drawn at random from the client's own stream, as the first ones may all be of one class or time.
 
     Raises:
-        FlocoError: the client has fewer.
+        FlocoError: the client has fewer rows.
     """
     if samples is None or len(rows) == samples:
         return rows
     if len(rows) < samples:
-        raise FlocoError(f'data.samples = {samples}, and the split gives client "{client}" only {len(rows)}; use fewer, or leave it empty')
+        raise FlocoError(
+            f'data.samples = {samples}, and the split gives client "{client}" only {len(rows)}; '
+            "use fewer, or leave it empty"
+        )
     chosen = torch.randperm(len(rows), generator=stream(seed, "samples", client))[:samples]
     drawn: np.ndarray = rows[chosen.sort().values.numpy()]
     return drawn

@@ -1,4 +1,4 @@
-"""Samples from embedded data, files, folders, a hub, or the user's own function."""
+"""Samples from bundled data, files, folders, the Hugging Face hub, or a function of the user's."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ import numpy as np
 
 from floco.core.errors import FlocoError, nearest, warn
 from floco.core.objects import load_object
-from floco.data.images import picture_column, read_columns, read_folder
+from floco.data.image_folder import read_folder
+from floco.data.images import picture_column, read_columns
 from floco.data.samples import Arrays, Samples, checked
 
 _KINDS, _CHANNELS = ("auto", "images", "features"), ("auto", "first", "last")
 
 
-def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: Sequence[str] = (), channels: str = "auto") -> Samples:
+def load(
+    source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: Sequence[str] = (), channels: str = "auto"
+) -> Samples:
     """Return the samples of a source: `digits`, `npz:PATH`, `idx:DIR`, `folder:DIR`, `hub:NAME`, or `module:function`.
 
     Args:
-        source: where the samples come from, or the samples themselves: a pair (x, y), arrays as an npz file holds them,
-            or a `datasets.Dataset`. A function returns one of these.
-        kind: "images" (channels last), "features", or "auto": uint8 with 3 or 4 dimensions, and other numbers with 4 of
-            which the last is 1, 3 or 4, are images.
-        labels: all labels as text, in the order of the classes (none: those that occur, sorted).
-        channels: where a sample has its channels, or features, each of which has a mean and deviation of its own: "first", (F, T),
-            or "last", (T, F). Sequences stay as they are for the network; images come to it with their channels first. "auto":
-            first, except for images; an array that looks like (N, T, F) is refused.
+        source: name of the source, or the samples themselves: a pair (x, y), a mapping of arrays named as in an npz
+            file, or a `datasets.Dataset`. A user's function returns one of these.
+        kind: "images" (channels last), "features", or "auto": images are uint8 arrays with 3 or 4 dimensions, and other
+            numbers with 4 dimensions of which the last is 1, 3 or 4.
+        labels: all labels as text, in the order of the classes (empty: those that occur, sorted).
+        channels: position of the channels, or features, each of which has its own mean and deviation: "first", (F, T),
+            or "last", (T, F). The network gets sequences as they are, and images channels first. "auto": first, except
+            for images; raises for arrays that look like (N, T, F).
 
     Raises:
         FlocoError: no such source, or one that cannot be read.
@@ -42,16 +45,18 @@ def load(source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: 
     if not isinstance(source, str):
         return checked(_arrays(source), "the source", kind, labels, channels)
     scheme, _, rest = source.partition(":")
-    readers: dict[str, Callable[[str], Arrays]] = {"digits": _digits, "npz": read_npz, "idx": _idx, "folder": read_folder, "hub": _hub}
     if scheme == "folder" and channels != "auto":
-        raise FlocoError(f"data.channels says where arrays have their channels, and pictures of a folder are read channels last: leave it at auto, got {channels!r}")
-    if scheme in readers and (rest or scheme == "digits"):
-        arrays = readers[scheme](rest)
-        if scheme == "folder" and not labels:  # no name of a folder is a missing value
+        raise FlocoError(
+            f"data.channels is for arrays, not for pictures in a folder: leave it at auto, got {channels!r}"
+        )
+    if scheme in _READERS and (rest or scheme == "digits"):
+        arrays = _READERS[scheme](rest)
+        if scheme == "folder" and not labels:  # a folder's name never marks a missing label
             labels = sorted(set(np.asarray(arrays.get("y_train", arrays.get("y"))).tolist()))
         return checked(arrays, source, kind, labels, channels)
     if not rest:
-        raise FlocoError(f"data.source must be digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME or module:function, got {source!r}{nearest(scheme, readers)}")
+        forms = "digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME or module:function"
+        raise FlocoError(f"data.source must be {forms}, got {source!r}{nearest(scheme, _READERS)}")
     try:
         given = load_object(source, "data.source")()
     except FlocoError:
@@ -69,7 +74,7 @@ def _digits(_: str) -> Arrays:
 
 
 def read_npz(path: str, what: str = "data.source") -> Arrays:
-    """Return the arrays of an npz file; `what` is what an error calls it."""
+    """Return the arrays of an npz file; `what` names it in error messages."""
     if not Path(path).is_file():
         raise FlocoError(f"{what}: there is no file {path}")
     try:
@@ -80,8 +85,9 @@ def read_npz(path: str, what: str = "data.source") -> Arrays:
 
 
 def _idx(folder: str) -> Arrays:
-    """Read the four files of MNIST's format, gzipped or not."""
-    files = {"x_train": "train-images-idx3-ubyte", "y_train": "train-labels-idx1-ubyte", "x_test": "t10k-images-idx3-ubyte", "y_test": "t10k-labels-idx1-ubyte"}
+    """Read the four files of a data set in MNIST's format, gzipped or not."""
+    parts, kinds = {"train": "train", "test": "t10k"}, {"x": "images-idx3", "y": "labels-idx1"}
+    files = {f"{k}_{p}": f"{part}-{kind}-ubyte" for p, part in parts.items() for k, kind in kinds.items()}
     return {key: _idx_array(Path(folder), name) for key, name in files.items()}
 
 
@@ -105,32 +111,45 @@ def _hub(name: str) -> Arrays:
     except Exception as error:
         raise FlocoError(f"data.source: {name} cannot be loaded by the datasets library: {error}") from error
     if "train" not in parts:
-        raise FlocoError(f"hub:{name} must have a split train, and has {', '.join(parts)}: load it in a function of your own, module:function, that returns the split to train on")
+        raise FlocoError(
+            f"hub:{name} must have a split train, and has {', '.join(parts)}: "
+            "load it in a function of your own, module:function, that returns the split to train on"
+        )
     if others := [part for part in parts if part not in ("train", "test")]:
         warn(f"hub:{name}: train and test are read, and further splits are left out: {', '.join(others)}")
     used = {part: parts[part] for part in ("train", "test") if part in parts}
-    pictures = read_columns(used, f"hub:{name}")  # of both parts together, so that they have one form
+    pictures = read_columns(used, f"hub:{name}")  # both parts together, so that they get the same mode
     train, *test = (_arrays(data, pictures.get(part)) for part, data in used.items())
     if not test:
         return train
-    return {("x_train" if k == "x" else "y_train" if k == "y" else k): v for k, v in train.items()} | {"x_test": test[0]["x"], "y_test": test[0]["y"]}
+    named = {(f"{k}_train" if k in ("x", "y") else k): v for k, v in train.items()}
+    return {**named, "x_test": test[0]["x"], "y_test": test[0]["y"]}
+
+
+_Reader = Callable[[str], Arrays]
+_READERS: dict[str, _Reader] = {"digits": _digits, "npz": read_npz, "idx": _idx, "folder": read_folder, "hub": _hub}
 
 
 def _arrays(data: Any, pictures: np.ndarray | None = None) -> Arrays:
-    """Return arrays as an npz file holds them, from a mapping, a pair (x, y) or a `datasets.Dataset`, whose pictures may have been read."""
+    """Return arrays by name from a mapping, a pair (x, y) or a `datasets.Dataset`, whose `pictures` may be given."""
     if isinstance(data, Mapping):
         return data
     if isinstance(data, tuple) and len(data) == 2:
         return {"x": data[0], "y": data[1]}
     if not hasattr(data, "features"):
-        raise FlocoError(f"a source must give a mapping of arrays, a pair (x, y) or a datasets.Dataset, got {type(data).__name__}")
+        raise FlocoError(
+            f"a source must give a mapping of arrays, a pair (x, y) or a datasets.Dataset, got {type(data).__name__}"
+        )
     from datasets import ClassLabel, Image
 
     kinds = data.features
     x = next((n for n, f in kinds.items() if isinstance(f, Image)), "x")
-    y = next((n for n in ("label", "y") if n in kinds), None) or _only([n for n, f in kinds.items() if isinstance(f, ClassLabel)])
+    classes = [n for n, f in kinds.items() if isinstance(f, ClassLabel)]
+    y = next((n for n in ("label", "y") if n in kinds), None) or _only(classes)
     if x not in kinds or y not in kinds:
-        raise FlocoError(f'a data set needs an image column or "x", and a class label or "y"; it has {", ".join(kinds)}')
+        raise FlocoError(
+            f'a data set needs an image column or "x", and a class label or "y"; it has {", ".join(kinds)}'
+        )
     if pictures is None and picture_column(data) == x:
         pictures = read_columns({"": data}, "the source").get("")
     try:
@@ -143,7 +162,9 @@ def _arrays(data: Any, pictures: np.ndarray | None = None) -> Arrays:
 
 
 def _only(names: Sequence[str]) -> str:
-    """Return the name of the column of class labels, "y" if there is none."""
+    """Return the only name of a list of columns, "y" if it is empty."""
     if len(names) > 1:
-        raise FlocoError(f'a data set needs one column of labels: call it "label", or keep one class label of {", ".join(names)}')
+        raise FlocoError(
+            f'a data set needs one column of labels: call it "label", or keep one class label of {", ".join(names)}'
+        )
     return names[0] if names else "y"

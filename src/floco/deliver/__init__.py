@@ -1,1 +1,1 @@
-"""Models that leave: personal, best mixture, newcomers, drift, export, cards. Nothing here changes a run."""
+"""Models to take away: personal, best mixture, newcomers, drift, export, cards. Nothing here changes a run."""

@@ -1,4 +1,4 @@
-"""Models as files with cards, for stacks in which there is no floco."""
+"""Export of models as files with cards, to be used without floco."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from floco.core.random import one_thread
 from floco.core.values import Tensors
 from floco.deliver.card import Card, card, data_facts, markdown
 from floco.deliver.graph import FORMATS, Writer, writer
-from floco.deliver.newcomers import Placement
 from floco.deliver.personal import delivered, everyone, exact
+from floco.deliver.placement import Placement
 from floco.server.rounds import Progress
 from floco.storage.files import checksum, file_name, replace_file, to_json
 
@@ -24,18 +24,21 @@ GLOBAL = "global"
 
 
 def target(path: Path, name: str, kind: str | None) -> tuple[Path, str]:
-    """Return the file for a model called `name`, which is not there yet, and its format.
+    """Return the file for a model called `name`, and its format; raises if the file exists.
 
     Args:
-        path: the file, if it ends in a format's name; else a folder, in which files are called after their models.
-        name: of the model.
-        kind: one of `FORMATS` (None: what `path` ends in, or safetensors).
+        path: the file, if it ends in a format's name; otherwise a folder, whose files are named after their models.
+        name: the model's name.
+        kind: one of `FORMATS` (None: the ending of `path`, or safetensors).
     """
     ending = path.suffix.removeprefix(".")
     if kind not in (None, *FORMATS):
         raise FlocoError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
     if ending.lower() in FORMATS and ending not in (kind, None if kind else ending.lower()):
-        raise FlocoError(f"-o {path} ends in .{ending}, and --format is {kind or ending.lower()}: leave one of them out, and write the ending in small letters")
+        raise FlocoError(
+            f"-o {path} ends in .{ending}, and --format is {kind or ending.lower()}: "
+            "leave one of them out, and write the ending in small letters"
+        )
     kind = kind or (ending if ending in FORMATS else FORMATS[0])
     file = path if ending == kind else path / f"{file_name(name)}.{kind}"
     if there := next((f for f in (file, *_cards(file)) if f.exists()), None):
@@ -54,27 +57,28 @@ def export(
     kind: str | None = None,
     at: str = "center",
 ) -> list[Path]:
-    """Write the models of clients (None among them: the global model), each with a card as JSON and Markdown, and return their files.
+    """Write models of clients, each with a card as JSON and Markdown, and return the model files.
 
     Args:
-        setup: what is fixed in the run.
-        progress: how far it came.
-        clients: whose models; None: all there are.
+        setup: the fixed part of the run.
+        progress: the state of the run.
+        clients: ids, and None among them for the global model; None: all models.
         path: see `target`.
-        source: where the data are from, for the cards.
-        versions: for the cards.
-        kind: one of `FORMATS` (None: what `path` ends in, or safetensors).
+        source: source of the data, for the cards.
+        versions: versions of packages and machine, for the cards.
+        kind: one of `FORMATS` (None: the ending of `path`, or safetensors).
         at: see `personal.delivered`.
 
     Raises:
-        FlocoError: a client or a model that is not there, files that are, or a format that does not suit the network. Then no
-            file is written.
+        FlocoError: an unknown client, a missing model, an existing file, or a format that does not support the network.
+            No file is written then.
     """
     clients = everyone(setup, progress) if clients is None else [clients] if isinstance(clients, str) else list(clients)
     if not progress.round:
         raise FlocoError("there is nothing to export yet: no round is done")
     if not clients or len(set(clients)) < len(clients) or (None in clients and GLOBAL in clients):
-        raise FlocoError(f'name at least one model, and none twice (a client called "{GLOBAL}" in a run of its own), got {clients}')
+        alone = f'export a client called "{GLOBAL}" separately'
+        raise FlocoError(f"name at least one model, and none twice ({alone}), got {clients}")
     targets = [target(path, GLOBAL if c is None else c, kind) for c in clients]
     if len(clients) > 1 and len({file for file, _ in targets}) < len(clients):
         raise FlocoError(f"-o {path} is one file, and there are {len(clients)} models: give a folder")
@@ -90,22 +94,39 @@ def export(
             done.append(file)
             save(setup, tensors, facts, file, made, write)
     except BaseException:
-        for file in [f for d in done for f in (d, *_cards(d))]:  # all of them, or none
+        for file in [f for d in done for f in (d, *_cards(d))]:  # all files, or none
             file.unlink(missing_ok=True)
         raise
     return done
 
 
 def export_placed(
-    setup: Setup, round_: int, placed: Placement, labels: torch.Tensor, path: Path, name: str, *, source: str, versions: Mapping[str, Any], kind: str | None = None
+    setup: Setup,
+    round_: int,
+    placed: Placement,
+    labels: torch.Tensor,
+    path: Path,
+    name: str,
+    *,
+    source: str,
+    versions: Mapping[str, Any],
+    kind: str | None = None,
 ) -> Path:
-    """Write the model of a newcomer called `name`, as `export` does, and return its file; `labels` are those it was placed with, (n,)."""
+    """Write the model of a newcomer called `name` as `export` does, and return its file.
+
+    `labels` (n,) are the class numbers that it was placed with.
+    """
     file, kind = target(path, name, kind)
+    chosen, title = placed.chosen, f'Model of the newcomer "{name}"'
+    more = {"client": name, "round": round_, "mixture": placed.center.tolist(), "placed_by": chosen.rule}
+    facts: Card = card(setup, title, None, versions, **more)
     counts = torch.bincount(labels, minlength=setup.federation.classes).tolist()
-    facts: Card = card(setup, f'Model of the newcomer "{name}"', None, versions, client=name, round=round_, mixture=placed.center.tolist(), placed_by=placed.chosen.rule)
-    facts["data"] = {"source": source, "samples": len(labels), "labels": dict(zip(setup.federation.names, counts, strict=True))}
+    by_label = dict(zip(setup.federation.names, counts, strict=True))
+    facts["data"] = {"source": source, "samples": len(labels), "labels": by_label}
     facts["tested_on"] = "samples left out in turn"
-    facts["left_out"] = [{"rule": c.rule, "loss": c.loss, "accuracy": c.accuracy, "chosen": c is placed.chosen} for c in placed.candidates]
+    facts["left_out"] = [
+        {"rule": c.rule, "loss": c.loss, "accuracy": c.accuracy, "chosen": c is chosen} for c in placed.candidates
+    ]
     save(setup, placed.tensors, facts, file, kind, writer(setup, kind))
     return file
 
@@ -115,7 +136,7 @@ def _cards(file: Path) -> tuple[Path, Path]:
 
 
 def save(setup: Setup, tensors: Tensors, facts: Card, file: Path, kind: str, write: Writer) -> None:
-    """Write one model and its card; the model comes last, and each file in one step, so that no half of one is ever there."""
+    """Write one model and its card, the model last; each file is written atomically."""
     data = write(setup.network.holding(tensors))
     facts = {**facts, "file": file.name, "format": kind, "sha256": checksum(data)}
     as_json, as_text = _cards(file)
@@ -127,11 +148,14 @@ def save(setup: Setup, tensors: Tensors, facts: Card, file: Path, kind: str, wri
         raise FlocoError(f"cannot write {file}: {error.strerror or error}") from error
 
 
-def _card(setup: Setup, progress: Progress, client: str | None, tensors: Tensors, source: str, versions: Mapping[str, Any]) -> Card:
+def _card(
+    setup: Setup, progress: Progress, client: str | None, tensors: Tensors, source: str, versions: Mapping[str, Any]
+) -> Card:
     federation = setup.federation
     more: dict[str, Any] = {"client": client, "round": progress.round}
     if client is None:
-        title, train, (x, y) = "The global model", torch.cat([c.train for c in federation.clients]), federation.common_test
+        title, train = "The global model", torch.cat([c.train for c in federation.clients])
+        x, y = federation.common_test
         where = "the clients' own test parts together" if federation.x_test is None else "the global test part"
     else:
         own = federation.client(client)

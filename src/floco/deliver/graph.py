@@ -1,4 +1,4 @@
-"""A model with its preprocessing, and the formats in which it leaves."""
+"""A model with its preprocessing as a graph, and the file formats of exported models."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from floco.data.schema import Form
 from floco.storage.files import to_safetensors
 
 FORMATS = ("safetensors", "pt2", "onnx")
-_CLOSE = 1e-4  # how far probabilities of a graph may be from the network's
+_CLOSE = 1e-4  # tolerance of a graph's probabilities against the network's
 
 
 class Portable(nn.Module):
-    """A network for raw samples, as their source has them: (N, *shape) -> logits (N, C) and probabilities (N, C)."""
+    """A network with its preprocessing: the source's raw samples (N, *shape) -> logits and probabilities (N, C)."""
 
     def __init__(self, network: nn.Module, form: Form) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class Portable(nn.Module):
 
 
 Writer = Callable[[nn.Module], bytes]
-"""From a network with its weights to the bytes of a file."""
+"""Function from a network with its weights to the bytes of a file."""
 
 
 def writer(setup: Setup, kind: str) -> Writer:
-    """Return what writes networks in one of `FORMATS`; a graph is traced once, and only its weights are replaced.
+    """Return a function that writes networks in one of `FORMATS`; a graph is traced once, for all models.
 
-    - safetensors: the state dict of the user's network, tied tensors under each of their names.
-    - pt2, onnx: `Portable` as a graph, with N free; each file is run once before it is given out.
+    - safetensors: the state dict of the user's network; tied tensors are stored under each of their names.
+    - pt2, onnx: `Portable` as a graph with dynamic N; each file is run once, and compared with the network.
 
     Raises:
         FlocoError: an unknown format, one whose packages are missing, or a network that cannot be traced.
@@ -55,7 +55,8 @@ def writer(setup: Setup, kind: str) -> Writer:
         raise FlocoError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
     form = setup.federation.form
     samples = form.restored(setup.federation.x[:3]).contiguous()
-    graph = _traced(Portable(setup.network.holding({**setup.network.parameters, **setup.network.buffers}), form), samples, kind)
+    initial = setup.network.holding({**setup.network.parameters, **setup.network.buffers})
+    graph = _traced(Portable(initial, form), samples, kind)
     make = _pt2(graph) if kind == "pt2" else _onnx(graph, samples)
 
     def write(network: nn.Module) -> bytes:
@@ -66,7 +67,10 @@ def writer(setup: Setup, kind: str) -> Writer:
         found = (_run_pt2 if kind == "pt2" else _run_onnx)(data, samples)
         apart = float((expected - found).abs().max())
         if not apart <= _CLOSE:
-            raise FlocoError(f"the {kind} graph of this network gives probabilities that are {apart:.2g} from the network's own, at most {_CLOSE:g} may be: use another format")
+            raise FlocoError(
+                f"the {kind} graph of this network gives probabilities that differ by {apart:.2g} from the network's "
+                f"own, more than {_CLOSE:g}: use another format"
+            )
         return data
 
     return write
@@ -74,7 +78,7 @@ def writer(setup: Setup, kind: str) -> Writer:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep exporters' notes on operators of other packages to themselves."""
+    """Silence the exporters' warnings, which are about operators of other packages."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -91,14 +95,18 @@ def _traced(model: Portable, samples: torch.Tensor, kind: str) -> Any:
         with _quiet():
             return torch.export.export(model.eval(), (samples,), dynamic_shapes=({0: torch.export.Dim("n")},))
     except Exception as error:
-        raise FlocoError(f"the network cannot be written as {kind}, because torch.export cannot trace it: {str(error).splitlines()[0]}; safetensors needs no graph") from error
+        raise FlocoError(
+            f"the network cannot be written as {kind}, because torch.export cannot trace it: "
+            f"{str(error).splitlines()[0]}; safetensors needs no graph"
+        ) from error
 
 
 def _pt2(graph: Any) -> Callable[[Mapping[str, torch.Tensor]], bytes]:
     def make(weights: Mapping[str, torch.Tensor]) -> bytes:
         for name, old in graph.state_dict.items():
             new = weights[name].detach().clone()
-            graph.state_dict[name] = nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+            trained = isinstance(old, nn.Parameter)
+            graph.state_dict[name] = nn.Parameter(new, requires_grad=old.requires_grad) if trained else new
         buffer = io.BytesIO()
         with _quiet():
             torch.export.save(graph, buffer)
@@ -119,12 +127,14 @@ def _onnx(graph: Any, samples: torch.Tensor) -> Callable[[Mapping[str, torch.Ten
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise FlocoError(f"--format onnx needs packages that are not installed ({error.name}): pip install 'floco[onnx]'") from error
+        raise FlocoError(f"--format onnx needs {error.name}, not installed here: pip install 'floco[onnx]'") from error
+    names: dict[str, Any] = {"input_names": ["samples"], "output_names": ["logits", "probabilities"]}
     try:
         with _quiet():
-            made = torch.onnx.export(graph, (samples,), dynamo=True, optimize=False, verbose=False, input_names=["samples"], output_names=["logits", "probabilities"])
+            made = torch.onnx.export(graph, (samples,), dynamo=True, optimize=False, verbose=False, **names)
     except Exception as error:
-        raise FlocoError(f"the network cannot be written as onnx: {str(error).splitlines()[0]}; use safetensors or pt2") from error
+        reason = str(error).splitlines()[0]
+        raise FlocoError(f"the network cannot be written as onnx: {reason}; use safetensors or pt2") from error
     assert made is not None
     proto = made.model_proto
 

@@ -1,4 +1,4 @@
-"""The models that come out of a run: each client's own, and the global one."""
+"""The models of a run: each client's own, and the global one."""
 
 from __future__ import annotations
 
@@ -20,36 +20,38 @@ from floco.server.rounds import Progress
 from floco.simplex import sample_subregion
 
 POINTS = ("center", "best")
-"""Where on the simplex a client's own model may lie: its center, or the best mixture for its own training part."""
+"""Points on the simplex for a client's own model: its center, or the best mixture for its training part."""
 
 
 def exact(setup: Setup) -> Setup:
-    """Return the setup with arithmetic in float32, in which models are used, whatever they were trained in."""
+    """Return the setup with float32 arithmetic, in which models are used whatever precision they were trained in."""
     return replace(setup, training=replace(setup.training, precision="float32"))
 
 
-def delivered(setup: Setup, progress: Progress, client: str | None, *, at: str = "center") -> tuple[Tensors, torch.Tensor | None]:
-    """Return parameters and buffers of a client's own model, or of the global one (None), and its point on the simplex, if it has one.
+def delivered(
+    setup: Setup, progress: Progress, client: str | None, *, at: str = "center"
+) -> tuple[Tensors, torch.Tensor | None]:
+    """Return parameters and buffers of a client's own or the global model, and its point on the simplex, if any.
 
     Args:
-        setup: what is fixed in the run.
-        progress: how far it came.
-        client: its id, or None.
-        at: "center": the personal model of the evaluations; "best" (Floco and Floco+): alpha = argmin of the loss on the
+        setup: the fixed part of the run.
+        progress: the state of the run.
+        client: the client's id; None: the global model.
+        at: "center": the personal model as evaluated; "best" (Floco and Floco+): alpha = argmin of the loss on the
             client's training part, near its center.
 
     Raises:
         FlocoError: no such client or model.
     """
     if at not in POINTS or (client is None and at != "center"):
-        raise FlocoError(f"a client's model lies at one of {', '.join(POINTS)}, the global one in the middle; got {at!r}")
+        raise FlocoError(f"a client's model is at one of {', '.join(POINTS)}, the global one in the middle; got {at!r}")
     with one_thread():
         tensors, alpha = (_global(setup, progress), None) if client is None else _personal(setup, progress, client, at)
     return {n: tensors[n] for n in (*setup.network.layout.parameters, *setup.network.layout.buffers)}, alpha
 
 
 def everyone(setup: Setup, progress: Progress) -> list[str | None]:
-    """Return whose models there are: all participants', and the global one (None) if the method has one."""
+    """Return the ids of all participants, and None for the global model if there is one."""
     shared = global_model(setup, Message(progress.round, "evaluate", progress.state.shared))
     return [*setup.federation.ids, *([] if shared is None else [None])]
 
@@ -57,8 +59,11 @@ def everyone(setup: Setup, progress: Progress) -> list[str | None]:
 def _global(setup: Setup, progress: Progress) -> Tensors:
     tensors = global_model(setup, Message(progress.round, "evaluate", progress.state.shared))
     if tensors is None:
-        why = "floating buffers stay on the clients (training.buffers)" if setup.local_buffers else f"algorithm {setup.algorithm.name} has none"
-        raise FlocoError(f"there is no global model: {why}")
+        local, none = (
+            "floating buffers stay on the clients (training.buffers)",
+            f"algorithm {setup.algorithm.name} has none",
+        )
+        raise FlocoError(f"there is no global model: {local if setup.local_buffers else none}")
     return tensors
 
 
@@ -73,15 +78,21 @@ def _personal(setup: Setup, progress: Progress, client: str, at: str) -> tuple[T
 
 
 def _tensors(setup: Setup, progress: Progress, client: str) -> Tensors:
-    """Return a participant's working tensors, as they are evaluated."""
+    """Return a participant's working tensors, as in an evaluation."""
     if client not in setup.federation.ids:
-        setup.federation.client(client)  # an unknown one is an error that names those there are
-        raise FlocoError(f'client "{client}" was held out of this run and has no model of its own: place it, with floco place or run.place')
-    return adapted(setup, client, setup.algorithm.message(progress.state, client, "evaluate"), progress.memories.get(client))
+        setup.federation.client(client)  # raises for an unknown id, and names the known ones
+        raise FlocoError(
+            f'client "{client}" was held out of this run and has no model of its own: '
+            "place it, with floco place or run.place"
+        )
+    message = setup.algorithm.message(progress.state, client, "evaluate")
+    return adapted(setup, client, message, progress.memories.get(client))
 
 
-def own_point(setup: Setup, progress: Progress, client: str, at: str = "center") -> tuple[OnSimplex, Tensors, torch.Tensor]:
-    """Return the method, a client's own simplex, and the point (M,) on it: its center, or the best mixture for its training part."""
+def own_point(
+    setup: Setup, progress: Progress, client: str, at: str = "center"
+) -> tuple[OnSimplex, Tensors, torch.Tensor]:
+    """Return the method, a client's own simplex, and its point (M,) on it; `at` is as in `delivered`."""
     algorithm = setup.algorithm
     if not isinstance(algorithm, OnSimplex):
         raise FlocoError(f"algorithm {algorithm.name} has no simplex: only floco and floco+ have one")
@@ -90,19 +101,22 @@ def own_point(setup: Setup, progress: Progress, client: str, at: str = "center")
     if at == "center":
         return algorithm, simplex, center
     train = setup.federation.client(client).train
-    return algorithm, simplex, Mixtures(setup, algorithm.mixing, simplex, setup.federation.x[train]).best(setup.federation.y[train], near=center)
+    mixtures = Mixtures(setup, algorithm.mixing, simplex, setup.federation.x[train])
+    return algorithm, simplex, mixtures.best(setup.federation.y[train], near=center)
 
 
-def probabilities(setup: Setup, progress: Progress, client: str | None, x: torch.Tensor, *, at: str = "center", mixtures: int = 0) -> torch.Tensor:
+def probabilities(
+    setup: Setup, progress: Progress, client: str | None, x: torch.Tensor, *, at: str = "center", mixtures: int = 0
+) -> torch.Tensor:
     """Return the predicted probabilities (n, C) float64 of raw samples x (n, C, ...).
 
     Args:
-        setup: what is fixed in the run.
-        progress: how far it came.
-        client: whose model; None: the global one.
+        setup: the fixed part of the run.
+        progress: the state of the run.
+        client: the client whose model predicts; None: the global model.
         x: raw samples, channels first.
         at: see `delivered`.
-        mixtures: average the probabilities of this many mixtures of the client's subregion (0: its one model).
+        mixtures: number of mixtures from the client's subregion whose probabilities are averaged (0: its one model).
     """
     if mixtures < 0:
         raise FlocoError(f"mixtures must be 0 or more, got {mixtures}")
@@ -121,12 +135,13 @@ def probabilities(setup: Setup, progress: Progress, client: str | None, x: torch
 
 def _why_not(algorithm: OnSimplex, progress: Progress) -> str:
     if algorithm.assignment(progress.state) is None:
-        return f"the clients were not assigned in this run (assign_at = {algorithm.assign_at}, after round {progress.round})"
-    return "it has delivered no signal since the assignment"
+        at = f"assign_at = {algorithm.assign_at}, after round {progress.round}"
+        return f"the clients were not assigned in this run ({at})"
+    return "it has sent no signal since the assignment"
 
 
 def prediction_table(probabilities: torch.Tensor, names: Sequence[str]) -> pd.DataFrame:
-    """Return the most probable label of each sample, its probability, and those of all labels, from probabilities (n, C)."""
+    """Return a table of predicted label, its probability and all probabilities (n, C), one row per sample."""
     most, which = probabilities.max(dim=1)
     columns = {f"p({name})": column.tolist() for name, column in zip(names, probabilities.T, strict=True)}
     return pd.DataFrame({"label": [names[i] for i in which.tolist()], "probability": most.tolist(), **columns})

@@ -1,1 +1,1 @@
-"""Where clients' work runs, and how much of it at once: one process, several, or several clients as one program. No algorithm is known here."""
+"""Where clients' work runs: one process, several, or several clients as one program. No algorithm is known here."""

@@ -1,4 +1,4 @@
-"""Where jobs run and how many at once. Engines know nothing of algorithms."""
+"""Engines: where jobs run, and how many at once. They know nothing of algorithms."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from floco.engines.processes import Processes
 
 
 class Engine(Protocol):
-    """Runs jobs; results come in job order."""
+    """Runs jobs and returns results in the same order."""
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
         """Return one result for each job, in the same order."""
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Release the engine's resources."""
 
 
 class Serial:
-    """In this process: one job after the other, or as many clients at once as `together`."""
+    """Runs jobs in this process, one after the other or up to `together` clients at once."""
 
     def __init__(self, setup: Setup, together: int = 1) -> None:
         self._setup, self._together = setup, together
@@ -43,30 +43,34 @@ class Serial:
         return results
 
     def close(self) -> None:
-        """Do nothing: nothing is held."""
+        """Do nothing: there are no resources."""
 
 
 def _say_what_was_found(setup: Setup) -> None:
-    """Warn of what is known of the network before the first round; found out here, workers need not do it again."""
+    """Warn of properties of the network that slow down the run; workers inherit the cached results."""
     if setup.unsteady is not None:
-        warn(f"clients train one at a time, each on a copy of the network as it was given: {setup.unsteady}, and what it keeps outside its tensors is not part of a model")
+        warn(
+            f"clients train one at a time, each on a fresh copy of the network: {setup.unsteady}, "
+            "and state outside its tensors is not part of a model"
+        )
     if setup.disagrees:
         warn("evaluations run the whole network for every model: its output is not that of its last linear layer alone")
 
 
-_TOGETHER = {"cpu": 16, "cuda": 64}  # clients in a cohort: on the CPU more no longer fit into a core's cache
-_SMALL = 200_000  # parameters up to which, on the CPU, deciding what to do takes longer than doing it
+_TOGETHER = {"cpu": 16, "cuda": 64}  # clients per cohort; on the CPU, more exceed a core's cache
+_SMALL = 200_000  # parameters up to which dispatch takes longer than computing, on the CPU
 _HEAVY = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.RNNBase)
 
 
 def engine(setup: Setup, kind: str, workers: int | None) -> Engine:
-    """Return the engine `kind`; see `resolve` for what stands behind `auto`."""
+    """Return the engine `kind`; `resolve` explains `auto`."""
     kind, workers = resolve(setup, kind, workers)
     _say_what_was_found(setup)
     together = 1
     if kind == "cohort":
         if (reason := _refusal(setup)) is not None and reason != setup.unsteady:
-            warn(f"engine cohort: clients train one at a time, because the network cannot be batched over clients: {reason}")
+            why = "the network cannot be batched over clients"
+            warn(f"engine cohort: clients train one at a time, because {why}: {reason}")
         elif reason is None:
             from floco.engines.tracing import warm_up
 
@@ -77,15 +81,18 @@ def engine(setup: Setup, kind: str, workers: int | None) -> Engine:
 
 
 def resolve(setup: Setup, kind: str, workers: int | None) -> tuple[str, int]:
-    """Return the engine and the number of workers meant by `auto` and by no number (one a core).
+    """Return the engine for `kind` (resolving `auto`) and the number of workers (None: one per core).
 
-    `auto` is `cohort` where four clients or more train in a round and the network can be batched over clients: on the CPU if
-    it is small (200,000 trained parameters) and has neither convolutions nor recurrent layers, on other devices always. Else
-    it is `processes`, or `serial` on systems that cannot fork and on devices other than the CPU.
+    `auto` means `cohort` if at least four clients train in a round and the network can be batched over clients; on the
+    CPU it must also be small (200,000 trained parameters), without convolutions and recurrent layers. Otherwise it
+    means `processes`, or `serial` on systems that cannot fork and on devices other than the CPU.
     """
     can_fork = "fork" in multiprocessing.get_all_start_methods() and setup.device.type == "cpu"
     if not can_fork and (kind == "processes" or (kind != "serial" and (workers or 1) > 1)):
-        raise FlocoError(f"worker processes need a system that can fork, and the CPU (device {setup.device}); use engine serial or cohort, and one worker")
+        raise FlocoError(
+            f"worker processes need a system that can fork, and the CPU (device {setup.device}); "
+            "use engine serial or cohort, and one worker"
+        )
     if kind == "auto":
         kind = "cohort" if _pays(setup) and _refusal(setup) is None else "processes" if can_fork else "serial"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -100,6 +107,6 @@ def _pays(setup: Setup) -> bool:
 
 
 def _refusal(setup: Setup) -> str | None:
-    from floco.engines.cohort import refusal  # here: what traces programs takes half a second to import
+    from floco.engines.cohort import refusal  # imported here, since it takes half a second
 
     return refusal(setup)

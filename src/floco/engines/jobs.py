@@ -1,4 +1,4 @@
-"""Units of work: what one client has to do, what came out of it, and several done at once."""
+"""Jobs of single clients, their results, and how to carry them out, alone or together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One client's work; task `test` is the global model on a range of the global test part."""
+    """One client's work; task `test` evaluates the global model on a range of the global test part."""
 
     client: str
     task: Literal["train", "probe", "evaluate", "test"]
@@ -35,7 +35,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What came out of a job; `failure` says why nothing did."""
+    """The result of a job; `failure` says why there is none."""
 
     client: str
     update: Update | None = None
@@ -47,17 +47,17 @@ class Result:
     failure: str | None = None
     trace: str = ""
     alone: str = ""
-    """Why it could not be trained together with others."""
+    """Why the client could not be trained together with others."""
 
 
 def perform(setup: Setup, job: Job, work: Work | None = None, tensors: Tensors | None = None) -> Result:
-    """Return the result of one job. Whatever the client's model, data or method raises becomes a named failure.
+    """Return the result of one job; any exception of the client's model, data or method becomes a failure.
 
     Args:
-        setup: what is fixed during the run.
+        setup: the setup of the run.
         job: what to do.
-        work: its training, if that has been prepared.
-        tensors: what came out of the training, if it has been carried out together with others.
+        work: its training, if already prepared.
+        tensors: the trained tensors, if the client has been trained together with others.
     """
     try:
         if job.task == "test":
@@ -68,13 +68,14 @@ def perform(setup: Setup, job: Job, work: Work | None = None, tensors: Tensors |
             return Result(job.client, scores=scored(setup, work, tensors), steps=work.steps)
         update, memory = concluded(setup, work, tensors)
         return Result(job.client, update, memory, steps=work.steps)
-    except Exception as error:  # noqa: BLE001  a client's fault of any kind must not end the run; it is named and counted
+    except Exception as error:  # noqa: BLE001  no client's error may end the run; it is reported and counted
         kind = "" if isinstance(error, FlocoError) else f"{type(error).__name__}: "
         return Result(job.client, failure=f"{kind}{error}", trace=traceback.format_exc())
 
 
 def _prepared(setup: Setup, job: Job) -> Work:
-    return prepared(setup, job.client, job.message, job.memory.tensors if isinstance(job.memory, Memory) else job.memory)
+    memory = job.memory.tensors if isinstance(job.memory, Memory) else job.memory
+    return prepared(setup, job.client, job.message, memory)
 
 
 def _test(setup: Setup, job: Job) -> Result:
@@ -86,7 +87,7 @@ def _test(setup: Setup, job: Job) -> Result:
 
 
 def perform_together(setup: Setup, jobs: Sequence[Job], cohorts: Cohorts) -> list[Result]:
-    """Return the results of several jobs, trained as one program where that can be; whoever fails there is tried, and named, by itself."""
+    """Return the results of several jobs, trained as one program where possible; the others are done alone."""
     works = [None if job.task == "test" else _tried(setup, job) for job in jobs]
     todo = [w for w in works if w is not None and w.phases]
     outcomes = dict(zip(map(id, todo), cohorts.run(todo), strict=True))
@@ -103,12 +104,12 @@ def perform_together(setup: Setup, jobs: Sequence[Job], cohorts: Cohorts) -> lis
 def _tried(setup: Setup, job: Job) -> Work | None:
     try:
         return _prepared(setup, job)
-    except Exception:  # noqa: BLE001  raised again, and named, when the job is done by itself
+    except Exception:  # noqa: BLE001  raised again, and reported, when the job is done alone
         return None
 
 
 class Performer:
-    """Does units of jobs, those of several as a cohort."""
+    """Carries out units of jobs, larger ones as a cohort."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -119,16 +120,22 @@ class Performer:
         if len(unit) == 1:
             return [perform(self._setup, unit[0])]
         if self._cohorts is None:
-            from floco.engines.cohort import Cohorts  # here: what traces programs takes half a second to import
+            from floco.engines.cohort import Cohorts  # imported here, since it takes half a second
 
             self._cohorts = Cohorts(self._setup)
         return perform_together(self._setup, unit, self._cohorts)
 
 
 def units(setup: Setup, jobs: Sequence[Job], together: int, workers: int) -> list[list[int]]:
-    """Return positions of jobs, in units of at most `together`: as even as can be, no fewer than there are workers, largest clients first; parts of the global test alone."""
+    """Return positions of jobs in units of at most `together`, largest clients first.
+
+    Units are as even as possible, and no fewer than workers. Parts of the global test are units of one.
+    """
     tests = [[i] for i, job in enumerate(jobs) if job.task == "test"]
-    order = sorted((i for i, job in enumerate(jobs) if job.task != "test"), key=lambda i: -len(setup.federation.client(jobs[i].client).train))
+    order = sorted(
+        (i for i, job in enumerate(jobs) if job.task != "test"),
+        key=lambda i: -len(setup.federation.client(jobs[i].client).train),
+    )
     if together == 1 or not order:
         return tests + [[i] for i in order]
     number = max(math.ceil(len(order) / together), min(workers, len(order)))
@@ -137,7 +144,7 @@ def units(setup: Setup, jobs: Sequence[Job], together: int, workers: int) -> lis
 
 
 def tell(results: Sequence[Result], told: set[str]) -> None:
-    """Warn of each reason why clients could not be trained together, once."""
+    """Warn once of each reason why clients could not be trained together."""
     for reason in {r.alone for r in results} - told - {""}:
         told.add(reason)
         warn(f"some clients train one at a time, because their training cannot be batched: {reason}")

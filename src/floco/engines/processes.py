@@ -1,4 +1,4 @@
-"""Persistent worker processes, and how tensors travel to them and back."""
+"""Persistent worker processes, and the transfer of tensors to and from them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from floco.core.errors import WorkerDied
 from floco.engines.jobs import Job, Performer, Result, tell, units
 from floco.storage.memories import Memory
 
+_NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
+
 
 def _viewed(raw: Any, dtype: torch.dtype) -> torch.Tensor:
     found: torch.Tensor = torch.from_numpy(raw).view(dtype)
@@ -29,7 +31,7 @@ def _viewed(raw: Any, dtype: torch.dtype) -> torch.Tensor:
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors as numpy's plain bytes: torch's own way opens a shared-memory file for each, and containers have few of those."""
+    """Pickles tensors as numpy arrays: torch opens a shared-memory file for each, and containers have few of those."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Memory):
@@ -37,13 +39,13 @@ class _Pickler(pickle.Pickler):
         if not isinstance(obj, torch.Tensor):
             return NotImplemented
         plain = obj.detach()
-        if plain.is_floating_point() and plain.dtype not in (torch.float16, torch.float32, torch.float64):  # numpy has no others
+        if plain.is_floating_point() and plain.dtype not in _NUMPY_FLOATS:
             return _viewed, (plain.view(torch.uint8 if plain.element_size() == 1 else torch.int16).numpy(), plain.dtype)
         return torch.from_numpy, (plain.numpy(),)
 
 
 class _Naming(_Pickler):
-    """Tensors that the other side has already as their number."""
+    """Pickles tensors that the receiver already has as their number."""
 
     def __init__(self, file: io.BytesIO, known: Mapping[int, int]) -> None:
         super().__init__(file, protocol=5)
@@ -69,7 +71,7 @@ def _dumps(value: Any, known: Mapping[int, int] | None = None) -> bytes:
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent to die, and end this process at once, in the middle of a job too."""
+    """Wait for the parent to die, and end this process at once, even during a job."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -77,7 +79,7 @@ def _end_with_parent() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed; elsewhere nothing happens. Else the megabytes of each step go back to the system, and come again page by page."""
+    """Make glibc keep freed memory, instead of returning it to the system after each step (no effect elsewhere)."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
@@ -88,7 +90,7 @@ def _work(setup: Setup, pipe: Connection) -> None:
     """Serve jobs until the parent closes the pipe or dies."""
     torch.set_num_threads(1)
     _keep_freed_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     perform_unit = Performer(setup)
     known: list[torch.Tensor] = []
@@ -105,7 +107,7 @@ def _work(setup: Setup, pipe: Connection) -> None:
 
 
 class Processes:
-    """Persistent worker processes of one thread each, forked: data, model and algorithm are shared, not copied."""
+    """Persistent forked worker processes of one thread each; data, model and algorithm are shared, not copied."""
 
     def __init__(self, setup: Setup, workers: int, together: int = 1) -> None:
         self._setup, self._together = setup, together
@@ -114,7 +116,7 @@ class Processes:
         self._pipes: list[Connection] = []
         self._workers: list[BaseProcess] = []
         gc.collect()
-        gc.freeze()  # what is there now is never collected in the workers, whose pages then stay shared
+        gc.freeze()  # the workers never collect existing objects, so that their pages stay shared
         try:
             for _ in range(workers):
                 here, there = context.Pipe()
@@ -130,7 +132,7 @@ class Processes:
         """Return one result for each job, in the same order; idle workers take the next job."""
         if not jobs:
             return []
-        known = list(jobs[0].message.shared.values())  # the same objects in most jobs of a call: sent to each worker once
+        known = list(jobs[0].message.shared.values())  # the same objects in most jobs: sent to each worker once
         body, numbers = _dumps(("known", known)), {id(t): i for i, t in enumerate(known)}
         positions = units(self._setup, jobs, self._together, len(self._workers))
         parts = [[jobs[i] for i in unit] for unit in positions]
@@ -154,7 +156,9 @@ class Processes:
         tell([*found.values()], self._told)
         return [found[i] for i in range(len(jobs))]
 
-    def _next(self, pipe: Connection, todo: Iterator[int], parts: Sequence[Sequence[Job]], known: Mapping[int, int]) -> dict[Connection, int]:
+    def _next(
+        self, pipe: Connection, todo: Iterator[int], parts: Sequence[Sequence[Job]], known: Mapping[int, int]
+    ) -> dict[Connection, int]:
         number = next(todo, None)
         if number is None:
             return {}
@@ -172,7 +176,10 @@ class Processes:
         worker.join(timeout=5)
         clients = ", ".join(f'"{job.client}"' for job in unit or ())
         where = f"round {unit[0].message.round}, client{'s' if len(unit) > 1 else ''} {clients}: " if unit else ""
-        return WorkerDied(f"{where}worker process {worker.pid} died (exit code {worker.exitcode}); if memory ran out, use fewer workers: run.workers (got {len(self._workers)})")
+        return WorkerDied(
+            f"{where}worker process {worker.pid} died (exit code {worker.exitcode}); "
+            f"if memory ran out, use fewer workers: run.workers (got {len(self._workers)})"
+        )
 
     def close(self) -> None:
         """End the workers."""

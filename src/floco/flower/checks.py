@@ -1,4 +1,4 @@
-"""What an answer of a site may be: that of a client that did what it was asked, with numbers that can be."""
+"""Validation of a site's answers: reject those that no honest client could have sent."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from floco.core.values import Update
 from floco.engines.jobs import Result
 from floco.flower.protocol import Answer, Ask, short
 
-_GROWTH = 1e3  # how much larger than what was sent, or than 1, a tensor may be
-_STATISTICS = 1e6  # the same for a network's floating buffers: a variance grows as the square of what it is taken of
-_ORDINARY = 10.0  # parameters up to this size do not make statistics and gradients large
-_COUNTED = 10**6  # how much a counter may go up in a round, if its client does not take more steps
-_NATS = 1e6  # nats a sample that count: more says no more of a network
+_GROWTH = 1e3  # limit on the largest entry of a parameter, as a multiple of max(1, the largest entry sent to the site)
+_STATISTICS = 1e6  # the same for floating-point buffers: a variance grows with the square of its input
+_ORDINARY = 10.0  # parameters up to this size do not inflate statistics and gradients
+_COUNTED = 10**6  # largest increase of an integer buffer in one round, unless the client takes more steps
+_NATS = 1e6  # cap on a loss, in nats per sample
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,24 @@ class Form:
     """What an honest answer of a client looks like."""
 
     update: Update | None
-    """One with the same tensors, as to names, shapes and types; None if it is not asked to train or probe."""
+    """An update with the expected tensor names, shapes and dtypes; None if the site need not train or probe."""
     parameters: frozenset[str]
     """Names of the network's parameters."""
     buffers: frozenset[str]
-    """Names of its buffers."""
+    """Names of the network's buffers."""
     models: tuple[bool, bool]
     """Whether the method has a global and a personal model."""
     n_test: int
     classes: int
     steps: tuple[int, int]
-    """Optimiser steps of what it is asked to train, and of the adaptation before its evaluation."""
+    """Optimiser steps of the training and of the adaptation before evaluation."""
 
 
 def checked(answer: Answer, ask: Ask, form: Form) -> Answer:
-    """Return an answer in which what cannot be used, its training or its evaluation, is a failure that says why; losses beyond all measure are cut, with a note."""
+    """Return the answer with an invalid training or evaluation replaced by a failure that states the reason.
+
+    Losses above 1e6 nats per sample are capped, and a note says so.
+    """
     trained, evaluated, notes = answer.trained, answer.evaluated, answer.notes
     if trained is not None and trained.update is not None:
         why = _steps_problem(trained, form.steps[0]) or _update_problem(trained.update, ask, form)
@@ -61,7 +64,8 @@ def _steps_problem(result: Result, steps: int) -> str | None:
 def _update_problem(update: Update, ask: Ask, form: Form) -> str | None:
     wanted = form.update
     if wanted is None or (update.task, update.weight) != (wanted.task, wanted.weight):
-        return f"it answered {update.task} with weight {update.weight}, and was asked to {ask.task}{f' and has {wanted.weight} samples' if wanted else ''}"
+        has = f" and has {wanted.weight} samples" if wanted else ""
+        return f"it answered {update.task} with weight {update.weight}, and was asked to {ask.task}{has}"
     for sent, like in ((update.shared, wanted.shared), (update.extra, wanted.extra)):
         if missing := sorted(like.keys() - sent.keys()):
             return f"its update lacks {', '.join(missing)}"
@@ -79,7 +83,10 @@ def _form_problem(name: str, now: torch.Tensor, like: torch.Tensor | None) -> st
 
 
 def _size_problem(name: str, now: torch.Tensor, ask: Ask, form: Form) -> str | None:
-    """Return what is wrong with a tensor's numbers, beside those of the one that the site was sent: what is too large stays in the average, and spoils every later round."""
+    """Return why a tensor's values are out of range, given the tensor that was sent to the site.
+
+    An oversized value would stay in the average and spoil every later round.
+    """
     before = ask.shared.get(name, torch.zeros_like(now))
     if not now.numel() or now.dtype == torch.bool:
         return None
@@ -90,7 +97,8 @@ def _size_problem(name: str, now: torch.Tensor, ask: Ask, form: Form) -> str | N
     if reach > limit and (name in form.parameters or reach > limit * _stretch(ask, form)):
         return f"it sent a {name!r} of up to {reach:.3g}, and had got one of up to {had:.3g}"
     if name in form.buffers and name.rpartition(".")[2] == "running_var" and float(now.min()) < 0:
-        return f"it sent a {name!r} down to {float(now.min()):.3g}, and had got one down to {float(before.min()):.3g}: it is never negative"
+        had_got = f"had got one down to {float(before.min()):.3g}"
+        return f"it sent a {name!r} down to {float(now.min()):.3g}, and {had_got}: it is never negative"
     return None
 
 
@@ -99,14 +107,16 @@ def _largest(tensor: torch.Tensor) -> float:
 
 
 def _stretch(ask: Ask, form: Form) -> float:
-    """Return how many times larger statistics and gradients may be because the parameters that were sent are large."""
-    # another site may have spoiled them, within its limits: were the honest answers to that refused, one site would end the run
+    """Return the factor by which large parameters sent to the site widen the limits on statistics and gradients.
+
+    Another site may have spoiled the parameters within its limits; refusing the honest answers would end the run.
+    """
     return max([1.0, *(_largest(t) / _ORDINARY for n, t in ask.shared.items() if n in form.parameters)]) ** 2
 
 
 def _counter_problem(name: str, now: torch.Tensor, before: torch.Tensor, most: int) -> str | None:
     grown = now - before
-    wrong = ((now < before) | (grown < 0) | (grown > most)).flatten()  # a difference beyond int64 comes out negative
+    wrong = ((now < before) | (grown < 0) | (grown > most)).flatten()  # a difference that overflows int64 is negative
     if not bool(wrong.any()):
         return None
     i = int(wrong.nonzero()[0])
@@ -121,16 +131,23 @@ def _scores_problem(scores: Scores, form: Form) -> str | None:
 
 
 def _capped(scores: Scores) -> Scores:
-    """Return scores with losses of at most `_NATS` a sample."""
-    # not refused: honest sites say as much of a model that another one has spoiled, and a round without any sound evaluation ends the run
+    """Return the scores with losses of at most `_NATS` per sample.
+
+    Large losses are capped rather than refused: honest sites report them for a model that another site has spoiled,
+    and a round without any valid evaluation ends the run.
+    """
     return Scores(*(s if s is None else replace(s, losses=min(s.losses, _NATS * s.n)) for s in scores))
 
 
 def _plausible(score: Score, n_test: int, classes: int) -> bool:
-    """Return whether a score can be one of that many samples."""
-    n, counts, right = n_test * (1 + 1e-6), score.counts, score.right
-    counted = len(counts) == len(right) and len(counts) in (1, classes) and all(type(v) is int for v in (*counts, *right))
-    if not counted or score.n != n_test or not all(0 <= r <= c for r, c in zip(right, counts, strict=True)):
+    """Return whether a score is possible for this number of samples and classes."""
+    n, counts, right, balanced = n_test * (1 + 1e-6), score.counts, score.right, score.balanced
+    if len(counts) != len(right) or len(counts) not in (1, classes):
         return False
-    balanced = score.balanced is None if len(counts) == classes else score.balanced is not None and 0 <= score.balanced <= 1
-    return balanced and len(score.gaps) == BINS and sum(map(abs, score.gaps)) <= n and 0 <= score.squares <= 2 * n and 0 <= score.losses < math.inf
+    whole = all(type(c) is int and type(r) is int and 0 <= r <= c for r, c in zip(right, counts, strict=True))
+    if not whole or score.n != n_test:
+        return False
+    if (balanced is not None) if len(counts) == classes else (balanced is None or not 0 <= balanced <= 1):
+        return False
+    sums = len(score.gaps) == BINS and sum(map(abs, score.gaps)) <= n
+    return sums and 0 <= score.squares <= 2 * n and 0 <= score.losses < math.inf

@@ -1,4 +1,4 @@
-"""The ClientApp: what a site's SuperNode runs for each message."""
+"""The ClientApp, which a site's SuperNode runs for each message."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
 
 from floco.core.errors import FlocoError
+from floco.flower.answering import answer
 from floco.flower.protocol import FORMAT, LOG, Answer, Ask
-from floco.flower.site import SiteConfig, VirtualSite, answer, joined
+from floco.flower.site import SiteConfig, VirtualSite, joined
 
 
 def client_app(mods: Sequence[Mod] = ()) -> ClientApp:
-    """Return the ClientApp of a federation's app; `mods` are Flower's, e.g. `LocalDpMod` (docs/flower.md)."""
+    """Return the ClientApp of a federation; `mods` are Flower mods, e.g. `LocalDpMod` (docs/flower.md)."""
     app = ClientApp()
     app.query()(_join)
     app.query("wake")(_nothing)
     app.train(mods=[*mods])(_answer)
     app.train("probe", mods=[*mods])(_answer)
-    app.evaluate()(_answer)  # nothing of the site's parameters leaves, and Flower's mods refuse a message without
+    app.evaluate()(_answer)  # no mods: they reject replies without parameters
     return app
 
 
 def _nothing(message: Message, context: Context) -> Message:
-    """Answer a message that only wakes the SuperNode (`Nodes.exchange`)."""
+    """Reply to a message that only wakes the SuperNode (`Nodes.exchange`)."""
     return Message(RecordDict(), reply_to=message)
 
 
 def _site(context: Context, config: str) -> SiteConfig:
-    """Return who this node is; one of Flower's simulation runtime has a number in place of an id."""
+    """Return this node's configuration; in Flower's simulation runtime it has a partition number and no client id."""
     if "partition-id" in context.node_config and "client-id" not in context.node_config:
         number = int(context.node_config["partition-id"])
         return VirtualSite.at(number, config, Path.home() / ".cache" / "floco" / "simulation")
@@ -41,7 +42,7 @@ def _site(context: Context, config: str) -> SiteConfig:
 
 
 def _join(message: Message, context: Context) -> Message:
-    """Say who this site is, and whether its data fit."""
+    """Reply with this site's identity and sizes, or the reason why it cannot join."""
     told: dict[str, Any] = {"format": FORMAT, "client": str(context.node_config.get("client-id", "")), "problem": ""}
     try:
         config = str(message.content.config_records["ask"]["config"])
@@ -50,14 +51,14 @@ def _join(message: Message, context: Context) -> Message:
     except FlocoError as error:
         told["problem"] = str(error)
         LOG.error("this site cannot join: %s", error)
-    except Exception as error:  # noqa: BLE001  whatever it is, the server must hear of it
+    except Exception as error:  # noqa: BLE001  report any error to the server
         LOG.exception("this site cannot join")
         told["problem"] = f"{type(error).__name__}: {error}"
     return Message(RecordDict({"answer": ConfigRecord({k: v for k, v in told.items() if v != []})}), reply_to=message)
 
 
 def _answer(message: Message, context: Context) -> Message:
-    """Train, probe and evaluate as asked; whatever goes wrong is told by name, and ends neither the node nor the run."""
+    """Train, probe and evaluate as asked; an error becomes a failure in the reply and stops neither node nor run."""
     torch.set_num_threads(1)
     share, client = False, str(context.node_config.get("client-id", ""))
     try:
@@ -68,7 +69,7 @@ def _answer(message: Message, context: Context) -> Message:
     except FlocoError as error:
         LOG.error("this site cannot answer: %s", error)
         given = Answer.failed(client, str(error))
-    except Exception as error:  # noqa: BLE001  it is named at the server, with client and round
+    except Exception as error:  # noqa: BLE001  the server logs it with client and round
         LOG.exception("this site cannot answer")
         given = Answer.failed(client, f"{type(error).__name__}: {error}")
     return Message(given.records(share_labels=share), reply_to=message)

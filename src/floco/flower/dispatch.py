@@ -1,4 +1,4 @@
-"""The sites as those who carry out jobs: questions out, checked answers in."""
+"""Dispatch of a round's jobs to the sites: send questions, return validated answers."""
 
 from __future__ import annotations
 
@@ -18,33 +18,46 @@ from floco.flower.roster import Nodes
 from floco.runs.config import Config, as_dict
 from floco.server.rounds import Progress, size
 
+_KINDS = {"train": "train", "probe": "train.probe", "evaluate": "evaluate"}
+
 
 class Questions:
-    """Asks all sites of a run."""
+    """Sends the questions of one run."""
 
-    def __init__(self, nodes: Nodes, config: Config, run: str, model: str, normalization: Normalization, tell: Callable[[str, str], None]) -> None:
-        """Hold what every question says.
+    def __init__(
+        self,
+        nodes: Nodes,
+        config: Config,
+        run: str,
+        model: str,
+        normalization: Normalization,
+        tell: Callable[[str, str], None],
+    ) -> None:
+        """Store what every question contains.
 
         Args:
-            nodes: who is connected.
+            nodes: the connected nodes.
             config: the run's configuration.
             run: its id.
-            model: the fingerprint of its network.
-            normalization: of all samples.
-            tell: called with a client id and what happened to it.
+            model: fingerprint of its network.
+            normalization: common to all sites.
+            tell: called with a client id and an event.
         """
-        self._nodes, self._config, self._id, self._model, self._normalization, self._tell = nodes, config, run, model, normalization, tell
+        self._nodes, self._config, self._id, self._model = nodes, config, run, model
+        self._normalization, self._tell = normalization, tell
         self._text = json.dumps(as_dict(config))
 
-    def ask(self, setup: Setup, progress: Progress, jobs: Sequence[Job], *, evaluating: bool) -> tuple[list[Result], list[Result]]:
-        """Send every client one question, and return the results of the jobs, and those of the evaluation in the federation's order."""
+    def ask(
+        self, setup: Setup, progress: Progress, jobs: Sequence[Job], *, evaluating: bool
+    ) -> tuple[list[Result], list[Result]]:
+        """Send each client one question; return the job results, and the evaluations in the federation's order."""
         todo = {j.client: j for j in jobs}
         clients = [c for c in setup.federation.ids if c in todo or evaluating]
         asks = {c: self._ask(setup, progress, c, todo.get(c), evaluating=evaluating) for c in clients}
-        kinds = {"train": "train", "probe": "train.probe", "evaluate": "evaluate"}
         wait = self._config.flower.deadline
         there = {c: self._nodes.by_client[c] for c in clients if c in self._nodes.by_client}
-        replies = self._nodes.exchange({n: Message(asks[c].records(), n, kinds[asks[c].task], ttl=wait) for c, n in there.items()}, wait)
+        messages = {n: Message(asks[c].records(), n, _KINDS[asks[c].task], ttl=wait) for c, n in there.items()}
+        replies = self._nodes.exchange(messages, wait)
         answers = {c: self._answer(setup, c, asks[c], replies.get(there[c]) if c in there else None) for c in clients}
         self._count(progress, asks, answers)
         trained = [_certain(answers[j.client].trained, j.client) for j in jobs]
@@ -52,12 +65,12 @@ class Questions:
 
     def _ask(self, setup: Setup, progress: Progress, client: str, job: Job | None, *, evaluating: bool) -> Ask:
         task: Task = "evaluate" if job is None else job.message.task
-        message, normal = setup.algorithm.message(progress.state, client, task), self._normalization
-        accepted = progress.last.get(client, 0)
-        return Ask(self._id, progress.round, task, evaluating, message.shared, message.own, accepted, self._text, self._model, normal.mean, normal.std)
+        sent, normal = setup.algorithm.message(progress.state, client, task), self._normalization
+        accepted, known = progress.last.get(client, 0), (self._text, self._model, normal.mean, normal.std)
+        return Ask(self._id, progress.round, task, evaluating, sent.shared, sent.own, accepted, *known)
 
     def _answer(self, setup: Setup, client: str, ask: Ask, reply: Message | Exception | None) -> Answer:
-        """Return a client's answer; whatever is wrong with it is a failure of that client."""
+        """Return a client's answer; anything wrong with it is a failure of that client."""
         why = "it is not connected"
         if client in self._nodes.by_client:
             why = f"it did not answer within {self._config.flower.deadline:g} s, or its node is gone"
@@ -73,43 +86,49 @@ class Questions:
                     for note in answer.notes:
                         self._tell(client, note)
                     return answer
-                failed = next((r.failure for r in (answer.trained, answer.evaluated) if r is not None and r.failure), "")
-                why = f"it calls itself {answer.client!r} now" + f": {failed}" * bool(failed)
+                failures = [r.failure for r in (answer.trained, answer.evaluated) if r is not None and r.failure]
+                why = f"it calls itself {answer.client!r} now" + "".join(f": {f}" for f in failures[:1])
                 self._nodes.doubt(client)
-            except Exception as error:  # noqa: BLE001  an answer may be anything, and must not end the run
+            except Exception as error:  # noqa: BLE001  a malformed answer must not end the run
                 why = f"its answer cannot be read: {type(error).__name__}: {error}"
         return Answer.failed(client, why)
 
     def _count(self, progress: Progress, asks: Mapping[str, Ask], answers: Mapping[str, Answer]) -> None:
-        """Say what this round's training costs each client: the sizes that history.csv adds up."""
+        """Log the bytes that this round's training sends and receives per client; history.csv has their sums."""
         costs = []
         for client, ask in asks.items():
             if ask.task != "evaluate":
                 update = trained.update if (trained := answers[client].trained) is not None else None
-                down, up = size([ask.shared, ask.own])[1], size([update.shared, update.extra])[1] if update is not None else 0
+                down = size([ask.shared, ask.own])[1]
+                up = size([update.shared, update.extra])[1] if update is not None else 0
                 costs.append(f"{client} {'probes, ' if ask.task == 'probe' else ''}{down:,} bytes down, {up:,} up")
         if costs:
             LOG.info("round %d: %s", progress.round + 1, "; ".join(costs))
 
 
 def form(setup: Setup, client: str, ask: Ask) -> Form:
-    """Return what an honest answer looks like: as that of a client that has trained for no step, but for the number of its steps."""
+    """Return the form of an honest answer: that of a client after zero steps, but with the right step counts."""
     work = prepared(setup, client, ask.message(ask.task), None)
     update = concluded(setup, work, work.tensors)[0] if ask.task != "evaluate" else None
-    both, layout = setup.algorithm.models(work.tensors, work.facts), setup.network.layout
-    models, n_test = (both.global_ is not None, both.personal is not None), len(setup.federation.client(client).test)
-    taken = 0 if update is None else _steps(work.phases, work.facts), _steps(setup.algorithm.adapt(work.facts), work.facts)
-    return Form(update, frozenset(layout.parameters), frozenset(layout.buffers), models, n_test, setup.federation.classes, taken)
+    both, layout, federation = setup.algorithm.models(work.tensors, work.facts), setup.network.layout, setup.federation
+    models, n_test = (both.global_ is not None, both.personal is not None), len(federation.client(client).test)
+    trained = 0 if update is None else _steps(work.phases, work.facts)
+    taken = trained, _steps(setup.algorithm.adapt(work.facts), work.facts)
+    names = frozenset(layout.parameters), frozenset(layout.buffers)
+    return Form(update, *names, models, n_test, federation.classes, taken)
 
 
 def _steps(phases: Sequence[Phase], facts: Facts) -> int:
-    """Return the optimiser steps of a client's phases, which are `Work.steps`: here without the list of its batches, which would be as long as the site says."""
-    epochs = facts.training.epochs
-    return sum((epochs if p.epochs is None else p.epochs) * facts.batches * sum(s.repeat for s in p.steps) for p in phases)
+    """Return the optimiser steps of a client's phases, as `Work.steps` does.
+
+    It does not build the list of batches, whose length is up to the site.
+    """
+    epochs = [facts.training.epochs if p.epochs is None else p.epochs for p in phases]
+    return sum(e * facts.batches * sum(s.repeat for s in p.steps) for e, p in zip(epochs, phases, strict=True))
 
 
 def _certain(result: Result | None, client: str) -> Result:
-    """Return a result that says what came out, or why nothing did."""
+    """Return the result, or a failure if it holds nothing."""
     if result is not None and (result.failure is not None or result.update is not None or result.scores is not None):
         return result
     return Result(client, failure="it did not do what it was asked")

@@ -1,7 +1,7 @@
-"""What travels over Flower: a server's question to a site, and the site's answer, as Flower's records and back.
+"""Messages between server and sites: a question, an answer, and their conversion to and from Flower records.
 
-The tensors that the method shares are the message's one ArrayRecord, so that Flower's own mods find them; what is one client's own
-goes as bytes beside them.
+The shared tensors are the message's only ArrayRecord, so that Flower mods find them; a client's own tensors travel as
+safetensors bytes in the ConfigRecord.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ from floco.engines.jobs import Result
 from floco.storage.files import to_safetensors
 
 FORMAT = 2
-LOG = logging.getLogger("flwr")  # Flower's own: what is said at a site and in a run stands among what Flower says
+LOG = logging.getLogger("flwr")  # Flower's logger, so that our lines appear in its log
+_PLAIN = ("run", "round", "task", "evaluate", "accepted", "config", "model")
 _MODELS = ("global_", "personal")
 _NOTES = 8
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What the server asks of one site: to evaluate the model it is sent, to train or to probe on it, or both."""
+    """A question to one site: evaluate the model in it, train or probe on it, or both."""
 
     run: str
-    """The run's own id: a site keeps the runs apart."""
+    """Id of the run; a site keeps each run in its own folder."""
     round: int
-    """Of the state that is sent."""
+    """Round of the state that is sent."""
     task: Task
-    """`train` or `probe`; `evaluate`: neither."""
+    """`train` or `probe`; `evaluate` for neither."""
     evaluate: bool
     shared: Tensors
     own: Tensors
     accepted: int
-    """The last round in which this client's update was averaged: its memory is that of this round."""
+    """Last round in which this client's update was averaged; training starts from its memory of that round."""
     config: str
     """The run's configuration, as JSON."""
     model: str
@@ -52,23 +53,24 @@ class Ask:
     std: tuple[float, ...] = ()
 
     def message(self, task: Task) -> Message:
-        """Return the message that a client would have received in one process."""
+        """Return the message that the client would receive in a local run."""
         return Message(self.round + (task != "evaluate"), task, self.shared, self.own)
 
     def records(self) -> RecordDict:
-        """Return the question as Flower's records."""
-        plain: dict[str, Any] = {n: getattr(self, n) for n in ("run", "round", "task", "evaluate", "accepted", "config", "model")}
-        floats = {n: list(getattr(self, n)) for n in ("mean", "std") if getattr(self, n)}
-        return RecordDict({"arrays": ArrayRecord(dict(self.shared)), "ask": ConfigRecord({"format": FORMAT, **plain, **floats, "own": to_safetensors(self.own)})})
+        """Return the question as Flower records."""
+        plain: dict[str, Any] = {"format": FORMAT, **{n: getattr(self, n) for n in _PLAIN}}
+        plain |= {n: list(getattr(self, n)) for n in ("mean", "std") if getattr(self, n)}
+        ask = ConfigRecord({**plain, "own": to_safetensors(self.own)})
+        return RecordDict({"arrays": ArrayRecord(dict(self.shared)), "ask": ask})
 
     @staticmethod
     def of(records: RecordDict) -> Ask:
-        """Return the question that Flower's records hold."""
+        """Return the question in Flower records."""
         plain: dict[str, Any] = dict(records.config_records["ask"])
         if plain.pop("format") != FORMAT:
-            raise FlocoError("the server speaks another version of floco: install the same version at all sites")
-        if not re.fullmatch(r"[0-9a-z]{1,64}", plain["run"]):
-            raise FlocoError(f"the run's id is no plain word, but {plain['run'][:80]!r}")  # it names a folder here
+            raise FlocoError("the server has another version of floco: install the same version at all sites")
+        if not re.fullmatch(r"[0-9a-z]{1,64}", plain["run"]):  # it becomes a folder name
+            raise FlocoError(f"the run's id must be 1 to 64 lower-case letters and digits, got {plain['run'][:80]!r}")
         shared, own = tensors_of(records), safetensors.torch.load(plain.pop("own"))
         mean, std = (tuple(plain.pop(n, ())) for n in ("mean", "std"))
         return Ask(**plain, mean=mean, std=std, shared=shared, own=own)
@@ -81,27 +83,28 @@ def tensors_of(records: RecordDict) -> Tensors:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a site answers: the results of its training and of its evaluation, each if it was asked for."""
+    """A site's answer: the results of its training and its evaluation, as far as they were asked for."""
 
     client: str
     trained: Result | None = None
     evaluated: Result | None = None
     notes: tuple[str, ...] = field(default=())
-    """What the server should know, e.g. that the client's own state was lost."""
+    """Events that the server should log, e.g. that the client's own state was lost."""
 
     @staticmethod
     def failed(client: str, why: str) -> Answer:
-        """Return the answer of a client of which nothing can be used."""
+        """Return the answer of a client that failed in everything."""
         nothing = Result(client, failure=short(why))
         return Answer(client, nothing, nothing)
 
     def records(self, *, share_labels: bool) -> RecordDict:
-        """Return the answer as Flower's records; without `share_labels`, counts by label are summed up before they leave."""
+        """Return the answer as Flower records; without `share_labels`, counts by label are summed first."""
         plain: dict[str, Any] = {"format": FORMAT, "client": self.client, "notes": list(self.notes)}
         records = RecordDict()
         for name, result in (("trained", self.trained), ("evaluated", self.evaluated)):
             if result is not None:
-                plain |= {f"{name}.steps": result.steps, f"{name}.failure": result.failure or "", f"{name}.failed": result.failure is not None}
+                failed, reason = result.failure is not None, result.failure or ""
+                plain |= {f"{name}.steps": result.steps, f"{name}.failure": reason, f"{name}.failed": failed}
         update = self.trained.update if self.trained is not None else None
         if update is not None:
             plain |= {"weight": update.weight, "task": update.task, "extra": to_safetensors(update.extra)}
@@ -115,7 +118,7 @@ class Answer:
 
     @staticmethod
     def of(records: RecordDict) -> Answer:
-        """Return the answer that Flower's records hold."""
+        """Return the answer in Flower records."""
         plain: dict[str, Any] = dict(records.config_records["answer"])
         if plain["format"] != FORMAT:
             raise FlocoError("the site has another version of floco")
@@ -123,32 +126,37 @@ class Answer:
         for name in ("trained", "evaluated"):
             if f"{name}.steps" in plain:
                 failure = short(str(plain[f"{name}.failure"])) if plain[f"{name}.failed"] else None
-                results[name] = Result(client, steps=int(plain[f"{name}.steps"]) if failure is None else 0, failure=failure)
+                steps = int(plain[f"{name}.steps"]) if failure is None else 0
+                results[name] = Result(client, steps=steps, failure=failure)
         if "weight" in plain and results["trained"].failure is None:
-            update = Update(client, plain["task"], int(plain["weight"]), tensors_of(records), safetensors.torch.load(plain["extra"]))
+            shared, extra = tensors_of(records), safetensors.torch.load(plain["extra"])
+            update = Update(client, plain["task"], int(plain["weight"]), shared, extra)
             results["trained"] = Result(client, update, steps=results["trained"].steps)
         if "evaluated" in results and results["evaluated"].failure is None:
-            scores = Scores(*(_score(records.metric_records[m]) if m in records.metric_records else None for m in _MODELS))
+            metrics = records.metric_records
+            scores = Scores(*(_score(metrics[m]) if m in metrics else None for m in _MODELS))
             results["evaluated"] = Result(client, scores=scores, steps=results["evaluated"].steps)
-        return Answer(client, results.get("trained"), results.get("evaluated"), tuple(short(str(n)) for n in plain["notes"][:_NOTES]))
+        notes = tuple(short(str(n)) for n in plain["notes"][:_NOTES])
+        return Answer(client, results.get("trained"), results.get("evaluated"), notes)
 
 
 def summed_up(score: Score) -> Score:
-    """Return a score that says nothing of single labels: the balanced accuracy is told as a number."""
+    """Return a score without counts by label; the balanced accuracy becomes a number."""
     return Score((score.n,), (sum(score.right),), score.losses, score.squares, score.gaps, score.balanced_accuracy)
 
 
 def _metrics(score: Score) -> dict[str, Any]:
-    told = {} if score.balanced is None else {"balanced": score.balanced}
-    return {"counts": list(score.counts), "right": list(score.right), "losses": score.losses, "squares": score.squares, "gaps": list(score.gaps), **told}
+    lists = {n: list(getattr(score, n)) for n in ("counts", "right", "gaps")}
+    balanced = {} if score.balanced is None else {"balanced": score.balanced}
+    return {**lists, "losses": score.losses, "squares": score.squares, **balanced}
 
 
 def _score(metrics: Mapping[str, Any]) -> Score:
-    balanced = metrics.get("balanced")
-    return Score(tuple(metrics["counts"]), tuple(metrics["right"]), metrics["losses"], metrics["squares"], tuple(metrics["gaps"]), balanced)
+    counts, right, gaps = (tuple(metrics[n]) for n in ("counts", "right", "gaps"))
+    return Score(counts, right, metrics["losses"], metrics["squares"], gaps, metrics.get("balanced"))
 
 
 def short(text: str) -> str:
-    """Return what a site says as one line of at most 500 characters."""
+    """Return a site's text as one line of at most 500 characters."""
     line = " ".join(text.split())
     return line if len(line) <= 500 else f"{line[:500]} ..."

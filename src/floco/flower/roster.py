@@ -1,4 +1,4 @@
-"""Who is connected: nodes by the client id that their sites configured, and what sites told when they joined."""
+"""The nodes of a run: which client each one serves, and the facts that sites reported when they joined."""
 
 from __future__ import annotations
 
@@ -18,37 +18,39 @@ from floco.flower.joining import Facts, introduced
 from floco.flower.protocol import FORMAT, short
 from floco.runs.config import Config, as_dict
 
-_POLL = 0.5  # seconds between looks for answers
-_LOOK = 10.0  # seconds between looks whether nodes are still there
-_WAKES = 3  # messages that wake a node in one exchange, at most: a SuperNode that only trains for long gets them afterwards
-_JOIN = 120.0  # seconds that a node has to say who it is
-_MENDED = 60.0  # seconds after which a node that could not join is asked again; each time it fails, twice as many
-_SAME = 90.0  # seconds that an older node with the same id has to show that it lives: one that was killed is listed for a minute
+_POLL = 0.5  # seconds between polls for replies
+_LOOK = 10.0  # seconds between checks which nodes are connected
+_WAKES = 3  # largest number of wake messages to a node in one exchange; a SuperNode that is training gets them later
+_JOIN = 120.0  # seconds for a node to identify itself
+_MENDED = 60.0  # seconds until a node that could not join is asked again; doubled after each failure
+_SAME = 90.0  # seconds for an older node with the same id to reply; a killed node stays listed for about a minute
 
 
 @dataclass
 class _Node:
-    """What is known of a node besides its client."""
+    """State of a node, apart from its client."""
 
     ask_at: float = 0.0
-    """When it may be asked who it is."""
+    """Time from which it may be asked to identify itself."""
     patience: float = _MENDED
     problem: str = ""
     behind: bool = False
-    """It holds an answer back until its next message."""
+    """Whether it holds each reply back until its next message."""
 
 
 class Nodes:
-    """The nodes of one run, kept up to date."""
+    """The connected nodes of one run, and the clients they serve."""
 
-    def __init__(self, grid: Grid, settings: Config, known: Mapping[str, Facts] | None, tell: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, grid: Grid, settings: Config, known: Mapping[str, Facts] | None, tell: Callable[[str, str], None]
+    ) -> None:
         """Start with no node.
 
         Args:
-            grid: Flower's.
+            grid: Flower's connection to the nodes.
             settings: the run's configuration.
-            known: what clients told that joined earlier in this run; None before there is one.
-            tell: called with a client id (or `node N`) and what happened.
+            known: facts of the clients that joined this run earlier; None before the run has started.
+            tell: called with a client id (or `node N`) and an event.
         """
         self._grid, self._settings, self._tell = grid, settings, tell
         self._config = json.dumps(as_dict(settings))
@@ -56,16 +58,21 @@ class Nodes:
         self.facts: dict[str, Facts] = dict(known or {})
         self.by_client: dict[str, int] = {}
         self.begun = known is not None
-        """Whether there is a run: until then, sites may leave, and come back with other ids and data."""
+        """Whether the run has started; until then, sites may leave and return with other ids and data."""
         self._seen: dict[str, float] = dict.fromkeys(self.facts, time.monotonic())
         self.running = False
-        """Whether rounds are under way: a second node with a client's id is then refused, and does not end the run."""
+        """Whether rounds have started; a second node with a known client id is then refused, without ending the run."""
 
-    def exchange(self, messages: Mapping[int, Message], deadline: float, *, joining: bool = False) -> dict[int, Message | Exception]:
-        """Return the replies by node, or why they cannot be read: as soon as all are there, or their nodes are gone, or after `deadline` seconds.
+    def exchange(
+        self, messages: Mapping[int, Message], deadline: float, *, joining: bool = False
+    ) -> dict[int, Message | Exception]:
+        """Return the reply of each node, or the exception from reading it.
 
-        A SuperNode of Flower 1.41 that was receiving a message when its run was stopped holds every answer back until it gets another
-        message, for as long as it lives. So who does not say at once who it is gets empty ones, and if that helps, in later exchanges too.
+        Wait until every node has replied or disconnected, but at most `deadline` seconds.
+
+        A SuperNode of Flower 1.41 that was receiving a message when its run was stopped holds every later reply back
+        until it gets another message. A node that is slow to identify itself therefore gets empty wake messages, and
+        if they help, it gets them in later exchanges too.
         """
         pushed = list(self._grid.push_messages(list(messages.values())))
         waiting = {name: node for name, node in zip(pushed, messages, strict=False) if name}
@@ -91,19 +98,22 @@ class Nodes:
         return replies
 
     def _pull(self, name: str) -> Message | Exception | None:
-        """Return the reply to one message: Flower forgets replies before it reads them, so that a bad one would take others with it."""
+        """Return the reply to one message.
+
+        Replies are pulled singly: Flower discards a batch before parsing it, so one bad reply would lose the others.
+        """
         try:
             return next(iter(self._grid.pull_messages([name])), None)
-        except (httpx.HTTPError, OSError):  # the SuperLink's, not the reply's
+        except (httpx.HTTPError, OSError):  # an error of the connection, not of the reply
             raise
-        except Exception as error:  # noqa: BLE001  a reply may be anything
+        except Exception as error:  # noqa: BLE001  a malformed reply
             return error
 
     def refresh(self) -> None:
-        """Ask nodes that are new who they are, and forget those that are gone.
+        """Ask new nodes to identify themselves, and remove those that have disconnected.
 
         Raises:
-            RunFailed: two nodes have the same client id, and no round is under way.
+            RunFailed: two nodes have the same client id, before the first round.
         """
         there, now = set(self._grid.get_node_ids()), time.monotonic()
         self._nodes = defaultdict(_Node, {n: self._nodes[n] for n in there})
@@ -117,7 +127,7 @@ class Nodes:
             except FlocoError as error:
                 self._refuse(node, told, str(error))
                 continue
-            except Exception as error:  # noqa: BLE001  a node may say anything
+            except Exception as error:  # noqa: BLE001  a malformed report
                 self._refuse(node, told, f"what it says of itself cannot be read: {type(error).__name__}: {error}")
                 continue
             self._nodes[node] = _Node(math.inf, behind=self._nodes[node].behind)
@@ -129,13 +139,13 @@ class Nodes:
         self._seen |= dict.fromkeys(self.by_client, time.monotonic())
 
     def _drop(self, there: set[int]) -> None:
-        """Forget who is not connected any more, and before there is a run what it told."""
+        """Remove disconnected nodes and, before the run has started, the facts of their clients."""
         self.by_client = {c: n for c, n in self.by_client.items() if n in there}
         if not self.begun:
             self.facts = {c: f for c, f in self.facts.items() if c in self.by_client}
 
     def forget(self, keep: Collection[str], seconds: float) -> None:
-        """Forget clients that have not been connected for so many seconds, save those to `keep`."""
+        """Remove the clients that have been disconnected for more than `seconds`, except those in `keep`."""
         now = time.monotonic()
         self.facts = {c: f for c, f in self.facts.items() if c in keep or now - self._seen[c] <= seconds}
 
@@ -147,7 +157,7 @@ class Nodes:
             self._tell(short(str(told.get("client", ""))) or f"node {node}", f"cannot join: {short(problem)}")
 
     def doubt(self, client: str) -> None:
-        """Ask a client's node again who it is: it may have been configured anew."""
+        """Ask a client's node to identify itself again: its configuration may have changed."""
         self._nodes[self.by_client.pop(client)].ask_at = 0.0
 
     def _question(self, node: int) -> Message:
@@ -162,13 +172,13 @@ class Nodes:
             elif reply.has_error():
                 told[node] = {"problem": reply.error.reason or "an error without a reason"}
             elif "answer" not in reply.content.config_records:
-                told[node] = {"problem": "it speaks another language: is it a node of this federation's app?"}
+                told[node] = {"problem": "it runs another app: is it a node of this federation?"}
             else:
                 told[node] = dict(reply.content.config_records["answer"])
         return told
 
     def _check_identity(self, client: str, node: int, there: set[int]) -> None:
-        """Raise if another node of the same id lives: one that has been restarted may still be listed."""
+        """Raise if another live node has this client id; a restarted node may still be listed under its old id."""
         before = self.by_client.get(client)
         if before is None or before == node or before not in there:
             return
@@ -181,7 +191,7 @@ class Nodes:
         self._tell(client, "came back with another node")
 
     def wait_for(self, number: int, among: Callable[[], Sequence[str]], seconds: float) -> bool:
-        """Wait until `number` of the clients `among` are connected, and return whether they are after so many seconds."""
+        """Wait until `number` of the clients `among` are connected; return False after `seconds`."""
         end = time.monotonic() + seconds
         while True:
             self.refresh()

@@ -1,4 +1,4 @@
-"""`floco flower new`: a folder that `flwr run` accepts."""
+"""`floco flower new`: generate an app folder for `flwr run`."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ flwr-version-target = "{flwr}"
 serverapp = "{package}.server_app:app"
 clientapp = "{package}.client_app:app"
 
-# The settings of the run. Others for one run: flwr run . --run-config "training.rounds=50". Lists are texts, since Flower knows scalars only.
-# For another method write another app: its settings have other names.
+# The settings of the run; override them for one run with: flwr run . --run-config "training.rounds=50"
+# Lists are strings, since Flower allows scalars only. Another method has other settings: generate another app for it.
 [tool.flwr.app.config]
-out = "floco-run"  # the run directory, seen from where the SuperLink was started: an absent one is begun, another continued
+out = "floco-run"  # run directory, relative to where the SuperLink was started; continued if it exists
 {settings}"""
 
 _SERVER = '''\
-"""The server's side: what `flwr run` starts beside the SuperLink."""
+"""The server: `flwr run` starts it next to the SuperLink."""
 
 from floco.flower import server_app
 
@@ -56,7 +56,7 @@ app = server_app()
 '''
 
 _CLIENT = '''\
-"""The sites' side: what each SuperNode starts for a message. Mods of Flower go into the brackets."""
+"""The sites: each SuperNode starts it for a message. Pass Flower mods as `client_app(mods=[...])`."""
 
 from floco.flower import client_app
 
@@ -66,31 +66,36 @@ app = client_app()
 _README = """\
 # {name}: a federation on floco and Flower
 
-`pyproject.toml` has the settings of the run: the method, the model, the training, and what all sites share: labels
-({labels}) and the shape of a sample ({shape}).
+`pyproject.toml` holds the settings of the run: the method, the model, the training, and what all sites share, the
+labels ({labels}) and the shape of a sample ({shape}).
 
-At the server, once:
+On the server, once:
 
     flower-superlink --insecure --host 127.0.0.1 --port 8000 --disable-runtime-dependency-installation
 
-At each site, with its own name, its own data and a folder that lasts:
+At each site, with its own id, its own data and a persistent folder:
 
     flower-supernode --insecure --superlink 127.0.0.1:8000 \\
         --node-config 'client-id="north" data="/data/north.npz" state-dir="/var/lib/floco"'
 
-Then, from this folder, with `[superlink.local]` `address = "127.0.0.1:8000"` and `insecure = true` in the file that `flwr config list` names:
+Then, from this folder, with `[superlink.local]`, `address = "127.0.0.1:8000"` and `insecure = true` in the file that
+`flwr config list` shows:
 
     flwr run . local --stream
 
-The data of a site: an npz file with `x` (N, ...) of the shape above and labels `y` (N,). In `data`, any source of floco may stand (`folder:/data/images`).
-Afterwards, at the site, with no server: `floco export /var/lib/floco --client north -o north.onnx`, `floco predict /var/lib/floco --client north new.npz`.
+The data of a site are an npz file with `x` (N, ...) of the shape above and labels `y` (N,); `data` can also be any
+other floco source (`folder:/data/images`). After the run, each site works without the server:
 
-`--insecure` is for trying it on one machine. For real sites with TLS and node keys, what the server sees, and what to do when something fails, read docs/flower.md of floco.
+    floco export /var/lib/floco --client north -o north.onnx
+    floco predict /var/lib/floco --client north new.npz
+
+`--insecure` is for a trial on one machine. docs/flower.md of floco explains TLS and node keys for real sites, what the
+server sees, and what to do when something fails.
 """
 
 
 def settings(values: Mapping[str, Any]) -> Config:
-    """Return the settings in Flower's run configuration: flat dotted keys, lists as texts."""
+    """Return the settings in Flower's run configuration, which has flat dotted keys and lists as strings."""
     raw: dict[str, Any] = {}
     for key, value in values.items():
         table, _, leaf = key.rpartition(".")
@@ -100,7 +105,7 @@ def settings(values: Mapping[str, Any]) -> Config:
 
 
 def _scalar_line(line: str) -> str:
-    """Return a line of a configuration as one of Flower's run configuration: its table below that, its list as text."""
+    """Convert a line of a floco configuration to Flower's: nest its table, quote its list."""
     if line.startswith("["):
         return f"[tool.flwr.app.config.{line[1:]}"
     key, _, rest = line.partition(" = ")
@@ -110,18 +115,20 @@ def _scalar_line(line: str) -> str:
 
 
 def shared(config: Config) -> Config:
-    """Return a configuration with the labels and the shape that all sites share, read from its own data if it does not name them."""
+    """Return the configuration with the common labels and sample shape, read from its own data if they are not set."""
     if config.data.labels and config.flower.shape:
         return config
     if config.data.source in (session.SITES, session.PYTHON):
-        raise FlocoError('the sites must agree on labels and shape: give -s \'data.labels=["0","1"]\' -s flower.shape=[8,8], or a data.source on this machine to read them from')
-    samples = load(config.data.source, kind=config.data.kind, labels=config.data.labels)
-    form = samples.form
-    return replace(config, data=replace(config.data, labels=form.values), flower=replace(config.flower, shape=form.shape))
+        example = """-s 'data.labels=["0","1"]' -s flower.shape=[8,8]"""
+        source = "a data.source on this machine to read them from"
+        raise FlocoError(f"the sites must agree on labels and shape: give {example}, or {source}")
+    form = load(config.data.source, kind=config.data.kind, labels=config.data.labels).form
+    data, flower = replace(config.data, labels=form.values), replace(config.flower, shape=form.shape)
+    return replace(config, data=data, flower=flower)
 
 
 def _unresolved(config: Config) -> Config:
-    """Return the configuration without settings of the method that follow from others, so that they follow others given for one run."""
+    """Unset the method's derived settings, so that they are derived again when a run overrides others."""
     method: Any = config.algorithm
     for name in (f.name for f in fields(method) if f.default is None):
         plain = replace(method, **{name: None})
@@ -130,12 +137,13 @@ def _unresolved(config: Config) -> Config:
 
 
 def write(folder: Path, config: Config) -> None:
-    """Write an app for `flwr run`, in a folder that is empty or absent."""
+    """Write an app for `flwr run` to an empty or absent folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FlocoError(f"{folder} is not empty: choose another place")
     config = _unresolved(shared(config))
-    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-") or "federation"
-    facts = {"name": name, "package": _PACKAGE, "floco": version("floco"), "flwr": version("flwr"), "labels": ", ".join(config.data.labels), "shape": str(config.flower.shape)}
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-")
+    facts = {"name": name or "federation", "package": _PACKAGE, "floco": version("floco"), "flwr": version("flwr")}
+    facts |= {"labels": ", ".join(config.data.labels), "shape": str(config.flower.shape)}
     facts["settings"] = "\n".join(map(_scalar_line, to_toml(config).splitlines())) + "\n"
     texts = {"pyproject.toml": _PYPROJECT, "README.md": _README, "LICENSE": "All rights reserved.\n"}
     files = {name: text.format(**facts) for name, text in texts.items()}

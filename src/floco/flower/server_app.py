@@ -1,7 +1,7 @@
-"""The ServerApp: the rounds of `loop`, whose jobs are done by the sites.
+"""The ServerApp: the rounds of `server.rounds`, with the jobs done by the sites.
 
-A round costs one exchange: the question that asks a site to train also asks it to evaluate the model it is sent, which is the state
-after the round before. A closing exchange evaluates the last state, and leaves it to every site.
+A round takes one exchange: the question that asks a site to train also asks it to evaluate the state after the previous
+round. A closing exchange evaluates the last state and leaves it with every site.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +21,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError, RunFailed
-from floco.data.federation import normalization
 from floco.data.schema import Normalization
 from floco.engines.jobs import Job, Result
 from floco.flower.dispatch import Questions
-from floco.flower.joining import sizes_only
+from floco.flower.joining import Sites, common_normalization, sizes_only
 from floco.flower.protocol import LOG
 from floco.flower.roster import Nodes
 from floco.flower.scaffold import settings
@@ -37,13 +36,14 @@ from floco.server import rounds as loop
 from floco.server.rounds import Failure, Plan, Progress
 from floco.storage.files import read_json, replace_file, to_json
 
-_LEAVING = 120.0  # seconds that the process of a run that was stopped may take to notice it
+_LEAVING = 120.0  # seconds for the process of a stopped run to release the run directory
+_AGAIN = "start the run again once that is fixed: it continues with this round"
 
 
 def server_app() -> ServerApp:
-    """Return the ServerApp of a federation's app.
+    """Return the ServerApp of a federation.
 
-    Flower's run configuration has the run's settings, and in its key `out` the run directory: an absent one is begun, another continued.
+    Flower's run configuration holds the run's settings and, as `out`, the run directory. An existing run is continued.
     """
     app = ServerApp()
 
@@ -61,19 +61,19 @@ def server_app() -> ServerApp:
 
 
 class _Server:
-    """One run, from the joining of its sites to the closing exchange."""
+    """One run, from the admission of its sites to the closing exchange."""
 
     def __init__(self, grid: Grid, settings: Config, out: Path) -> None:
         self._grid, self._out = grid, out
         self._config = replace(settings, run=replace(settings.run, engine="serial", workers=1, checkpoint_every=1))
-        self._plan = Plan(settings.run.evaluate_every, max_failed=2**31)  # a quorum decides, not a number
+        self._plan = Plan(settings.run.evaluate_every, max_failed=2**31)  # flower.quorum decides instead
         self._events: list[Failure] = []
-        self._away: set[str] = set()  # clients that the run goes on without, until they are back
-        self._aside: set[str] = set()  # clients that the round goes on without, after it was drawn again
+        self._away: set[str] = set()  # clients excluded until they reconnect
+        self._aside: set[str] = set()  # clients excluded from this round's next draw
         self._round = 0
 
     def run(self) -> None:
-        """Carry the run to its last round."""
+        """Train up to the last round."""
         torch.set_num_threads(1)
         new = not (self._out / "run.json").exists()
         known = None if new else {c: dict(f) for c, f in read_json(self._out / "sites.json")["sites"].items()}
@@ -81,9 +81,10 @@ class _Server:
         if new:
             wanted, wait = self._config.flower.sites, self._config.flower.wait
             if not self._nodes.wait_for(wanted, lambda: sorted(self._nodes.by_client), wait):
-                joined = ", ".join(sorted(self._nodes.by_client)) or "none"
-                raise RunFailed(f"{len(self._nodes.by_client)} of {wanted} sites have joined after {wait:g} s ({joined}): flower.sites, flower.wait")
-            self._normalization = self._common_normalization()
+                joined = sorted(self._nodes.by_client)
+                who = f"{len(joined)} of {wanted} sites have joined after {wait:g} s ({', '.join(joined) or 'none'})"
+                raise RunFailed(f"{who}: flower.sites, flower.wait")
+            self._normalization = common_normalization(self._config, self._nodes.facts)
             self._begin()
             self._nodes.begun = True
         else:
@@ -93,47 +94,45 @@ class _Server:
             model = str(store.facts["model"])
             stored = parse(store.facts["config"])
             patience = replace(self._config.flower, shape=stored.flower.shape)
-            session.check_config(replace(stored, flower=patience), self._config, self._out)  # how long to wait, and for how many, may change
+            # waiting times and quorum may change
+            session.check_config(replace(stored, flower=patience), self._config, self._out)
             setup = self._setup()
             if setup.network.fingerprint() != model:
-                raise FlocoError(f"the model of {self._out} has changed since the run was started (layers or initial values): restore it, or begin another run with another `out`")
+                what = f"the model of {self._out} has changed since the run was started (layers or initial values)"
+                raise FlocoError(f"{what}: restore it, or start another run with another `out`")
             store.rewind()
-            progress = store.load()
-            self._questions = Questions(self._nodes, self._config, str(store.facts["id"]), model, self._normalization, self._tell)
+            progress, id_ = store.load(), str(store.facts["id"])
+            self._questions = Questions(self._nodes, self._config, id_, model, self._normalization, self._tell)
             try:
                 self._rounds(store, setup, progress)
             except FlocoError:
                 store.add("failures", [e.row for e in self._events])
-                store.amend(self._saved.since, "failures")  # what led here is not lost with the round
+                store.amend(self._saved.since, "failures")  # keep the events of the unfinished round
                 raise
         LOG.info(f"the run lies in {self._out.resolve()}")
 
-    def _common_normalization(self) -> Normalization:
-        """Return the statistics of all sites that have joined, from their sums."""
-        if self._config.data.normalize == "fixed":
-            return Normalization(self._config.data.mean, self._config.data.std)
-        if self._config.data.normalize == "none":
-            return Normalization()
-        told = [self._nodes.facts[c] for c in sorted(self._nodes.facts)]
-        return normalization([(int(f["count"]), tuple(f["sum"]), tuple(f["square"])) for f in told])
-
     def _begin(self) -> None:
-        setup = self._setup()
-        facts = {"config": json.loads(json.dumps(as_dict(self._config))), "data": session.SITES, "model": setup.network.fingerprint(), "id": uuid.uuid4().hex}
-        texts = {"config.toml": to_toml(self._config), "environment.json": json.dumps(environment(), indent=1, sort_keys=True) + "\n"}
+        setup, plain = self._setup(), json.loads(json.dumps(as_dict(self._config)))
+        facts = {"config": plain, "data": session.SITES, "model": setup.network.fingerprint(), "id": uuid.uuid4().hex}
+        texts = {"config.toml": to_toml(self._config), "environment.json": to_json(environment()).decode()}
         Store.create(self._out, {**texts, "sites.json": self._sites_text().decode()}, facts, loop.begin(setup))
 
     def _sites_text(self) -> bytes:
-        return to_json({"normalization": {"mean": self._normalization.mean, "std": self._normalization.std}, "sites": self._nodes.facts})
+        normal = {"mean": self._normalization.mean, "std": self._normalization.std}
+        return to_json({"normalization": normal, "sites": self._nodes.facts})
 
     def _setup(self) -> Setup:
-        """Return what the server knows: the network, and of the clients their ids and sizes."""
+        """Return the setup as the server knows it: the network, and the ids and sizes of the clients."""
         if not self._ids:
-            raise RunFailed(f"round {self._round}: no site is left; start the run again when they are back: it continues with this round")
-        return session.assembled(self._config, sizes_only(self._config, {c: f for c, f in self._nodes.facts.items() if c in self._ids}, self._normalization))
+            raise RunFailed(f"round {self._round}: no site is left; {_AGAIN}")
+        return session.assembled(self._config, self._sites(self._ids))
+
+    def _sites(self, clients: Collection[str]) -> Sites:
+        facts = {c: f for c, f in self._nodes.facts.items() if c in clients}
+        return sizes_only(self._config, facts, self._normalization)
 
     def _tell(self, client: str, what: str) -> None:
-        """Note what happened to a site: in the log, and with the next checkpoint in failures.csv."""
+        """Log an event of a site, and add it to failures.csv with the next checkpoint."""
         event = Failure(self._round, client, what)
         self._events.append(event)
         LOG.info(str(event))
@@ -147,10 +146,12 @@ class _Server:
             begun, known = time.perf_counter(), set(self._nodes.facts)
             self._round = progress.round + 1
             setup, jobs, results, progress = self._asked(store, setup, progress)
-            everybody = replace(setup, federation=sizes_only(self._config, self._nodes.facts, self._normalization))  # those that are away count in SCAFFOLD's n
+            everybody = replace(setup, federation=self._sites(self._nodes.facts))  # SCAFFOLD counts absent clients too
             progress = loop.after_round(everybody, self._plan, progress, jobs, results)
-            if broken := [n for n, t in progress.state.shared.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
-                raise RunFailed(f"round {self._round}: the average of {broken[0]!r} is not finite; look for a site whose numbers are extreme")
+            for name, tensor in progress.state.shared.items():
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    problem = f"the average of {name!r} is not finite"
+                    raise RunFailed(f"round {self._round}: {problem}; look for a site that sends extreme values")
             store.add("timings", [{"round": progress.round, "seconds": round(time.perf_counter() - begun, 4)}])
             self._events += progress.failures
             store.add("failures", [e.row for e in self._events])
@@ -159,19 +160,20 @@ class _Server:
             self._events = []
             store.save(progress)
             self._saved = progress
-            if set(self._nodes.facts) != known:  # after the checkpoint, which has the event: who is not in the file joins again
+            if set(self._nodes.facts) != known:  # after the checkpoint: a site missing in the file just joins again
                 replace_file(self._out / "sites.json", self._sites_text())
         self._round, self._aside = last, set()
         setup = self._refreshed(setup, progress)
-        progress = self._noted(store, setup, progress, self._questions.ask(setup, progress, [], evaluating=True)[1])
+        _, evaluated = self._questions.ask(setup, progress, [], evaluating=True)
+        progress = self._noted(store, setup, progress, evaluated)
         store.add("failures", [e.row for e in self._events])
         self._events = []
         store.amend(progress.since, "history", "clients", "failures")
 
     def _asked(self, store: Store, setup: Setup, progress: Progress) -> tuple[Setup, list[Job], list[Result], Progress]:
-        """Return who was asked in the coming round and what came of it, and the progress with the evaluation that came along.
+        """Return setup, jobs and results of the next round, and the progress with the evaluation it came with.
 
-        Where fewer than the quorum of a draw have trained, those who failed are set aside, and the round is drawn again among the others.
+        If fewer than the quorum of the drawn clients trained, the round is drawn again without those that failed.
         """
         self._aside = set[str]()
         setup = self._ready(setup, progress)
@@ -189,17 +191,17 @@ class _Server:
             for client, result in failed.items():
                 self._tell(client, str(result.failure))
             self._aside |= failed.keys()
-            sites = len(self._ids | self._aside)
+            sites, names = len(self._ids | self._aside), ", ".join(sorted(self._aside))
             if sites - len(self._aside) < self._needed(sites):
-                raise RunFailed(
-                    f"round {self._round}: {', '.join(sorted(self._aside))} failed, and of the {sites} sites flower.quorum = {self._config.flower.quorum:g} must not: "
-                    "see failures.csv, mend that, and start the run again: it continues with this round"
+                problem = (
+                    f"{names} failed, and of the {sites} sites flower.quorum = {self._config.flower.quorum:g} must not"
                 )
-            LOG.info("round %d: too few have trained; it is drawn again without %s", self._round, ", ".join(sorted(self._aside)))
+                raise RunFailed(f"round {self._round}: {problem}: see failures.csv; {_AGAIN}")
+            LOG.info("round %d: too few have trained; it is drawn again without %s", self._round, names)
             setup = self._ready(setup, progress)
 
     def _refreshed(self, setup: Setup, progress: Progress) -> Setup:
-        """Return the setup with the sites that have joined or come back since, and without those that only ever said that they are there."""
+        """Return the setup with new and returned sites, and without those that left before they ever trained."""
         self._nodes.refresh()
         self._away -= set(self._nodes.by_client)
         if progress.round:
@@ -211,18 +213,18 @@ class _Server:
         return set(self._nodes.facts) - self._away - self._aside
 
     def _ready(self, setup: Setup, progress: Progress) -> Setup:
-        """Return the setup once enough of those that train are connected; after a while, without those that are not."""
+        """Return the setup once enough drawn clients are connected; after `flower.wait` seconds, exclude the others."""
         wait = self._config.flower.wait
         while True:
             setup = self._refreshed(setup, progress)
             chosen = [j.client for j in loop.round_jobs(setup, progress) if j.task == "train"]
-            if self._nodes.wait_for(self._needed(len(chosen)), lambda chosen=chosen: chosen, wait):  # type: ignore[misc]
+            if self._nodes.wait_for(self._needed(len(chosen)), chosen.copy, wait):
                 if self._ids == set(setup.federation.ids):
                     return setup
                 continue
             gone = set(setup.federation.ids) - set(self._nodes.by_client)
             if len(gone) == len(setup.federation.ids):
-                raise RunFailed(f"round {self._round}: no site is connected after {wait:g} s (flower.wait); start the run again when they are: it continues with this round")
+                raise RunFailed(f"round {self._round}: no site is connected after {wait:g} s (flower.wait); {_AGAIN}")
             self._away |= gone
             for client in sorted(gone):
                 self._tell(client, f"is away for more than {wait:g} s: the run goes on without it until it is back")
@@ -231,7 +233,7 @@ class _Server:
         return max(1, math.ceil(self._config.flower.quorum * asked - 1e-9))
 
     def _noted(self, store: Store, setup: Setup, progress: Progress, results: Sequence[Result]) -> Progress:
-        """Add the evaluation of a state to the tables, and return the progress after it."""
+        """Add an evaluation to the tables, and return the progress with it."""
         progress = loop.after_evaluation(setup, self._plan, replace(progress, failures=()), results)
         assert progress.evaluation is not None
         history = progress.evaluation.history
@@ -240,6 +242,7 @@ class _Server:
         store.add("failures", [f.row for f in progress.failures])
         for failure in progress.failures:
             LOG.info("%s", failure)
-        told = ("none" if v is None else f"{100 * float(v):.1f} %" for v in (history["accuracy_global"], history["accuracy_personal"]))
-        LOG.info("round {}: global {}, personal {}".format(progress.round, *told))
+        values = history["accuracy_global"], history["accuracy_personal"]
+        shown = ["none" if v is None else f"{100 * float(v):.1f} %" for v in values]
+        LOG.info(f"round {progress.round}: global {shown[0]}, personal {shown[1]}")
         return progress

@@ -1,1 +1,1 @@
-"""The life of a run on disk: configuration, session, checkpoint, trackers."""
+"""The life of a run: configuration, session, checkpoint, trackers, and its results as a Python value."""

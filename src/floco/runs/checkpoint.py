@@ -1,10 +1,10 @@
-"""A run directory: written so that a kill at any moment loses at most the rounds since the last checkpoint.
+"""Run directories: a kill at any moment loses at most the rounds since the last checkpoint.
 
-config.toml environment.json run.json   written once, with the directory
-history.csv clients.csv failures.csv timings.csv   grow; cut back to the checkpoint on resume
-checkpoint/<round>/state.safetensors progress.json   immutable
-checkpoint/memories/<client>.<round>.safetensors     immutable, one version in use per client
-checkpoint/latest                                     the pointer, replaced last
+config.toml environment.json run.json                 written once, with the directory
+history.csv clients.csv failures.csv timings.csv      append-only; truncated to the checkpoint on resume
+checkpoint/<round>/state.safetensors progress.json    immutable
+checkpoint/memories/<client>.<round>.safetensors      immutable, one version per client in use
+checkpoint/latest                                     the pointer to the checkpoint, replaced last
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from floco.core.errors import FlocoError, RunFailed
 from floco.core.values import Row, ServerState, Tensors
 from floco.server.evaluation import Counts
 from floco.server.rounds import Progress
-from floco.storage.files import csv_text, file_name, read_json, read_tensors, replace_file, sync_folder, to_json, write_file, write_tensors
+from floco.storage.files import (
+    csv_text,
+    file_name,
+    read_json,
+    read_tensors,
+    replace_file,
+    sync_folder,
+    to_json,
+    write_file,
+    write_tensors,
+)
 from floco.storage.memories import BUDGET, Memories, Memory
 
 FORMAT = 5  # 5: signals of unit length, data.channels, raw values without normalisation
@@ -35,34 +45,39 @@ class Store:
     """One run directory, locked while it is open."""
 
     def __init__(self, path: Path, *, wait: float = 0) -> None:
-        """Open and lock an existing run, which is waited for up to `wait` seconds."""
+        """Open and lock an existing run directory; wait up to `wait` seconds for the lock."""
         self.path = path
         if not (path / "run.json").is_file():
             raise FlocoError(f"{path} is no run directory: it has no run.json")
         self.facts: dict[str, Any] = read_json(path / "run.json")
         if self.facts.get("format") != FORMAT:
-            raise FlocoError(f"{path} has format {self.facts.get('format')}, this version of floco reads format {FORMAT}; use the version named in its environment.json")
+            raise FlocoError(
+                f"{path} has format {self.facts.get('format')}, this version of floco reads format {FORMAT}; "
+                "use the version named in its environment.json"
+            )
         self._lock = FileLock(path / ".lock")
         try:
             self._lock.acquire(timeout=wait)
         except Timeout as error:
             raise FlocoError(f"{path} is in use by another process; wait for it, or stop it first") from error
         self._memories: dict[str, int] = {}
-        self._checksums: dict[str, str] = {}  # of the memories' files
+        self._checksums: dict[str, str] = {}  # of the memories' files, by client
         self._round: int | None = None
         self._pending: dict[str, list[Row]] = {t: [] for t in _TABLES}
         self._changed: set[str] = set()
 
     @staticmethod
     def create(path: Path, texts: Mapping[str, str], facts: Mapping[str, Any], start: Progress) -> None:
-        """Make a run directory that can be resumed, in one step: before it there is nothing, or an empty folder."""
+        """Create a resumable run directory atomically; `path` must not exist, or be an empty folder."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FlocoError(f"--out {path} is not empty; choose another place, or continue the run in it: floco resume {path}")
+            instead = f"choose another place, or continue the run in it: floco resume {path}"
+            raise FlocoError(f"--out {path} is not empty; {instead}")
         path = path.resolve()
         partial = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path if path.exists() else path.parent))
+            inside = path if path.exists() else path.parent
+            partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=inside))
             partial.chmod(0o755)
             (partial / "checkpoint" / "memories").mkdir(parents=True)
             for name, text in texts.items():
@@ -72,7 +87,7 @@ class Store:
             store._save(start)
             store.close()
             (partial / ".lock").unlink(missing_ok=True)
-            if path.exists():  # an empty folder, perhaps somebody's working directory: filled, and a run only with the last file
+            if path.exists():  # kept, as it may be a working directory; it is a run once it has run.json, the last file
                 for entry in sorted(partial.iterdir(), key=lambda p: p.name == "run.json"):
                     entry.rename(path / entry.name)
             else:
@@ -93,40 +108,36 @@ class Store:
         self._pending[table] += rows
 
     def save(self, progress: Progress) -> None:
-        """Write a checkpoint. Until the pointer is replaced, the one before stays in force."""
+        """Write a checkpoint; the previous one stays valid until the pointer is replaced."""
         try:
             self._save(progress)
         except OSError as error:
             raise RunFailed(
-                f"round {progress.round}: cannot write to {self.path}: {error.strerror or error}; the checkpoint before is whole: make room, then floco resume {self.path}"
+                f"round {progress.round}: cannot write to {self.path}: {error.strerror or error}; "
+                f"the last checkpoint is intact: make room, then floco resume {self.path}"
             ) from error
 
     def note_changed(self, clients: Iterable[str]) -> None:
-        """Remember whose memory the next checkpoint has to write."""
+        """Mark clients whose memory the next checkpoint has to write."""
         self._changed |= set(clients)
 
     def _save(self, progress: Progress) -> None:
         base, number = self.path / "checkpoint", progress.round
         sizes = {table: self._append(table) for table in _TABLES}
-        versions = {c: n for c, n in {**self._memories, **dict.fromkeys(self._changed, number)}.items() if c in progress.memories}
+        numbers = {**self._memories, **dict.fromkeys(self._changed, number)}
+        versions = {c: n for c, n in numbers.items() if c in progress.memories}
         for client in sorted(self._changed):
             memory = progress.memories.of(client)
             assert memory is not None
             self._checksums[client] = write_tensors(self._memory_file(client, number), memory.tensors)
             memory.stored(self._memory_file(client, number))
         folder = base / str(number)
-        shutil.rmtree(folder, ignore_errors=True)  # what a kill left of the same round
+        shutil.rmtree(folder, ignore_errors=True)  # remains of a killed attempt
         folder.mkdir()
         written = write_tensors(folder / "state.safetensors", _flat(progress.state))
         checksums = {"state": written, "memories": self._checksums}
-        facts = {
-            "participated": dict(progress.participated),
-            "last": dict(progress.last),
-            "since": asdict(progress.since),
-            "memories": versions,
-            "sizes": sizes,
-            "checksums": checksums,
-        }
+        facts: dict[str, Any] = {"participated": dict(progress.participated), "last": dict(progress.last)}
+        facts |= {"since": asdict(progress.since), "memories": versions, "sizes": sizes, "checksums": checksums}
         write_file(folder / "progress.json", to_json(facts))
         for synced in (folder, base / "memories", self.path):
             sync_folder(synced)
@@ -137,13 +148,14 @@ class Store:
         self._memories, self._round, self._changed = versions, number, set()
 
     def amend(self, since: Counts, *tables: str) -> None:
-        """Write the pending rows of some tables, as part of the checkpoint in force, in one step."""
+        """Add the pending rows of some tables to the current checkpoint, atomically."""
         number, facts = self._latest()
         sizes = {**facts["sizes"], **{table: self._append(table) for table in tables}}
-        replace_file(self.path / "checkpoint" / str(number) / "progress.json", to_json({**facts, "sizes": sizes, "since": asdict(since)}))
+        file = self.path / "checkpoint" / str(number) / "progress.json"
+        replace_file(file, to_json({**facts, "sizes": sizes, "since": asdict(since)}))
 
     def _append(self, table: str) -> int:
-        """Write the pending rows of a table and return its size in bytes."""
+        """Append the pending rows of a table, and return its size in bytes."""
         path, rows = self.path / f"{table}.csv", self._pending[table]
         with path.open("ab") as file:
             file.write(csv_text(rows, header=file.tell() == 0).encode())
@@ -157,7 +169,7 @@ class Store:
         return self.path / "checkpoint" / "memories" / f"{file_name(client)}.{number}.safetensors"
 
     def _forget(self, versions: Mapping[str, int], number: int) -> None:
-        """Delete what the checkpoint before needed and this one does not."""
+        """Delete files of the previous checkpoint that the current one does not use."""
         for client, before in self._memories.items():
             if versions.get(client) != before:
                 self._memory_file(client, before).unlink(missing_ok=True)
@@ -165,7 +177,7 @@ class Store:
             shutil.rmtree(self.path / "checkpoint" / str(self._round), ignore_errors=True)
 
     def _latest(self) -> tuple[int, dict[str, Any]]:
-        """Return the round of the checkpoint in force, and its facts."""
+        """Return the round of the current checkpoint, and its facts."""
         base = self.path / "checkpoint"
         try:
             number = int((base / "latest").read_text())
@@ -174,23 +186,30 @@ class Store:
         return number, read_json(base / str(number) / "progress.json")
 
     def load(self, budget: int = BUDGET) -> Progress:
-        """Return the progress of the last checkpoint; `budget`: MB of memories at hand. Nothing is written."""
+        """Return the progress of the last checkpoint, with up to `budget` MB of memories in RAM; writes nothing."""
         number, facts = self._latest()
         self._memories, self._checksums, self._round = facts["memories"], facts["checksums"]["memories"], number
-        state = _state(read_tensors(self.path / "checkpoint" / str(number) / "state.safetensors", facts["checksums"]["state"]), number)
+        base = self.path.resolve() / "checkpoint"
+        tensors = read_tensors(
+            self.path / "checkpoint" / str(number) / "state.safetensors", facts["checksums"]["state"]
+        )
         files = {client: self._memory_file(client, n).resolve() for client, n in self._memories.items()}
         for client, file in files.items():
-            read_tensors(file, self._checksums[client])  # a damaged one is found here, and not as a fault of the client
-        memories = Memories({client: Memory(None, file) for client, file in files.items()}, budget=budget, folder=self.path.resolve() / "checkpoint")
-        return Progress(state, memories, facts["participated"], facts["last"], Counts(**facts["since"]))
+            read_tensors(file, self._checksums[client])  # find damaged files now, not as a failure of the client
+        memories = Memories({c: Memory(None, file) for c, file in files.items()}, budget=budget, folder=base)
+        state, since = _state(tensors, number), Counts(**facts["since"])
+        return Progress(state, memories, facts["participated"], facts["last"], since)
 
     def rewind(self) -> None:
-        """Cut the tables back to the last checkpoint, and delete what a kill left of a later one."""
+        """Truncate the tables to the last checkpoint, and delete the remains of a later one."""
         number, facts = self._latest()
         for table, size in facts["sizes"].items():
             path = self.path / f"{table}.csv"
             if not path.is_file() or path.stat().st_size < size:
-                raise FlocoError(f"{path} is shorter than its checkpoint says ({size} bytes): it was changed, and the run cannot be continued from it")
+                raise FlocoError(
+                    f"{path} is shorter than its checkpoint says ({size} bytes): it was changed, "
+                    "and the run cannot be continued from it"
+                )
             os.truncate(path, size)
         base = self.path / "checkpoint"
         if not (base / "memories").is_dir():
@@ -204,14 +223,16 @@ class Store:
 
 
 def run_directory(path: Path) -> Path:
-    """Return a run directory: the path itself, or the last run in the state directory of a site on Flower."""
+    """Return the run directory at a path: the path itself or, in a Flower site's state directory, its last run."""
     current = path / "current"
     return path / current.read_text().strip() if current.is_file() and not (path / "run.json").exists() else path
 
 
 def _flat(state: ServerState) -> Tensors:
-    flat = {f"shared/{n}": t for n, t in state.shared.items()} | {f"kept/{n}": t for n, t in state.kept.items()}
-    return flat | {f"client/{quote(c, safe='')}/{n}": t for c, tensors in state.by_client.items() for n, t in tensors.items()}
+    """Return all tensors of a state under `shared/`, `kept/` and `client/ID/`: the inverse of `_state`."""
+    groups = {"shared": state.shared, "kept": state.kept}
+    groups |= {f"client/{quote(c, safe='')}": tensors for c, tensors in state.by_client.items()}
+    return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
 
 
 def _state(flat: Tensors, number: int) -> ServerState:

@@ -1,4 +1,4 @@
-"""The configuration of a run: TOML and `-s key=value` in, checked settings out, and back to TOML."""
+"""The configuration of a run: from TOML and `-s key=value` to checked settings, and back to TOML."""
 
 from __future__ import annotations
 
@@ -23,83 +23,108 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Data(Settings):
-    """Which samples there are, and who has which."""
+    """The samples, and their split over clients."""
 
     source: str = setting("digits", "digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME, or module:function")
-    kind: str = setting("auto", "what a sample is; images have their channels last", choices=("auto", "images", "features"))
-    channels: str = setting("auto", "where a sample has its channels or features: last is (T, F) for sequences", choices=("auto", "first", "last"))
-    split: str = setting("folds", "how samples are dealt to clients", choices=tuple(SPLITS))
+    kind: str = setting("auto", "kind of samples; images are channels last", choices=("auto", "images", "features"))
+    channels: str = setting(
+        "auto", "position of channels or features: last is (T, F) for sequences", choices=("auto", "first", "last")
+    )
+    split: str = setting("folds", "how samples are split over clients", choices=tuple(SPLITS))
     clients: int | None = setting(None, "K: number of clients (natural: the first K; empty: all)", low=1)
-    samples: int | None = setting(None, "samples of each client, drawn at random (empty: all there are)", low=2)
-    test_share: float = setting(0.2, "part of a client's samples that is its own test part", above=0, below=1)
-    held_out: int = setting(0, "the last clients, kept out of training and evaluation", low=0)
+    samples: int | None = setting(None, "samples per client, drawn at random (empty: all)", low=2)
+    test_share: float = setting(0.2, "share of a client's samples that is its test part", above=0, below=1)
+    held_out: int = setting(0, "number of clients, the last ones, excluded from training and evaluation", low=0)
     folds: int = setting(5, "folds: number of groups of clients with classes in common", low=2)
-    share: float = setting(0.8, "folds: part of a client's samples that comes from its fold's classes", low=0, high=1)
-    alpha: float = setting(0.5, "dirichlet, dirichlet-sizes: concentration; small is heterogeneous", above=0)
-    classes: int = setting(2, "pathological: classes of each client", low=1)
+    share: float = setting(0.8, "folds: share of a client's samples that is from its fold's classes", low=0, high=1)
+    alpha: float = setting(0.5, "dirichlet, dirichlet-sizes: concentration; smaller is more heterogeneous", above=0)
+    classes: int = setting(2, "pathological: classes per client", low=1)
     id: str = setting("site", "single: the client's id")
-    labels: tuple[str, ...] = setting((), "labels as text, in the order of the classes (empty: those that occur, sorted); sites must agree on them")
-    order: str | None = setting(None, "a column of numbers or dates; the test part is then a client's latest samples, the one right before them being dropped (empty: at random)")
-    normalize: str = setting("train", "statistics of the training parts, fixed ones (uint8 is first divided by 255), or none: raw values", choices=("train", "fixed", "none"))
+    labels: tuple[str, ...] = setting(
+        (), "labels as text, in the order of the classes (empty: those that occur, sorted); sites must agree on them"
+    )
+    order: str | None = setting(
+        None,
+        "column of numbers or dates: a client's latest samples are its test part, and the one before them is dropped "
+        "(empty: a random test part)",
+    )
+    normalize: str = setting(
+        "train",
+        "statistics of the training parts, fixed mean and std (uint8 is first divided by 255), or none: raw values",
+        choices=("train", "fixed", "none"),
+    )
     mean: tuple[float, ...] = setting((), "normalize fixed: mean of each channel")
     std: tuple[float, ...] = setting((), "normalize fixed: standard deviation of each channel", above=0)
 
     def __post_init__(self) -> None:
-        """Check what no single field can."""
+        """Check the fields that depend on each other."""
         Settings.__post_init__(self)
         if (self.normalize == "fixed") != bool(self.mean) or len(self.mean) != len(self.std):
-            raise FlocoError(f'mean and std belong to normalize = "fixed" and have one value a channel each, got {self.normalize!r} with {self.mean} and {self.std}')
+            raise FlocoError(
+                'mean and std belong to normalize = "fixed" and have one value per channel each, '
+                f"got {self.normalize!r} with {self.mean} and {self.std}"
+            )
 
     @property
     def splitter(self) -> Split:
-        """The split, with those of the fields that it has."""
+        """The split, with its settings taken from these fields."""
         cls = SPLITS[self.split]
         return cls(**{f.name: getattr(self, f.name) for f in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True)
 class Model(Settings):
-    """Which network."""
+    """The network."""
 
     name: str = setting("mlp", "cnn, mlp, cifar-cnn, femnist-cnn, or module:function that returns an nn.Module")
-    weights: str | None = setting(None, "a .safetensors file with values to start from; names it lacks keep their initial ones (empty: none)")
+    weights: str | None = setting(
+        None, "a .safetensors file with initial values; parameters that it lacks keep their own (empty: none)"
+    )
 
 
 @dataclass(frozen=True)
 class Run(Settings):
-    """Where a run happens and what it writes. Nothing here changes a result beyond rounding, and that only with engine cohort and other devices."""
+    """Where a run is computed and what it writes.
+
+    Results do not depend on these settings, except for rounding with the engine cohort and on other devices.
+    """
 
     engine: str = setting(
         "auto",
-        "one process, worker processes, or worker processes that train several clients as one program; auto: cohort for small networks without convolutions, else processes",
+        "one process, worker processes, or worker processes that train several clients as one program; "
+        "auto: cohort for small networks without convolutions, else processes",
         choices=("auto", "serial", "processes", "cohort"),
     )
-    workers: int | None = setting(None, "worker processes (empty: one a core)", low=1)
+    workers: int | None = setting(None, "worker processes (empty: one per core)", low=1)
     device: str = setting("cpu", "cpu, cuda, cuda:1, ...")
-    evaluate_every: int = setting(5, "rounds from one evaluation of all clients to the next", low=1)
-    checkpoint_every: int = setting(1, "rounds from one checkpoint to the next", low=1)
-    trackers: tuple[str, ...] = setting((), "mirrors of history.csv in folders of the run directory", choices=("tensorboard", "mlflow"))
-    memory_budget: int = setting(32, "MB of what clients keep to themselves that stay in memory; the rest lies in files", low=0)
-    max_failed: int = setting(5, "clients that may fail in a round before the run gives up", low=0)
+    evaluate_every: int = setting(5, "rounds between evaluations of all clients", low=1)
+    checkpoint_every: int = setting(1, "rounds between checkpoints", low=1)
+    trackers: tuple[str, ...] = setting(
+        (), "mirrors of history.csv in folders of the run directory", choices=("tensorboard", "mlflow")
+    )
+    memory_budget: int = setting(32, "MB of the clients' memories that are kept in RAM; the rest is in files", low=0)
+    max_failed: int = setting(5, "clients that may fail in a round before the run stops", low=0)
 
 
 @dataclass(frozen=True)
 class Flower(Settings):
-    """A run across organisations (docs/flower.md); of no effect elsewhere."""
+    """A run across organisations (docs/flower.md); ignored by other runs."""
 
-    sites: int = setting(2, "sites that must have joined before the first round", low=1)
-    shape: tuple[int, ...] = setting((), "shape of one sample, as the sites' sources have it", low=1)
+    sites: int = setting(2, "sites that must join before the first round", low=1)
+    shape: tuple[int, ...] = setting((), "shape of one sample in the sites' sources", low=1)
     wait: float = setting(600.0, "seconds to wait for sites to join, and for enough of them to be connected", above=0)
-    deadline: float = setting(3600.0, "seconds after which a round closes without those that have not answered", above=0)
-    quorum: float = setting(0.5, "share of the clients asked to train that must have answered when a round closes", above=0, high=1)
-    most_samples: int = setting(10_000_000, "samples that a site may say it has, train and test each", low=1)
+    deadline: float = setting(3600.0, "seconds after which a round closes without the missing answers", above=0)
+    quorum: float = setting(
+        0.5, "share of the clients asked to train that must have answered when a round closes", above=0, high=1
+    )
+    most_samples: int = setting(10_000_000, "most samples that a site may report, for train and test each", low=1)
 
 
 @dataclass(frozen=True)
 class Config(Settings):
     """All settings of one run."""
 
-    seed: int = setting(0, "everything random follows from it", low=0)
+    seed: int = setting(0, "seed of all random numbers", low=0)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     algorithm: Algorithm = field(default_factory=Floco)
@@ -112,10 +137,10 @@ _SECTIONS: dict[str, type[Any]] = {"data": Data, "model": Model, "training": Tra
 
 
 def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a TOML file (None: digits.toml of this package), changed by `key=value` texts with dotted keys.
+    """Return the configuration of a TOML file (None: this package's digits.toml) with `key=value` overrides.
 
-    An override of `algorithm.name` by another one drops the file's other algorithm settings, which are not its own;
-    without a file, one of `data.source` drops the data settings of the digits.
+    Keys are dotted. Overriding `algorithm.name` drops the file's settings of the other algorithm; overriding
+    `data.source` without a file drops the data settings of digits.toml.
     """
     file = Path(__file__).with_name("digits.toml") if path is None else path
     try:
@@ -127,20 +152,20 @@ def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     changes = [override(text) for text in overrides]
     name = next((v for k, v in reversed(changes) if k == "algorithm.name"), None)
     if path is None and any(k == "data.source" and v != "digits" for k, v in changes):
-        raw["data"] = {}  # how the digits are split says nothing about other data
+        raw["data"] = {}  # the split of the digits does not apply to other data
     if name is not None and isinstance(raw.get("algorithm"), dict) and raw["algorithm"].get("name", "floco") != name:
         raw["algorithm"] = {}
     for key, value in changes:
         section, _, leaf = key.rpartition(".")
         table = raw.setdefault(section, {}) if section else raw
         if not isinstance(table, dict):
-            raise FlocoError(f"-s {key}: {section} is no table")
+            raise FlocoError(f"-s {key}: {section} is not a table")
         table[leaf] = value
     return parse(raw, str(path) if path is not None else "")
 
 
 def override(text: str) -> tuple[str, Any]:
-    """Return key and value of a text `key=value`; a value that is no TOML is text."""
+    """Return key and value of a text `key=value`; a value that is not valid TOML is text."""
     key, equals, value = text.partition("=")
     if not equals:
         raise FlocoError(f"-s needs key=value, got {text!r}")
@@ -151,7 +176,7 @@ def override(text: str) -> tuple[str, Any]:
 
 
 def parse(raw: Mapping[str, Any], where: str = "") -> Config:
-    """Return the configuration of nested tables; errors name the file `where` and the key."""
+    """Return the configuration from nested tables; error messages name the file `where` and the key."""
     prefix = f"{where}: " if where else ""
     known = ["seed", *_SECTIONS, "algorithm"]
     for key in raw:
@@ -164,7 +189,8 @@ def parse(raw: Mapping[str, Any], where: str = "") -> Config:
     algorithm = dict(raw.get("algorithm", {}))
     name = algorithm.pop("name", "floco")
     if not isinstance(name, str) or name not in ALGORITHMS:
-        raise FlocoError(f"{prefix}algorithm.name must be one of {', '.join(ALGORITHMS)}, got {name!r}{nearest(str(name), ALGORITHMS)}")
+        offer = nearest(str(name), ALGORITHMS)
+        raise FlocoError(f"{prefix}algorithm.name must be one of {', '.join(ALGORITHMS)}, got {name!r}{offer}")
     made: Algorithm = _section(ALGORITHMS[name], "algorithm", algorithm, prefix)
     try:
         made = made.resolved(sections["training"])
@@ -177,26 +203,31 @@ def _section(cls: type[T], name: str, values: Mapping[str, Any], prefix: str) ->
     try:
         return build(cls, values)
     except FlocoError as error:
-        raise FlocoError(f"{prefix}{name}.{error}" if not str(error).startswith("unknown") else f"{prefix}{name}: {error}") from error
+        separator = ": " if str(error).startswith("unknown") else "."
+        raise FlocoError(f"{prefix}{name}{separator}{error}") from error
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """Return the configuration as nested plain values, the algorithm's name among them."""
+    """Return the configuration as nested plain values, including the algorithm's name."""
     flat = {k: plain(v) if dataclasses.is_dataclass(v) else v for k, v in plain(config).items()}
     flat["algorithm"] = {"name": config.algorithm.name, **flat["algorithm"]}
     return flat
 
 
 def _toml(value: Any) -> str:
-    """Return a value as TOML; empty is the empty string."""
+    """Return a value as TOML; None is the empty string."""
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
     return json.dumps("" if value is None else value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def _documented(settings: Any) -> list[dataclasses.Field[Any]]:
+    """Return the fields of settings that have a description."""
+    return [f for f in dataclasses.fields(settings) if "doc" in f.metadata]
+
+
 def _lines(settings: Any) -> list[str]:
-    fields = [f for f in dataclasses.fields(settings) if "doc" in f.metadata]
-    return [f"{f.name} = {_toml(getattr(settings, f.name))}  # {_comment(f)}" for f in fields]
+    return [f"{f.name} = {_toml(getattr(settings, f.name))}  # {_comment(f)}" for f in _documented(settings)]
 
 
 def _comment(f: dataclasses.Field[Any]) -> str:
@@ -205,7 +236,7 @@ def _comment(f: dataclasses.Field[Any]) -> str:
 
 
 def to_toml(config: Config) -> str:
-    """Return the configuration as TOML, with a comment a line; reading it back gives the same configuration."""
+    """Return the configuration as TOML, with a comment per setting; reading it gives the same configuration."""
     lines = _lines(config)
     for name in ("data", "model", "algorithm", "training", "run", "flower"):
         value = getattr(config, name)
@@ -216,27 +247,27 @@ def to_toml(config: Config) -> str:
 
 
 def reference() -> str:
-    """Return the table of all keys, their defaults and meaning, as Markdown."""
+    """Return the table of all keys with default and meaning, as Markdown."""
     rows = ["| key | default | meaning |", "|---|---|---|"]
-    groups: list[tuple[str, type[Any]]] = [("", Config), ("data.", Data), ("model.", Model), ("training.", Training), ("run.", Run), ("flower.", Flower)]
-    groups += [(f"algorithm. ({name})", cls) for name, cls in ALGORITHMS.items()]
-    for prefix, cls in groups:
+    groups: dict[str, type[Any]] = {"": Config} | {f"{name}.": cls for name, cls in _SECTIONS.items()}
+    groups |= {f"algorithm. ({name})": cls for name, cls in ALGORITHMS.items()}
+    for prefix, cls in groups.items():
         start, _, which = prefix.partition(" ")
-        fields = [f for f in dataclasses.fields(cls) if "doc" in f.metadata]
-        rows += [f"| `{start}{f.name}` {which} | `{_toml(f.default)}` | {_comment(f)} |".replace("  |", " |") for f in fields]
+        lines = (f"| `{start}{f.name}` {which} | `{_toml(f.default)}` | {_comment(f)} |" for f in _documented(cls))
+        rows += [line.replace("  |", " |") for line in lines]
     return "\n".join(rows) + "\n"
 
 
 def methods() -> str:
-    """Return the table of all algorithms, what their two models are, and their settings, as Markdown."""
+    """Return the table of all algorithms with rule, global and personal model, and settings, as Markdown."""
     rows = ["| method | rule | global model | personal model | settings and defaults |", "|---|---|---|---|---|"]
     classes: dict[str, type[Any]] = {**ALGORITHMS}
     for name, cls in classes.items():
         words = " ".join((cls.__doc__ or "").split(">>>")[0].split())
         found = re.search(r"Global (?:and personal )?model: (.*?)(?:; personal: (.*?))?\.(?: [A-Z]|$)", words)
-        assert found is not None, name  # every docstring says it
+        assert found is not None, name  # every docstring names its models
         one, own = found.group(1), found.group(2) or found.group(1)
         rule = words[: found.start()].strip().replace("|", "\\|")
-        settings = "; ".join(f"`{f.name}` = `{_toml(f.default)}`: {_comment(f)}" for f in dataclasses.fields(cls) if "doc" in f.metadata) or "none"
-        rows.append(f"| `{name}` | {rule} | {one} | {own} | {settings} |")
+        settings = "; ".join(f"`{f.name}` = `{_toml(f.default)}`: {_comment(f)}" for f in _documented(cls))
+        rows.append(f"| `{name}` | {rule} | {one} | {own} | {settings or 'none'} |")
     return "\n".join(rows) + "\n"

@@ -1,4 +1,4 @@
-"""The machine that a run is on: its devices, and the versions of what computes."""
+"""The machine of a run: its devices, and the versions of its packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from floco.core.errors import FlocoError
 
 
 def device(name: str) -> torch.device:
-    """Return the device called `name`, which must be there."""
+    """Return the device called `name`; raises if it is not available."""
     try:
         found = torch.device(name)
         torch.empty(0, device=found)
@@ -25,15 +25,21 @@ def device(name: str) -> torch.device:
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, commit and kind of machine."""
+    """Return package versions, the commit of floco and the type of machine."""
     packages = ("floco", "torch", "numpy", "safetensors", "datasets", "flwr-datasets", "scikit-learn")
-    machine = {"machine": platform.machine(), "system": platform.platform(), "cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    machine = {
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
     return {"python": platform.python_version(), **{p: version(p) for p in packages}, "commit": _commit(), **machine}
 
 
 def _commit() -> str:
-    """Return the commit of this package's own checkout, `""` if it was installed otherwise or there is no git."""
+    """Return the commit of this package's checkout; "" if it is not a checkout, or git is not installed."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return ""
-    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False).stdout.strip()

@@ -1,4 +1,4 @@
-"""The life of one run: data and network from a configuration, a directory for it, its rounds, and its resumption."""
+"""A run from its configuration: data and network, run directory, rounds, and resumption."""
 
 from __future__ import annotations
 
@@ -33,19 +33,24 @@ from floco.storage.files import csv_text, read_tensors, replace_file
 Watch = Callable[[Progress], None]
 """Called after every round, e.g. to show progress."""
 SITES = "sites"
-"""Source of a run across organisations: the data lie at its sites."""
+"""`data.source` of a run across organisations: the data stay at its sites."""
 PYTHON = "python"
-"""Source and model of a run that was started by a Python call: no file describes them."""
+"""`data.source` and `model.name` of a run started from Python: no file describes its data and model."""
+_ON_DISK = ("npz", "idx", "folder")  # schemes of `data.source` that are followed by a path
 
 
 def federation(config: Config) -> Federation:
-    """Return the federation of a configuration: data read and split."""
+    """Return the federation of a configuration: its data, loaded and split."""
     data = config.data
     if data.source == SITES:
-        raise FlocoError("the data lie at the sites of a federation on Flower, and data.source names none here")
+        raise FlocoError("the data are at the sites of a federation on Flower, and data.source names none here")
     if data.source == PYTHON:
-        raise FlocoError("this run was started from Python, which alone knows its data and model: continue it with floco.fit(..., out=..., resume=True)")
-    return load(data.source, kind=data.kind, labels=data.labels, channels=data.channels).split(
+        raise FlocoError(
+            "this run was started from Python, and its directory does not describe its data and model: "
+            "continue it with floco.fit(..., out=..., resume=True)"
+        )
+    samples = load(data.source, kind=data.kind, labels=data.labels, channels=data.channels)
+    return samples.split(
         data.splitter,
         clients=data.clients,
         samples=data.samples,
@@ -58,7 +63,7 @@ def federation(config: Config) -> Federation:
 
 
 def prepare(config: Config, made: Federation | None = None) -> Setup:
-    """Return all that is fixed during the run of a configuration: the federation (unless it is given), and the network built for it."""
+    """Return the fixed part of a run: the federation (loaded unless given) and a network that is checked on it."""
     made = made or federation(config)
     setup = assembled(config, made)
     check_model(setup)
@@ -66,14 +71,15 @@ def prepare(config: Config, made: Federation | None = None) -> Setup:
 
 
 def assembled(config: Config, made: Federation) -> Setup:
-    """Return the setup of a configuration and a federation, with the network built for it."""
+    """Return the setup of a configuration and a federation, with a network built for it."""
     weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
     net = network(named_model(config.model.name, made), seed=config.seed, weights=weights, sample=made.sample)
-    return Setup(made, net, config.algorithm.resolved(config.training, net.layout), config.training, config.seed, device(config.run.device))
+    algorithm = config.algorithm.resolved(config.training, net.layout)
+    return Setup(made, net, algorithm, config.training, config.seed, device(config.run.device))
 
 
 def here(config: Config) -> Config:
-    """Return the configuration for models that are only used: on the CPU, where the device they were trained on is not there."""
+    """Return the configuration for using a run's models: on the CPU if the run's device is not available."""
     try:
         device(config.run.device)
     except FlocoError:
@@ -82,29 +88,31 @@ def here(config: Config) -> Config:
 
 
 def settled(config: Config) -> Config:
-    """Return the configuration with its paths resolved, so that a run can be resumed from anywhere."""
-    scheme, _, rest = config.data.source.partition(":")
-    data = replace(config.data, source=f"{scheme}:{Path(rest).resolve()}") if scheme in ("npz", "idx", "folder") else config.data
+    """Return the configuration with absolute paths, so that a run can be resumed from any working directory."""
+    data, (scheme, _, rest) = config.data, config.data.source.partition(":")
+    if scheme in _ON_DISK:
+        data = replace(data, source=f"{scheme}:{Path(rest).resolve()}")
     model = replace(config.model, weights=config.model.weights and str(Path(config.model.weights).resolve()))
     return replace(config, data=data, model=model)
 
 
 def shown_source(config: Config) -> str:
-    """Return where the data are from, without the folders of this machine."""
+    """Return the source of the data, without the directories of this machine."""
     scheme, _, rest = config.data.source.partition(":")
-    return f"{scheme}:{Path(rest).name}" if scheme in ("npz", "idx", "folder") else config.data.source
+    return f"{scheme}:{Path(rest).name}" if scheme in _ON_DISK else config.data.source
 
 
 def placed(config: Config, setup: Setup) -> Config:
-    """Return the configuration with engine and workers resolved, so that a resumed run uses the same."""
+    """Return the configuration with engine and workers resolved, so that a resumed run uses the same ones."""
     kind, workers = resolve(setup, config.run.engine, config.run.workers)
     return replace(config, run=replace(config.run, engine=kind, workers=workers))
 
 
 def create(config: Config, setup: Setup, path: Path) -> None:
-    """Make the run directory of a configuration, resumable before its first round."""
+    """Create the run directory of a configuration, with a checkpoint of round 0."""
     facts = {"config": _plain(config), "data": setup.federation.fingerprint(), "model": setup.network.fingerprint()}
-    texts = {"config.toml": to_toml(config), "environment.json": json.dumps(environment(), indent=1, sort_keys=True) + "\n"}
+    versions = json.dumps(environment(), indent=1, sort_keys=True) + "\n"
+    texts = {"config.toml": to_toml(config), "environment.json": versions}
     Store.create(path, texts, facts, loop.begin(setup))
 
 
@@ -113,11 +121,12 @@ def _plain(config: Config) -> Any:
 
 
 def reopen(path: Path) -> tuple[Config, Store]:
-    """Return the configuration and the locked store of a run; a changed configuration is refused by name."""
+    """Return the configuration and the locked store of a run; raises if its config.toml was changed."""
     store = Store(path)
     try:
         if store.facts["data"] == SITES:
-            raise FlocoError(f"{path}: the data of this run lie at its sites, and so do their models: use the state directory of a site")
+            where = "the data of this run lie at its sites, and so do its models"
+            raise FlocoError(f"{path}: {where}: use the state directory of a site")
         stored = parse(store.facts["config"])
         check_config(stored, read(path / "config.toml"), path)
         return stored, store
@@ -127,9 +136,12 @@ def reopen(path: Path) -> tuple[Config, Store]:
 
 
 def check_config(stored: Config, given: Config, path: Path) -> None:
-    """Raise if a run is to be continued with other settings than it was started with."""
+    """Raise if the given settings differ from those the run was started with."""
     for key, before, now in _differences(_plain(stored), _plain(given)):
-        raise FlocoError(f"{path} was started with {key} = {before!r}, and is to be continued with {now!r}: put it back, or start a new run")
+        raise FlocoError(
+            f"{path} was started with {key} = {before!r}, and is to be continued with {now!r}: "
+            "put it back, or start a new run"
+        )
 
 
 def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -141,19 +153,21 @@ def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]
 
 
 def check(store: Store, setup: Setup) -> None:
-    """Raise if a run's data or model are no longer those it was started with."""
+    """Raise if a run's data or model differ from those it was started with."""
     if setup.network.fingerprint() != store.facts["model"]:
         raise FlocoError(
-            f"the model of {store.path} has changed since the run was started (layers or initial values): restore it, or start a new run; pass a function, if its values are random"
+            f"the model of {store.path} has changed since the run was started (layers or initial values): restore it, "
+            "or start a new run; pass a function, if its values are random"
         )
     if setup.federation.fingerprint() != store.facts["data"]:
         raise FlocoError(
-            f"the data of {store.path} have changed since the run was started (samples, labels, splits, or the libraries that split them); restore them, or start a new run"
+            f"the data of {store.path} have changed since the run was started (samples, labels, splits, or the "
+            "libraries that split them); restore them, or start a new run"
         )
 
 
 def advance(setup: Setup, settings: Run, store: Store | None, start: Progress, watch: Watch) -> Progress:
-    """Run all remaining rounds, writing each checkpoint, and return the last progress."""
+    """Run all remaining rounds, write checkpoints, and return the last progress."""
     progress = start
     plan = Plan(settings.evaluate_every, settings.max_failed)
     with closing(engine(setup, settings.engine, settings.workers)) as running, ExitStack() as stack:
@@ -175,18 +189,21 @@ def advance(setup: Setup, settings: Run, store: Store | None, start: Progress, w
 
 
 def try_newcomers(setup: Setup, path: Path, progress: Progress) -> None:
-    """Write how clients that were held out fare in a finished run, if there are any and it has not been written."""
-    if setup.federation.held_out and progress.round == setup.training.rounds and not (path / "newcomers.csv").exists():
-        replace_file(path / "newcomers.csv", csv_text(newcomer_rows(setup, progress.state), header=True).encode())
+    """Write newcomers.csv, the results of the held-out clients, if the run is finished and the file does not exist."""
+    file, finished = path / "newcomers.csv", progress.round == setup.training.rounds
+    if setup.federation.held_out and finished and not file.exists():
+        replace_file(file, csv_text(newcomer_rows(setup, progress.state), header=True).encode())
 
 
 def _track(tracker: Tracker, row: Row, trackers: list[Tracker]) -> None:
-    """Show a row; a tracker that fails is given up with a warning, since history.csv has it all."""
+    """Write a row to a tracker; one that fails is removed with a warning, as history.csv has all rows."""
     try:
         tracker.add(row)
     except Exception as error:  # noqa: BLE001  a mirror must not end the run, whatever its library raises
         trackers.remove(tracker)
-        warn(f"round {row['round']}: {type(tracker).__name__} failed and is given up until the run is resumed: {error}")
+        warn(
+            f"round {row['round']}: {type(tracker).__name__} failed, and is not used until the run is resumed: {error}"
+        )
 
 
 def _trackers(settings: Run, store: Store | None) -> list[Tracker]:
@@ -195,14 +212,17 @@ def _trackers(settings: Run, store: Store | None) -> list[Tracker]:
     if store is None:
         raise FlocoError("run.trackers write into the run directory: give one (out=...)")
     with (store.path / "history.csv").open(newline="") as file:
-        rows: list[Row] = [dict(row) for row in csv.DictReader(file)]
+        rows: list[Row] = [{**row, "round": int(row["round"])} for row in csv.DictReader(file)]
     seed, *tables = sorted(store.facts["config"].items(), key=lambda item: isinstance(item[1], dict))
     flat = {"seed": seed[1], **{f"{section}.{key}": value for section, table in tables for key, value in table.items()}}
-    return open_trackers(settings.trackers, store.path, flat, [{**row, "round": int(str(row["round"]))} for row in rows])
+    return open_trackers(settings.trackers, store.path, flat, rows)
 
 
 def carry(path: Path, setup: Setup | None, start: Callable[[Setup, Progress], Watch]) -> Setup:
-    """Carry a run directory to its last round and return its setup; `start` gets the progress so far and returns the watch."""
+    """Continue the run of a directory to its last round, and return its setup.
+
+    `start` is called with setup and progress before the first round, and returns the function to call after each round.
+    """
     settings, store = reopen(path)
     with closing(store):
         setup = setup or prepare(settings)

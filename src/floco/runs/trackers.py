@@ -1,4 +1,4 @@
-"""TensorBoard and MLflow as mirrors of history.csv, in folders of the run directory. Neither is needed, neither is authoritative."""
+"""TensorBoard and MLflow as optional mirrors of history.csv, in folders of the run directory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from floco.core.values import Row
 
 
 class Tracker(Protocol):
-    """Receives every row of the history once."""
+    """A mirror that gets every row of the history once."""
 
     def add(self, row: Row) -> None:
-        """Show one evaluation."""
+        """Write one evaluation."""
 
     def close(self) -> None:
         """Write what is pending."""
@@ -34,7 +34,7 @@ class TensorBoard:
         self._writer: Any = SummaryWriter(str(folder))
 
     def add(self, row: Row) -> None:
-        """Write one scalar a column."""
+        """Write one scalar per column."""
         for name, value in _numbers(row):
             self._writer.add_scalar(name, value, row["round"])
 
@@ -47,7 +47,7 @@ class MLflow:
     """A database for `mlflow ui --backend-store-uri sqlite:///FOLDER/mlflow.db`."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing of a run leaves this machine
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # no data of a run may leave this machine
         try:
             import alembic  # noqa: F401  MLflow's database needs both
             import sqlalchemy  # noqa: F401
@@ -58,14 +58,15 @@ class MLflow:
         self._client = MlflowClient(tracking_uri=f"sqlite:///{(folder / 'mlflow.db').resolve()}")
         known = self._client.get_experiment_by_name("floco")
         experiment = known.experiment_id if known else self._client.create_experiment("floco")
-        for old in self._client.search_runs([experiment]):  # of the time before a kill; its file may still be open in this process
+        # Those of before a kill. The file is kept, as it may still be open in this process.
+        for old in self._client.search_runs([experiment]):
             self._client.delete_run(old.info.run_id)
         self._run = self._client.create_run(experiment, run_name=folder.parent.name).info.run_id
         for key, value in settings.items():
             self._client.log_param(self._run, key, value)
 
     def add(self, row: Row) -> None:
-        """Write one metric a column."""
+        """Write one metric per column."""
         for name, value in _numbers(row):
             self._client.log_metric(self._run, name, value, step=row["round"])
 
@@ -79,12 +80,18 @@ def _missing(name: str, error: ImportError) -> FlocoError:
 
 
 def _numbers(row: Row) -> list[tuple[str, float]]:
-    return [(name, float(value)) for name, value in row.items() if name != "round" and value is not None and value != ""]
+    return [(name, float(v)) for name, v in row.items() if name != "round" and v is not None and v != ""]
 
 
-def open_trackers(names: Sequence[str], folder: Path, settings: Mapping[str, Any], history: Iterable[Row]) -> list[Tracker]:
-    """Return the trackers of a run directory, begun anew with the history so far: after a kill they say what the run says."""
-    opened: list[Tracker] = [TensorBoard(folder / name) if name == "tensorboard" else MLflow(folder / name, settings) for name in names]
+def open_trackers(
+    names: Sequence[str], folder: Path, settings: Mapping[str, Any], history: Iterable[Row]
+) -> list[Tracker]:
+    """Return the trackers of a run directory, emptied and filled with the history so far.
+
+    Otherwise they would hold rounds after the last checkpoint twice, once the run is resumed after a kill.
+    """
+    mirrors = (TensorBoard(folder / n) if n == "tensorboard" else MLflow(folder / n, settings) for n in names)
+    opened: list[Tracker] = list(mirrors)
     for row in history:
         for tracker in opened:
             tracker.add(row)

@@ -1,1 +1,1 @@
-"""The loop: rounds, aggregation, evaluation. It reads no file and knows no algorithm by name."""
+"""The loop: rounds, aggregation and evaluation. It does no I/O and knows no algorithm by name."""

@@ -1,4 +1,4 @@
-"""From the scores of single clients to the rows that users read."""
+"""From the scores of single clients to the rows of the result tables."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from floco.core.metrics import METRICS, Score, mean, spread, worst
 from floco.core.values import Layout, Row, Tensors
 
 SPREAD = tuple(f"update_variance{group}{kind}" for group in ("", "_body", "_head") for kind in ("", "_relative"))
-"""Columns of how far the clients' updates are apart."""
+"""Columns of the variance of the clients' updates."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The federation after a round: one history row, and one row for each client."""
+    """The evaluation after a round: one history row, and one row per client."""
 
     round: int
     history: Row
@@ -27,7 +27,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Counts:
-    """What happened since the last evaluation."""
+    """Counts since the last evaluation."""
 
     failed: int = 0
     rounds: int = 0
@@ -41,22 +41,26 @@ class Counts:
     """Sums over the rounds of `update_spread`."""
 
     def __add__(self, other: Counts) -> Counts:
-        """Return both together."""
+        """Return the sum of both."""
         sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "spread"}
-        return Counts(**sums, spread={k: self.spread.get(k, 0.0) + other.spread.get(k, 0.0) for k in {**self.spread, **other.spread}})
+        keys = {**self.spread, **other.spread}
+        return Counts(**sums, spread={k: self.spread.get(k, 0.0) + other.spread.get(k, 0.0) for k in keys})
 
     @property
     def row(self) -> Row:
-        """The counts as columns of history.csv; variances are means over the rounds, empty where nothing comparable was sent."""
-        sums = {"steps": self.steps, "parameters_down": self.parameters_down, "parameters_up": self.parameters_up, "bytes_down": self.bytes_down, "bytes_up": self.bytes_up}
-        return {"clients_failed": self.failed, **sums, **{k: self.spread[k] / self.rounds if k in self.spread else None for k in SPREAD}}
+        """The counts as columns of history.csv; variances are means over the rounds, or empty if none is known."""
+        names = ("steps", "parameters_down", "parameters_up", "bytes_down", "bytes_up")
+        means = {k: self.spread[k] / self.rounds if k in self.spread else None for k in SPREAD}
+        return {"clients_failed": self.failed, **{n: getattr(self, n) for n in names}, **means}
 
 
-def update_spread(before: Tensors, after: Sequence[Tensors], weights: Sequence[float], layout: Layout) -> dict[str, float]:
-    """Return how far the clients' updates of the global model are apart, for all its parameters, the body, and the head.
+def update_spread(
+    before: Tensors, after: Sequence[Tensors], weights: Sequence[float], layout: Layout
+) -> dict[str, float]:
+    """Return the variance of the clients' updates of the global model, for all its parameters, the body and the head.
 
-    With d_k = w_k - w_t, their weights p_k (summing to 1) and d = sum_k p_k d_k, the variance is `sum_k p_k |d_k - d|^2`; divided by
-    |d|^2 it is relative. Only parameters of the network that were sent count; a group without any is absent.
+    With d_k = w_k - w_t, weights p_k (summing to 1) and d = sum_k p_k d_k, the variance is `sum_k p_k |d_k - d|^2`; the
+    relative one is divided by |d|^2. Only parameters that were sent count; groups without any are left out.
     """
     total = sum(weights)
     sums: dict[str, float] = {}
@@ -71,12 +75,13 @@ def update_spread(before: Tensors, after: Sequence[Tensors], weights: Sequence[f
     for group, pairs in parts.items():
         if pairs:
             variance, square = (sum(column) for column in zip(*pairs, strict=True))
-            sums |= {f"update_variance{group}": variance, f"update_variance{group}_relative": variance / square if square else math.inf if variance else 0.0}
+            relative = variance / square if square else math.inf if variance else 0.0
+            sums |= {f"update_variance{group}": variance, f"update_variance{group}_relative": relative}
     return sums
 
 
 def client_row(round_: int, client: str, n_train: int, participated: int, scores: Scores) -> Row:
-    """Return one client's row; columns of a model that the method does not have are empty."""
+    """Return one client's row; columns of a model that the method does not have stay empty."""
     both = {"personal": scores.personal, "global_local": scores.global_}
     n_test = next((s.n for s in both.values() if s is not None), 0)
     row: Row = {"round": round_, "client": client, "n_train": n_train, "n_test": n_test, "participated": participated}
@@ -86,7 +91,7 @@ def client_row(round_: int, client: str, n_train: int, participated: int, scores
 
 
 def _summary(clients: Sequence[Row], which: str) -> Row:
-    """Return the means of the clients' metrics, and spread and worst of their accuracies; empty cells for no clients."""
+    """Return means of the clients' metrics, and spread and worst of their accuracies; empty without clients."""
     having = [r for r in clients if r[f"{METRICS[0]}_{which}"] is not None]
     n = _column(having, "n_test")
     row: Row = {}
@@ -105,18 +110,21 @@ def _column(rows: Sequence[Row], name: str) -> list[float]:
     return [v for r in rows if isinstance(v := r[name], int | float)]
 
 
-def evaluation(round_: int, clients: Sequence[Row], global_: Score | None, counts: Counts, adapted: int = 0) -> Evaluation:
+def evaluation(
+    round_: int, clients: Sequence[Row], global_: Score | None, counts: Counts, adapted: int = 0
+) -> Evaluation:
     """Return the evaluation of a round.
 
     Args:
         round_: the round after which the models were evaluated.
-        clients: the rows of single clients.
-        global_: the global model on the global test part, or without one on the union of the clients' test parts; None:
-            there is none, because of the method, or because every client has buffers of its own.
-        counts: what happened since the evaluation before.
-        adapted: optimiser steps of all clients that this evaluation itself took (FedAvg+FT).
+        clients: the clients' rows.
+        global_: the score of the global model on the global test part, or without such a part on the union of the
+            clients' test parts; None if the method has no global model, or if buffers are local.
+        counts: counts since the previous evaluation.
+        adapted: optimiser steps of all clients within this evaluation (FedAvg+FT).
     """
-    history: Row = {"round": round_, **{f"{m}_global": None if global_ is None else getattr(global_, m) for m in METRICS}}
+    history: Row = {"round": round_}
+    history |= {f"{m}_global": None if global_ is None else getattr(global_, m) for m in METRICS}
     history |= _summary(clients, "personal") | _summary(clients, "global_local")
     history |= {"clients_evaluated": len(clients), "clients_trained": sum(1 for r in clients if r["participated"])}
     return Evaluation(round_, {**history, **counts.row, "steps_adapt": adapted}, tuple(clients))

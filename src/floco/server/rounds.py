@@ -1,4 +1,4 @@
-"""The one loop: select, send, train, average, evaluate. It reads no file, prints nothing and knows no method by name."""
+"""The training loop: select, send, train, average, evaluate. It does no I/O and knows no method by name."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from floco.client.setup import Setup
 from floco.core.errors import RunFailed
 from floco.core.metrics import Score, pooled
 from floco.core.random import one_thread, stream
-from floco.core.values import Row, ServerState, Tensors, Update
+from floco.core.values import Row, ServerState, Task, Tensors, Update
 from floco.engines.engine import Engine
 from floco.engines.jobs import Job, Result
 from floco.server.evaluation import Counts, Evaluation, client_row, evaluation, update_spread
 from floco.storage.memories import Memories
 
-_AT_ONCE = 1000  # jobs of an evaluation
-_TEST = "(global test part)"  # stands where a client's name would, in jobs and failures
+_AT_ONCE = 1000  # jobs of an evaluation that are in memory at once
+_TEST = "(global test part)"  # used as a client's name in jobs and failures
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A client that was left out of a round, and why."""
+    """A client that failed in a round, and why."""
 
     round: int
     client: str
@@ -36,27 +36,27 @@ class Failure:
         return {"round": self.round, "client": self.client, "reason": self.reason}
 
     def __str__(self) -> str:
-        """Return the failure as users read it."""
+        """Return the failure as shown to users."""
         return f'round {self.round}, client "{self.client}": {self.reason}'
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A federation after `state.round` rounds: all that the next round needs, and what the last one brought."""
+    """The federation after `state.round` rounds: what the next round needs, and results of the last one."""
 
     state: ServerState
     memories: Memories = field(default_factory=Memories)
-    """What each client keeps to itself; clients that never trained are absent."""
+    """The clients' memories; clients that never trained are absent."""
     participated: Mapping[str, int] = field(default_factory=dict)
-    """In how many rounds a client's update was averaged."""
+    """Number of rounds in which a client's update was averaged."""
     last: Mapping[str, int] = field(default_factory=dict)
     """The last round in which a client's update was averaged."""
     since: Counts = field(default_factory=Counts)
-    """Counted since the last evaluation."""
+    """Counts since the last evaluation."""
     changed: tuple[str, ...] = ()
-    """Clients whose memory is new in this round."""
+    """Clients whose memory changed in this round."""
     failures: tuple[Failure, ...] = ()
-    """Clients left out of this round."""
+    """Clients that failed in this round."""
     evaluation: Evaluation | None = None
 
     @property
@@ -67,27 +67,28 @@ class Progress:
 
 @dataclass(frozen=True)
 class Plan:
-    """When the loop evaluates, and when it gives up."""
+    """When the loop evaluates, and how many failures it tolerates."""
 
     evaluate_every: int = 5
     max_failed: int = 5
 
 
 def begin(setup: Setup, memories: Memories | None = None) -> Progress:
-    """Return the progress before the first round; `memories` are empty, and say how much of them stays at hand."""
+    """Return the progress before the first round; empty `memories` set the memory budget."""
+    memories = Memories() if memories is None else memories
     with one_thread():
-        return Progress(setup.algorithm.init(setup.network, seed=setup.seed), Memories() if memories is None else memories)
+        return Progress(setup.algorithm.init(setup.network, seed=setup.seed), memories)
 
 
 def rounds(setup: Setup, engine: Engine, plan: Plan, start: Progress) -> Iterator[Progress]:
     """Yield the progress after every round from `start` to the last.
 
     Raises:
-        RunFailed: more clients failed in a round than `plan.max_failed`, or all of them.
+        RunFailed: more than `plan.max_failed` clients failed in a round, or all of them.
     """
     progress = start
     while progress.round < setup.training.rounds:
-        with one_thread():  # not around the yield: what the caller does in between is its own
+        with one_thread():  # not around the yield, so that the caller's code is unaffected
             jobs = round_jobs(setup, progress)
             progress = after_round(setup, plan, progress, jobs, engine.run(jobs))
             if due(setup, plan, progress.round):
@@ -96,7 +97,7 @@ def rounds(setup: Setup, engine: Engine, plan: Plan, start: Progress) -> Iterato
 
 
 def _run(engine: Engine, jobs: Iterator[Job]) -> Iterator[Result]:
-    """Yield the results of jobs, some at a time: tens of thousands at once would fill the memory."""
+    """Yield the results of jobs, run in parts that fit in memory."""
     while some := list(islice(jobs, _AT_ONCE)):
         yield from engine.run(some)
 
@@ -107,11 +108,12 @@ def due(setup: Setup, plan: Plan, round_: int) -> bool:
 
 
 def round_jobs(setup: Setup, before: Progress) -> list[Job]:
-    """Return what clients have to do in the round after `before`: some train, others only probe."""
+    """Return the jobs of the round after `before`: some clients train, others only probe."""
     algorithm, state = setup.algorithm, before.state
-    selection = algorithm.select(state, setup.federation.ids, fraction=setup.training.fraction, generator=stream(setup.seed, "select", before.round + 1))
-    jobs = [Job(c, "train", algorithm.message(state, c, "train"), before.memories.of(c)) for c in selection.train]
-    return jobs + [Job(c, "probe", algorithm.message(state, c, "probe"), before.memories.of(c)) for c in selection.probe]
+    ids, generator = setup.federation.ids, stream(setup.seed, "select", before.round + 1)
+    train, probe = algorithm.select(state, ids, fraction=setup.training.fraction, generator=generator)
+    tasks: list[tuple[str, Task]] = [*((c, "train") for c in train), *((c, "probe") for c in probe)]
+    return [Job(c, task, algorithm.message(state, c, task), before.memories.of(c)) for c, task in tasks]
 
 
 def after_round(setup: Setup, plan: Plan, before: Progress, jobs: Sequence[Job], results: Sequence[Result]) -> Progress:
@@ -123,17 +125,13 @@ def after_round(setup: Setup, plan: Plan, before: Progress, jobs: Sequence[Job],
     new = {r.client: r.memory for r in results if r.memory}
     trained = {u.client for u in updates if u.task == "train"}
     participated = {c: before.participated.get(c, 0) + (c in trained) for c in {*before.participated, *trained}}
-    down, up = size(t for j in jobs for t in (j.message.shared, j.message.own)), size(t for u in updates for t in (u.shared, u.extra))
-    counts = Counts(len(failures), 1, sum(r.steps for r in results), down[0], up[0], down[1], up[1], _spread(setup, state, updates))
-    return Progress(
-        algorithm.aggregate(state, updates, clients=setup.federation.sizes),
-        before.memories.updated(new),
-        participated,
-        {**before.last, **dict.fromkeys(trained, number)},
-        before.since + counts,
-        tuple(new),
-        failures,
-    )
+    down = size(t for j in jobs for t in (j.message.shared, j.message.own))
+    up = size(t for u in updates for t in (u.shared, u.extra))
+    steps, apart = sum(r.steps for r in results), _spread(setup, state, updates)
+    counts = Counts(len(failures), 1, steps, down[0], up[0], down[1], up[1], apart)
+    after = algorithm.aggregate(state, updates, clients=setup.federation.sizes)
+    memories, last = before.memories.updated(new), {**before.last, **dict.fromkeys(trained, number)}
+    return Progress(after, memories, participated, last, before.since + counts, tuple(new), failures)
 
 
 def _failures(number: int, results: Sequence[Result]) -> tuple[Failure, ...]:
@@ -141,16 +139,18 @@ def _failures(number: int, results: Sequence[Result]) -> tuple[Failure, ...]:
 
 
 def _check(failures: Sequence[Failure], train: Sequence[str], plan: Plan, number: int) -> None:
-    """Raise if the round or its evaluation cannot count: too many failed, or nobody is left."""
+    """Raise if too many clients failed in a round or its evaluation, or all of them."""
     failed = {f.client for f in failures}
     if len(failed) > plan.max_failed or failed.issuperset(train):
         shown = "\n  ".join(str(f) for f in failures[:5])
-        limit = f"at most run.max_failed = {plan.max_failed} may" if len(failed) > plan.max_failed else "nobody is left"
+        limit = (
+            f"at most run.max_failed = {plan.max_failed} may" if len(failed) > plan.max_failed else "no client is left"
+        )
         raise RunFailed(f"round {number}: {len(failed)} clients failed, {limit}:\n  {shown}")
 
 
 def size(groups: Iterable[Tensors]) -> tuple[int, int]:
-    """Return the numbers of elements and of bytes."""
+    """Return the number of elements and of bytes."""
     sizes = [(t.numel(), t.nbytes) for tensors in groups for t in tensors.values()]
     return sum(n for n, _ in sizes), sum(b for _, b in sizes)
 
@@ -158,11 +158,12 @@ def size(groups: Iterable[Tensors]) -> tuple[int, int]:
 def _spread(setup: Setup, state: ServerState, updates: Sequence[Update]) -> dict[str, float]:
     trained = [u for u in updates if u.task == "train"]
     effective = setup.algorithm.effective
-    return update_spread(effective(state.shared), [effective({**state.shared, **u.shared}) for u in trained], [u.weight for u in trained], setup.network.layout)
+    after = [effective({**state.shared, **u.shared}) for u in trained]
+    return update_spread(effective(state.shared), after, [u.weight for u in trained], setup.network.layout)
 
 
 def evaluation_jobs(setup: Setup, progress: Progress) -> Iterator[Job]:
-    """Yield the jobs of an evaluation of all clients, trained or not, and of the global model."""
+    """Yield the jobs to evaluate all clients, whether they trained or not, and the global model."""
     algorithm, state = setup.algorithm, progress.state
     for client in setup.federation.ids:
         yield Job(client, "evaluate", algorithm.message(state, client, "evaluate"), progress.memories.of(client))
@@ -171,18 +172,18 @@ def evaluation_jobs(setup: Setup, progress: Progress) -> Iterator[Job]:
 
 
 def after_evaluation(setup: Setup, plan: Plan, progress: Progress, results: Iterable[Result]) -> Progress:
-    """Return the progress with the evaluation of its state, from the results of the jobs."""
+    """Return the progress with the evaluation of its state, from the results of `evaluation_jobs`."""
     number = progress.round
     rows: list[Row] = []
     failures: list[Failure] = []
-    judged: Score | None = None  # the global model on the test data seen so far
+    judged: Score | None = None  # of the global model, on the parts so far
     whole, steps = setup.federation.y_test is not None, 0
     for result in results:
         failures += _failures(number, [result])
         steps += result.steps
         if result.scores is not None:
-            n_train = len(setup.federation.client(result.client).train)
-            rows.append(client_row(number, result.client, n_train, progress.participated.get(result.client, 0), result.scores))
+            client, n_train = result.client, len(setup.federation.client(result.client).train)
+            rows.append(client_row(number, client, n_train, progress.participated.get(client, 0), result.scores))
         found = result.score if whole else None if setup.local_buffers else result.scores and result.scores.global_
         judged = pooled(s for s in (judged, found) if s is not None)
     _check(failures, setup.federation.ids, plan, number)

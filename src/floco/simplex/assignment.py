@@ -1,4 +1,4 @@
-"""From gradient signals to subregion centers, once, and the map that places whoever comes late."""
+"""Assignment of subregion centers from gradient signals, and the map that places latecomers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from floco.core.errors import FlocoError
 from floco.simplex.components import Centered, lengths, principal
 from floco.simplex.projection import project
 
-_FLOOR = 1e-4  # distances below it count as it, so that coincident centers have a finite energy
-_RELEASED = (1e-4, 1.0, 1000)  # the released grid of scales: first, last, number
-_RELATIVE = (1e-3, 50.0, 160)  # ours, in units of the largest score, logarithmic
-_REFINE = (4, 24)  # rounds of refinement around the best scale, scales in each
-_FIRST = 10_000  # clients on which the wide search runs; the refinement has all
-_BLOCK = 512  # clients whose distances to as many others are computed at once: they stay in the cache
+_FLOOR = 1e-4  # lower bound of distances, so that coincident centers have a finite energy
+_RELEASED = (1e-4, 1.0, 1000)  # scale grid of the released code: first, last, number
+_RELATIVE = (1e-3, 50.0, 160)  # our logarithmic grid, in units of the largest score
+_REFINE = (4, 24)  # refinements around the best scale, and scales in each
+_FIRST = 10_000  # clients in the coarse search; the refinement uses all
+_BLOCK = 512  # side of a block of pairwise distances that fits in the cache
 
 
 def log_energy(centers: torch.Tensor) -> float:
     """Return log mean_{i<j} 1 / max(||beta_i - beta_j||, 1e-4)^2, the log mean Riesz energy (s = 2) of centers (K, M).
 
-    Lower is better spread. 0 clients or 1 have no pair: the energy is then 0.
+    Lower means better spread. Without a pair (0 clients or 1), the energy is 0.
     """
     if len(centers) < 2:
         return 0.0
@@ -31,27 +31,27 @@ def log_energy(centers: torch.Tensor) -> float:
     total = 0.0
     for i, first in enumerate(blocks := list(zip(centers.split(_BLOCK), squares.split(_BLOCK), strict=True))):
         for j, second in enumerate(blocks[i:]):
-            distances = torch.addmm(second[1], first[0], second[0].T, alpha=-2).add_(first[1][:, None])  # |a|^2 - 2 a b + |b|^2
-            energies = distances.clamp_min_(_FLOOR**2).reciprocal_()
+            products = torch.addmm(second[1], first[0], second[0].T, alpha=-2)  # |b|^2 - 2 a b
+            energies = products.add_(first[1][:, None]).clamp_min_(_FLOOR**2).reciprocal_()
             total += float(energies.triu_(1).sum() if j == 0 else energies.sum())
     return math.log(total / pairs)
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Centers of all clients of one assignment, and the map that made them."""
+    """The centers of all clients, and the map from signals to centers."""
 
     centers: torch.Tensor
     """beta, (K, M) float64, rows on the simplex."""
     z: float
-    """The scale of the projection: beta = project(scores, z) / z; 0 if all signals were equal."""
+    """The scale of the projection: beta = project(scores, z) / z; 0 if all signals are equal."""
     log_energy: float
     mean: torch.Tensor
     """(P,) mean signal."""
     components: torch.Tensor
     """(r, P) principal components, r <= M."""
     unit: bool = False
-    """Whether signals are divided by their lengths before anything else."""
+    """Whether signals are first divided by their lengths."""
 
     @property
     def endpoints(self) -> int:
@@ -59,16 +59,17 @@ class Assignment:
         return self.centers.shape[1]
 
     def place(self, signals: torch.Tensor) -> torch.Tensor:
-        """Return the centers (k, M) of new signals (k, P) under the same map; nobody else moves."""
+        """Return the centers (k, M) of new signals (k, P) under the same map; other clients keep theirs."""
         if signals.ndim != 2 or signals.shape[1] != len(self.mean):
-            raise FlocoError(f"signals must have shape (k, {len(self.mean)}), as those of the assignment, got {tuple(signals.shape)}")
+            wanted = f"(k, {len(self.mean)}), as in the assignment"
+            raise FlocoError(f"signals must have shape {wanted}, got {tuple(signals.shape)}")
         signals = signals.double()
         signals = signals / lengths(signals)[:, None] if self.unit else signals
         return _centers((signals - self.mean) @ self.components.T, self.z, self.endpoints)
 
 
 def _centers(scores: torch.Tensor, z: float, endpoints: int) -> torch.Tensor:
-    """Return project(scores, z) / z, padded with zeros from r to M columns; the simplex center if z is 0."""
+    """Return project(scores, z) / z, zero-padded from r to M columns; the middle of the simplex if z is 0."""
     if z == 0:
         return torch.full((len(scores), endpoints), 1 / endpoints, dtype=torch.float64)
     padding = torch.zeros(len(scores), endpoints - scores.shape[1], dtype=torch.float64)
@@ -81,19 +82,21 @@ def _best(scores: torch.Tensor, scales: torch.Tensor) -> int:
 
 
 def _scale(scores: torch.Tensor, normalize: bool) -> float:
-    """Return the z of least energy: on the released grid of raw scores, or scale-free and refined."""
+    """Return the z of least energy, on the released grid (not `normalize`) or on the refined relative one."""
     if not normalize:
         scales = torch.linspace(*_RELEASED, dtype=torch.float64)
         return float(scales[_best(scores, scales)])
     low, high, number = _RELATIVE
     unit = float(scores.abs().max())
     scales = unit * torch.logspace(math.log10(low), math.log10(high), number, dtype=torch.float64)
-    some = torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))[:_FIRST]  # every n-th could be all of one kind
+    shuffled = torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))  # clients may come in groups
+    some = shuffled[:_FIRST]
     best = _best(scores[some] if len(scores) > _FIRST else scores, scales)
     rounds, number = _REFINE
     for _ in range(rounds):
-        around = scales[max(best - 1, 0)], scales[min(best + 1, len(scales) - 1)]
-        scales = torch.unique(torch.cat([torch.linspace(float(around[0]), float(around[1]), number, dtype=torch.float64), scales[best : best + 1]]))
+        left, right = float(scales[max(best - 1, 0)]), float(scales[min(best + 1, len(scales) - 1)])
+        finer = torch.linspace(left, right, number, dtype=torch.float64)
+        scales = torch.unique(torch.cat([finer, scales[best : best + 1]]))
         best = _best(scores, scales)
     return float(scales[best])
 
@@ -102,27 +105,29 @@ def assign(signals: torch.Tensor, endpoints: int, *, normalize: bool = True) -> 
     """Return the subregion centers of all clients, from their gradient signals.
 
     kappa = first M principal component scores of the centered signals; beta_k(z) = project(kappa_k, z) / z; z minimises
-    `log_energy`. In float64; deterministic up to the linear algebra library.
+    `log_energy`. Computed in float64; deterministic for a given linear algebra library.
 
     Args:
         signals: (K, P), one row per client, finite.
         endpoints: M >= 1.
-        normalize: divide each signal by its length, and search z relative to the largest score: neither the size of all
-            updates nor that of one client's, which grows with its number of steps, moves a center. False: the authors'
-            form, raw signals and a grid of 1,000 values in [1e-4, 1].
+        normalize: divide each signal by its length, and search z relative to the largest score. Centers then do not
+            depend on the size of the updates, overall or of a single client (which grows with its number of steps).
+            False: the authors' form, with raw signals and a grid of 1,000 values in [1e-4, 1].
 
     Returns:
-        The assignment; all centers are 1/M if the signals are equal. Fewer clients than M is legal.
+        The assignment; all centers are 1/M if the signals are equal. There may be fewer clients than M.
 
     Raises:
-        FlocoError: wrong shapes, or a signal that is not finite.
+        FlocoError: a shape is wrong, or a signal is not finite.
     """
     if signals.ndim != 2 or 0 in signals.shape or endpoints < 1:
-        raise FlocoError(f"assign needs signals (K, P) with K, P >= 1 and endpoints >= 1, got {tuple(signals.shape)} and {endpoints}")
+        given = f"{tuple(signals.shape)} and {endpoints}"
+        raise FlocoError(f"assign needs signals (K, P) with K, P >= 1 and endpoints >= 1, got {given}")
     signals = signals if signals.is_floating_point() else signals.double()
     sizes = torch.linalg.vector_norm(signals, ord=torch.inf, dim=1)
     if not bool(torch.isfinite(sizes).all()):
-        raise FlocoError(f"signals must be finite; rows {(~torch.isfinite(sizes)).nonzero().flatten().tolist()} are not")
+        wrong = (~torch.isfinite(sizes)).nonzero().flatten().tolist()
+        raise FlocoError(f"signals must be finite; rows {wrong} are not")
     centered = Centered.of(signals, lengths(signals) if normalize else None)
     mean = centered.mean
     if centered.largest() <= 1e-12 * (1.0 if normalize else float(sizes.max())):

@@ -1,4 +1,4 @@
-"""The leading principal directions of many long vectors, without decomposing them all."""
+"""Leading principal directions of many long vectors, by block Lanczos instead of a full decomposition."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from dataclasses import dataclass
 
 import torch
 
-_PART = 2**19  # elements that are turned to float64 at once
-_MORE = 10  # directions in a block beyond those wanted
-_BLOCKS = 20  # at most; 100 clients and M = 10 are spanned by 5, and the result is exact
-_CLOSE = 1e-7  # residual at which a direction counts as found, relative to its eigenvalue
-_SMALL = 1e-7  # eigenvalues below it, relative to the largest, count as it: one client may send a thousand times the others' signal
-_NOISE = 1e-7  # singular values below it, relative to the largest, are rounding: eigenvalues are their squares
+_PART = 2**19  # elements converted to float64 at a time
+_MORE = 10  # extra directions in a block (oversampling)
+_BLOCKS = 20  # maximum number of blocks; with 100 clients and M = 10, 5 span all rows and the result is exact
+_CLOSE = 1e-7  # residual at which a direction has converged, relative to its eigenvalue
+_SMALL = 1e-7  # lower bound of that eigenvalue, relative to the largest: one signal may be 1,000 times the others
+_NOISE = 1e-7  # singular values below it, relative to the largest, are rounding errors (eigenvalues are squares)
 
 
 def lengths(rows: torch.Tensor) -> torch.Tensor:
-    """Return the Euclidean length of each row, (K,) float64; 1 for a row of zeros, so that it can be divided by."""
-    sizes = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1, dtype=torch.float64).clamp_min(torch.finfo(torch.float64).tiny)
+    """Return the Euclidean length of each row, (K,) float64; 1 for a row of zeros, so that division is safe."""
+    sizes = torch.linalg.vector_norm(rows, ord=torch.inf, dim=1, dtype=torch.float64)
+    sizes = sizes.clamp_min(torch.finfo(torch.float64).tiny)  # divided by, since squares of tiny numbers underflow
     parts = zip(rows.split(_height(rows)), sizes.split(_height(rows)), strict=True)
-    found = torch.cat([(part.double() / size[:, None]).norm(dim=1) * size for part, size in parts])  # squares of tiny numbers would vanish
+    found = torch.cat([(part.double() / size[:, None]).norm(dim=1) * size for part, size in parts])
     return torch.where(found > 0, found, 1.0)
 
 
 @dataclass(frozen=True)
 class Centered:
-    """A = rows / divisors - mean (K, P) in float64, never held as a whole: rows may be gigabytes of float32."""
+    """A = rows / divisors - mean, (K, P) in float64, computed in parts: the rows may be gigabytes of float32."""
 
     rows: torch.Tensor
     divisors: torch.Tensor
@@ -34,21 +35,21 @@ class Centered:
 
     @staticmethod
     def of(rows: torch.Tensor, divisors: torch.Tensor | None = None) -> Centered:
-        """Return rows (K, P), each divided by its divisor (none: 1), less their mean."""
+        """Return rows (K, P), each divided by its divisor (None: 1), minus their mean."""
         divisors = torch.ones(len(rows), dtype=torch.float64) if divisors is None else divisors
         parts = zip(rows.split(_height(rows)), divisors.split(_height(rows)), strict=True)
         total = sum((part.double() / by[:, None]).sum(dim=0) for part, by in parts)
         return Centered(rows, divisors, torch.as_tensor(total) / len(rows))
 
     def __matmul__(self, right: torch.Tensor) -> torch.Tensor:
-        """Return A right, for right (P, m)."""
+        """Return A @ right, (K, m), for right (P, m)."""
         product = right.new_empty(len(self.rows), right.shape[1])
         for part, own in zip(self._parts(), product.split(_height(self.rows)), strict=True):
             torch.mm(part, right, out=own)
         return product
 
     def transposed_times(self, left: torch.Tensor) -> torch.Tensor:
-        """Return A^T left, for left (K, m)."""
+        """Return A^T @ left, (P, m), for left (K, m)."""
         total = left.new_zeros(len(self.mean), left.shape[1])
         for part, own in zip(self._parts(), left.split(_height(self.rows)), strict=True):
             total.addmm_(part.T, own)
@@ -59,7 +60,7 @@ class Centered:
         return max(float(torch.linalg.vector_norm(part, ord=torch.inf)) for part in self._parts())
 
     def _parts(self) -> Iterator[torch.Tensor]:
-        """Yield some rows of A at a time, all in the same place."""
+        """Yield A in blocks of rows, all in the same buffer."""
         height = _height(self.rows)
         place = self.mean.new_empty(min(height, len(self.rows)), len(self.mean))
         for part, by in zip(self.rows.split(height), self.divisors.split(height), strict=True):
@@ -71,24 +72,25 @@ def _height(rows: torch.Tensor) -> int:
 
 
 def principal(centered: Centered, number: int) -> torch.Tensor:
-    """Return the first r = min(number, K, P) principal directions of centered rows, (r, P), the largest |loading| positive.
+    """Return the first r = min(number, K, P) principal directions of A, (r, P), their largest |loading| positive.
 
-    A block Lanczos process (Golub, Underwood 1977) on A A^T with full orthogonalisation, from a fixed start: its cost is a few products
-    with A, O(K P) each, where a singular value decomposition takes O(K^2 P). The same up to rounding, unless singular values
-    nearly coincide after `_BLOCKS` blocks; then the directions belonging to them may be any that do about as well.
+    Block Lanczos (Golub, Underwood 1977) on A A^T with full orthogonalisation and a fixed start. It takes a few
+    products with A, O(K P) each, where a singular value decomposition takes O(K^2 P). Both agree up to rounding, unless
+    singular values nearly coincide after `_BLOCKS` blocks; their directions may then be any that explain about as much.
 
-    The rule for the sign is scikit-learn's. It matters: the projection that follows is not sign-blind. Directions beyond the
-    rank are arbitrary, and zero here: all scores along them are zero, also those of a newcomer.
+    The sign convention is scikit-learn's; it matters, since the projection that follows is not invariant to signs.
+    Directions beyond the rank, which are arbitrary, are zero: all scores along them are zero, also a newcomer's.
 
     Args:
         centered: A.
-        number: directions wanted, at least 1.
+        number: wanted directions, >= 1.
     """
     rows, columns = centered.rows.shape
     number = min(number, rows, columns)
     width = number + _MORE
     start = torch.randn(columns, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    basis, images = (start.new_empty(rows, min(rows, _BLOCKS * width)) for _ in range(2))  # of A A^T; the first m columns are in use
+    most = min(rows, _BLOCKS * width)
+    basis, images = start.new_empty(rows, most), start.new_empty(rows, most)  # images under A A^T; m columns are in use
     block, m = centered @ start, 0
     for _ in range(_BLOCKS):
         block = _orthonormal(block, basis[:, :m])[:, : basis.shape[1] - m]
@@ -101,7 +103,8 @@ def principal(centered: Centered, number: int) -> torch.Tensor:
         values, mixes = torch.linalg.eigh(basis[:, :m].T @ images[:, :m])  # ascending
         values, mixes = values[-number:], mixes[:, -number:]
         left = basis[:, :m] @ mixes  # (K, r)
-        if bool(((images[:, :m] @ mixes - left * values).norm(dim=0) <= _CLOSE * values.clamp_min(_SMALL * values[-1])).all()):
+        residuals = (images[:, :m] @ mixes - left * values).norm(dim=0)
+        if bool((residuals <= _CLOSE * values.clamp_min(_SMALL * values[-1])).all()):
             break
     _, values, directions = torch.linalg.svd(centered.transposed_times(left).T, full_matrices=False)
     directions = torch.where((values > _NOISE * values[0])[:, None], directions, 0)
@@ -111,9 +114,9 @@ def principal(centered: Centered, number: int) -> torch.Tensor:
 
 
 def _orthonormal(block: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """Return orthonormal columns that span what the block adds to the basis: as many as there are."""
+    """Return orthonormal columns that span the part of the block outside the basis."""
     size = block.norm()
-    for _ in range(2):  # once leaves rounding of the part that is taken away
+    for _ in range(2):  # twice: once leaves rounding errors of the subtracted part
         block = block - basis @ (basis.T @ block)
     q, r = torch.linalg.qr(block)
     columns: torch.Tensor = q[:, r.diagonal().abs() > 1e-12 * size]

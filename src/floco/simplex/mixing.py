@@ -1,4 +1,4 @@
-"""Mixing endpoints of named parameters: a function from tensors to tensors."""
+"""Mixtures of the endpoints of named parameters: a function from tensors to tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from floco.core.values import Layout, Tensors, fast_copy
 
 @dataclass(frozen=True)
 class Mixing:
-    """Which parameters are mixed: in working tensors each of them holds its M endpoints, stacked."""
+    """The mixed parameters; in working tensors each of them is a stack of M endpoints."""
 
     names: tuple[str, ...]
 
@@ -23,8 +23,8 @@ class Mixing:
         if mix == "last":
             if layout.last is None:
                 raise FlocoError(
-                    'algorithm.mix = "last" mixes the weight of the nn.Linear that gives the logits, and the model has none that is trained; '
-                    'set algorithm.mix to the names of the parameters to mix, or to "all"'
+                    'algorithm.mix = "last" mixes the weight of the nn.Linear that gives the logits, and the model has '
+                    'none that is trained; set algorithm.mix to the names of the parameters to mix, or to "all"'
                 )
             return Mixing((layout.last,))
         if mix == "all":
@@ -34,11 +34,12 @@ class Mixing:
             raise FlocoError(f"algorithm.mix must name one parameter at least, and none twice, got {list(names)}")
         for name in names:
             if name not in layout.parameters:
-                raise FlocoError(f"algorithm.mix names {name!r}, which is no trained parameter of the model{nearest(name, layout.parameters)}")
+                hint = nearest(name, layout.parameters)
+                raise FlocoError(f"algorithm.mix names {name!r}, which is no trained parameter of the model{hint}")
         return Mixing(names)
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], alpha: torch.Tensor) -> Tensors:
-        """Return the tensors with W(alpha) = sum_m alpha_m W_m in place of the endpoints W, (M, ...) -> (...).
+        """Return the tensors with the endpoints W (M, ...) replaced by W(alpha) = sum_m alpha_m W_m (...).
 
         By linearity dL/dW_m = alpha_m dL/dW, so one backward pass reaches all endpoints.
         """
@@ -46,5 +47,5 @@ class Mixing:
         return {**tensors, **{n: fast_copy(t) if t.ndim == 4 else t for n, t in mixed.items()}}
 
     def signal(self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return the gradient signal of a client: the flattened pseudo-gradient `before - after` of all endpoints, (P,)."""
+        """Return a client's gradient signal: the flattened pseudo-gradient `before - after` of all endpoints, (P,)."""
         return torch.cat([(before[n].double() - after[n].double()).flatten() for n in self.names])

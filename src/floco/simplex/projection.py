@@ -10,7 +10,7 @@ from floco.core.errors import FlocoError
 def project(points: torch.Tensor, total: float = 1.0) -> torch.Tensor:
     """Return the nearest point of {b >= 0, sum b = total} to each row.
 
-    b = max(p - theta, 0) with the theta that makes the sum right, found by sorting (Duchi et al., ICML 2008, figure 1).
+    b = max(p - theta, 0), with theta such that sum b = total, found by sorting (Duchi et al., ICML 2008, figure 1).
 
     Args:
         points: (K, M), floating.
@@ -20,19 +20,20 @@ def project(points: torch.Tensor, total: float = 1.0) -> torch.Tensor:
         (K, M), same dtype.
 
     Raises:
-        FlocoError: points is no finite (K, M) array, or total is not positive.
+        FlocoError: points are not finite or not of shape (K, M), or total is not positive.
 
     >>> project(torch.tensor([[0.5, 0.5], [2.0, 0.0]]))
     tensor([[0.5000, 0.5000],
             [1.0000, 0.0000]])
     """
     if points.ndim != 2 or points.shape[1] == 0 or not points.is_floating_point():
-        raise FlocoError(f"points must be floating, of shape (K, M) with M >= 1, got {tuple(points.shape)} {points.dtype}")
+        given = f"{tuple(points.shape)} {points.dtype}"
+        raise FlocoError(f"points must be floating, of shape (K, M) with M >= 1, got {given}")
     if not bool(torch.isfinite(points).all()):
         raise FlocoError("points must be finite")
     if not total > 0:
         raise FlocoError(f"total must be positive, got {total}")
-    points = points - points.max(dim=1, keepdim=True).values  # the result is the same, and sums stay small
+    points = points - points.max(dim=1, keepdim=True).values  # does not change the result, and keeps sums small
     ordered = points.sort(dim=1, descending=True).values  # (K, M)
     counts = torch.arange(1, points.shape[1] + 1, dtype=points.dtype)
     theta = (ordered.cumsum(dim=1) - total) / counts  # (K, M)

@@ -1,4 +1,4 @@
-"""Exact uniform draws from the simplex and from a subregion of it, and the released sampler for comparison."""
+"""Exact uniform sampling of the simplex and of its subregions, and the released sampler for comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from floco.core.errors import FlocoError
 
-_MAX_DRAWS = 2_000_000  # proposals per call before a sampler gives up
+_MAX_DRAWS = 2_000_000  # limit on the proposals of one call
 
 
 def sample_simplex(n: int, endpoints: int, *, generator: torch.Generator) -> torch.Tensor:
@@ -22,7 +22,7 @@ def sample_simplex(n: int, endpoints: int, *, generator: torch.Generator) -> tor
 def sample_released(center: torch.Tensor, radius: float, n: int, *, generator: torch.Generator) -> torch.Tensor:
     """Return n draws (n, M) of the authors' released sampler: beta + r u / ||u||_1, u ~ U(-1, 1)^M, r ~ U(0, rho).
 
-    For comparison only: its draws leave the simplex (sums differ from 1, coordinates turn negative).
+    For comparison only: draws may leave the simplex (sums differ from 1, coordinates may be negative).
     """
     u = 2 * torch.rand(n, len(center), generator=generator, dtype=torch.float64) - 1
     r = radius * torch.rand(n, 1, generator=generator, dtype=torch.float64)
@@ -32,17 +32,17 @@ def sample_released(center: torch.Tensor, radius: float, n: int, *, generator: t
 def sample_subregion(center: torch.Tensor, radius: float, n: int, *, generator: torch.Generator) -> torch.Tensor:
     """Return n mixtures, (n, M) float64, uniform on R = {alpha on the simplex : ||alpha - beta||_1 <= rho}.
 
-    Rejection from the tighter of two exact envelopes: the whole simplex, or a mixture over which coordinates decrease
-    (docs/method.md, "Sampling a subregion").
+    Rejection sampling from the smaller of two envelopes: the whole simplex, or a mixture over which coordinates
+    decrease (docs/method.md, "Sampling a subregion").
 
     Args:
-        center: beta, (M,), on the simplex to 1e-6.
+        center: beta, (M,), on the simplex up to 1e-6.
         radius: rho >= 0; 0 gives beta itself, 2 or more the whole simplex.
         n: number of draws, >= 0.
-        generator: what the draws follow from.
+        generator: source of randomness.
 
     Raises:
-        FlocoError: beta is not on the simplex, rho is negative, or two million proposals did not suffice.
+        FlocoError: beta is not on the simplex, rho is negative, or two million proposals do not suffice.
     """
     center = center.double()
     if center.ndim != 1 or not bool((center >= -1e-6).all()) or not abs(float(center.sum()) - 1) <= 1e-6:
@@ -60,7 +60,10 @@ def sample_subregion(center: torch.Tensor, radius: float, n: int, *, generator: 
     size = max(64, 2 * n)
     while found < n:
         if proposed >= _MAX_DRAWS:
-            raise FlocoError(f"no sampler reaches the subregion of radius {radius} around {center.tolist()}: {found} of {n} draws in {proposed} proposals; use a larger radius")
+            raise FlocoError(
+                f"the subregion of radius {radius} around {center.tolist()} is too small to sample: "
+                f"{found} of {n} draws in {proposed} proposals; use a larger radius"
+            )
         alphas = sample_simplex(size, len(center), generator=generator) if whole else envelope.propose(size, generator)
         inside = (alphas >= 0).all(dim=1) & ((alphas - center).abs().sum(dim=1) <= radius)
         accepted.append(alphas[inside])
@@ -70,25 +73,21 @@ def sample_subregion(center: torch.Tensor, radius: float, n: int, *, generator: 
 
 @dataclass(frozen=True)
 class _Case:
-    """Displacements with `a` small and `b` large coordinates decreasing, and all others increasing."""
+    """Displacements in which `a` small and `b` large coordinates decrease, and all others increase."""
 
     a: int
     b: int
     slack: float
-    """Upper bound S of what the a small ones can lose together."""
+    """Upper bound S of the total decrease of the a small ones."""
     log_volume: float
-
-
-def _dirichlet(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    return sample_simplex(shape[0], shape[1], generator=generator)
 
 
 @dataclass(frozen=True)
 class _Envelope:
-    """A superset of the displacements alpha - beta with ||.||_1 / 2 <= T, from which uniform proposals are easy.
+    """A superset of the displacements alpha - beta with ||.||_1 / 2 <= T that is easy to sample uniformly.
 
-    Some of the least coordinates are *small*: a decrease of one is drawn from U(0, beta_j), so it never leaves the
-    simplex. Decreases of the *large* ones are drawn without regard to beta and rejected if they pass it.
+    Some of the least coordinates are *small*: their decreases are drawn from U(0, beta_j), and so never leave the
+    simplex. Decreases of the *large* ones are drawn regardless of beta_j, and rejected if they exceed it.
     """
 
     center: torch.Tensor
@@ -110,7 +109,7 @@ class _Envelope:
 
     @staticmethod
     def around(center: torch.Tensor, half: float) -> _Envelope:
-        """Return the envelope of least volume over all choices of how many of the least coordinates count as small."""
+        """Return the envelope of least volume over all numbers of small coordinates."""
         return _tightest(tuple(center.tolist()), half)
 
     @staticmethod
@@ -128,16 +127,17 @@ class _Envelope:
             _Case(a, b, top[a], math.log(float(esp[0, a])) + _log_volume(size, a, b, len(large), top[a], half))
             for a in range(k + 1)
             for b in range(len(large) + 1)
-            if 1 <= a + b <= size - 1 and esp[0, a] > 0  # 0: an underflow, far too unlikely to matter
+            if 1 <= a + b <= size - 1 and esp[0, a] > 0  # 0: underflow, a negligible probability
         )
         return _Envelope(center, half, small, large, esp, cases)
 
     def propose(self, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Return at most n displaced points (k, M), uniform on the envelope after its own rejection."""
+        """Return at most n displaced points (k, M), uniform on the envelope (its own rejections are left out)."""
         picks = torch.multinomial(self._log_volumes.softmax(0), n, replacement=True, generator=generator)
-        parts = [self._draw(self.cases[i], int(number), generator) for i, number in zip(*(t.tolist() for t in picks.unique(return_counts=True)), strict=True)]
+        which, numbers = (t.tolist() for t in picks.unique(return_counts=True))
+        parts = [self._draw(self.cases[i], number, generator) for i, number in zip(which, numbers, strict=True)]
         points = torch.cat(parts)
-        return points[torch.randperm(len(points), generator=generator)]  # cases in random order: the caller keeps the first n
+        return points[torch.randperm(len(points), generator=generator)]  # shuffled, since callers keep the first n
 
     def _draw(self, case: _Case, n: int, generator: torch.Generator) -> torch.Tensor:
         size, a, b = len(self.center), case.a, case.b
@@ -156,18 +156,19 @@ class _Envelope:
             sum_large = u - case.slack
             moved = sum_large + sum_small
             accept = uniform[:, 1] <= (moved / u) ** (size - a - b - 1) * (sum_large / u) ** (b - 1)
-            lost_large = _dirichlet((n, b), generator) * sum_large[:, None]
+            lost_large = sample_simplex(n, b, generator=generator) * sum_large[:, None]
         accept &= moved <= self.half
         which = self.large[torch.rand(n, len(self.large), generator=generator).argsort(dim=1)[:, :b]]
         lost = torch.zeros(n, size, dtype=torch.float64)
         lost.scatter_(1, torch.cat([chosen, which], dim=1), torch.cat([lost_small, lost_large], dim=1))
         fixed = torch.zeros(n, size, dtype=torch.bool).scatter_(1, torch.cat([chosen, which], dim=1), True)
         order = fixed.to(torch.uint8).argsort(dim=1, stable=True)[:, : size - a - b]  # the coordinates that increase
-        gained = torch.zeros_like(lost).scatter_(1, order, _dirichlet((n, size - a - b), generator) * moved[:, None])
+        shares = sample_simplex(n, size - a - b, generator=generator)
+        gained = torch.zeros_like(lost).scatter_(1, order, shares * moved[:, None])
         return (self.center - lost + gained)[accept]
 
     def _subset(self, a: int, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Return n subsets of `a` small coordinates, (n, a), with probability proportional to the product of their values."""
+        """Return n subsets of `a` small coordinates, (n, a), with probability proportional to their product."""
         left = torch.full((n,), a)
         taken = torch.zeros(n, len(self.small), dtype=torch.bool)
         for i, j in enumerate(self.small):
@@ -177,17 +178,19 @@ class _Envelope:
         return self.small[taken.nonzero()[:, 1].reshape(n, a)]
 
 
-@lru_cache(maxsize=4096)  # a client keeps its center for the rest of a run
+@lru_cache(maxsize=4096)  # clients keep their centers for the rest of a run
 def _tightest(center: tuple[float, ...], half: float) -> _Envelope:
     point = torch.tensor(center, dtype=torch.float64)
-    return min((_Envelope.with_small(point, half, k) for k in range(int((point > 0).sum()))), key=lambda e: e.log_volume)
+    envelopes = (_Envelope.with_small(point, half, k) for k in range(int((point > 0).sum())))
+    return min(envelopes, key=lambda e: e.log_volume)
 
 
 def _log_volume(size: int, a: int, b: int, large: int, slack: float, half: float) -> float:
-    """Return the log volume of one case per unit of e_a (docs/method.md gives the integral)."""
+    """Return the log volume of one case divided by e_a (docs/method.md gives the integral)."""
     power = size - a - 1
     if b == 0:
         return power * math.log(slack) - math.lgamma(size - a)
     most = half + slack
     choices = math.lgamma(large + 1) - math.lgamma(b + 1) - math.lgamma(large - b + 1)
-    return choices + power * math.log(most) + math.log1p(-((slack / most) ** power)) - math.lgamma(b) - math.lgamma(size - a - b) - math.log(power)
+    log_range = choices + power * math.log(most) + math.log1p(-((slack / most) ** power))
+    return log_range - math.lgamma(b) - math.lgamma(size - a - b) - math.log(power)

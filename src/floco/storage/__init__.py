@@ -1,1 +1,1 @@
-"""Bytes on disk: files written in one step, tables, and what clients keep between rounds. No algorithm, no configuration."""
+"""Files on disk: atomic writes, tables, and clients' memories between rounds. No algorithm, no configuration."""

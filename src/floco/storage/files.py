@@ -1,4 +1,4 @@
-"""Files of a run directory: tensors, JSON and CSV that are equal bytes for equal values, written down to the disk."""
+"""Files of a run directory: tensors, JSON and CSV, with equal bytes for equal values, synced to disk."""
 
 from __future__ import annotations
 
@@ -27,39 +27,42 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def checksum(data: bytes) -> str:
-    """Return the SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def to_safetensors(tensors: Mapping[str, torch.Tensor]) -> bytes:
-    """Return tensors as safetensors: sorted, contiguous, no metadata, so that equal tensors are equal bytes."""
+    """Return tensors as safetensors: sorted, contiguous, without metadata, so that equal tensors give equal bytes."""
     data: bytes = safetensors.torch.save({n: tensors[n].detach().contiguous().clone() for n in sorted(tensors)})
     return data
 
 
 def read_tensors(path: Path, expected: str | None = None) -> Tensors:
-    """Return the tensors of a safetensors file, whose checksum must be the expected one if that is known."""
+    """Return the tensors of a safetensors file, after checking its checksum if one is `expected`."""
     try:
         data = path.read_bytes()
         tensors: Tensors = safetensors.torch.load(data)
     except Exception as error:
         raise FlocoError(f"{path} cannot be read as safetensors: {error}") from error
     if expected is not None and checksum(data) != expected:
-        raise FlocoError(f"{path} was changed after it was written (its SHA-256 is not the one noted then): restore it from a copy")
+        raise FlocoError(f"{path} was changed after it was written (its SHA-256 differs): restore it from a copy")
     return tensors
 
 
 def file_name(client: str) -> str:
-    """Return a file name for a client's id: different ids have different ones (also where case does not count, unless they differ in case only)."""
+    """Return a file name for a client's id, different for different ids.
+
+    On case-insensitive file systems, ids must differ in more than case.
+    """
     name = quote(client, safe="")
-    name = f"%2E{name[1:]}" if name.startswith(".") else name  # a hidden file, or a folder
+    name = f"%2E{name[1:]}" if name.startswith(".") else name  # neither a hidden file nor a folder
     if len(name) > 150:  # file systems allow 255
         name = f"{name[:100]}-{hashlib.blake2b(name.encode(), digest_size=12).hexdigest()}"
     return name
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a new file down to the disk."""
+    """Write a new file and sync it to disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -67,7 +70,7 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file in one step: a kill leaves the old one or the new one."""
+    """Write a file atomically: a kill leaves the old one or the new one."""
     new = path.with_name(path.name + ".new")
     try:
         write_file(new, data)
@@ -78,7 +81,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Write the entries of a folder down to the disk."""
+    """Sync the entries of a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -87,12 +90,12 @@ def sync_folder(path: Path) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """Return a value as JSON, keys sorted."""
+    """Return a value as JSON with sorted keys."""
     return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
 
 
 def csv_text(rows: Sequence[Row], *, header: bool) -> str:
-    """Return rows as CSV; None is an empty cell, numbers have all their digits."""
+    """Return rows as CSV; None is an empty cell, floats have full precision."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n") if rows else None
     if writer is not None and header:
@@ -103,7 +106,7 @@ def csv_text(rows: Sequence[Row], *, header: bool) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file."""
+    """Return the object stored in a JSON file."""
     try:
         facts: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:

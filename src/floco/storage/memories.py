@@ -1,4 +1,4 @@
-"""What clients keep to themselves: in memory up to a budget, the rest in files."""
+"""The clients' memories: in RAM up to a budget, the rest in files."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ BUDGET = 32  # MB
 
 
 class Memory:
-    """What one client keeps: tensors, the file they lie in, or both."""
+    """The tensors that one client keeps: in RAM, in a file, or both."""
 
     def __init__(self, tensors: Tensors | None, file: Path | None = None) -> None:
         self._tensors, self._file = tensors, file
-        self._spilled: Callable[[], object] | None = None  # deletes the file that `release` wrote
+        self._spilled: Callable[[], object] | None = None  # deletes the spill file, if `release` wrote one
 
     @property
     def tensors(self) -> Tensors:
-        """The tensors, read from the file if they are not at hand."""
+        """The tensors, read from the file if they are not in RAM."""
         if self._tensors is not None:
             return self._tensors
         assert self._file is not None
@@ -34,17 +34,20 @@ class Memory:
 
     @property
     def size(self) -> int:
-        """Bytes held in memory."""
+        """Bytes in RAM."""
         return sum(t.nbytes for t in (self._tensors or {}).values())
 
     def stored(self, file: Path) -> None:
-        """Note that the tensors lie in `file`, which stays unchanged as long as it is there; a file of our own goes."""
+        """Point at an immutable checkpoint file; delete the spill file, if any."""
         if self._spilled is not None:
             self._spilled()
         self._file = file.resolve()
 
     def release(self, folder: Callable[[], Path]) -> None:
-        """Hold the tensors no longer; they are written to a file of `folder` if they lie in none, which goes when this object goes."""
+        """Drop the tensors from RAM.
+
+        If they are in no file, write a spill file into `folder`; it is deleted with this object.
+        """
         if self._file is None:
             self._file = folder() / f"{id(self)}.safetensors"
             self._file.write_bytes(to_safetensors(self.tensors))
@@ -52,30 +55,32 @@ class Memory:
         self._tensors = None
 
     def __deepcopy__(self, memo: object) -> Memory:
-        """Return the memory itself: it does not change, and its file has one owner."""
+        """Return this object: its tensors never change, and its file has one owner."""
         return self
 
     def __reduce__(self) -> tuple[type[Memory], tuple[Tensors]]:
-        return Memory, (self.tensors,)  # the file goes when this object goes
+        return Memory, (self.tensors,)  # not the file, which is deleted with this object
 
     def by_file(self) -> tuple[type[Memory], tuple[Tensors | None, Path | None]]:
-        """Return how to make it again in a worker, which reads the file if there is one."""
+        """Return how to rebuild this object in a worker process, which reads the file if there is one."""
         return Memory, (self._tensors if self._file is None else None, self._file)
 
 
 class Memories(Mapping[str, Tensors]):
-    """Client -> its tensors; clients that keep nothing are absent. `updated` returns another value, as all values do.
+    """An immutable mapping client -> tensors; clients that keep nothing are absent.
 
-    What a stored run kept in earlier rounds can be read until the next checkpoint replaces its files.
+    Memories of a stored run's earlier rounds are readable until the next checkpoint replaces their files.
     """
 
-    def __init__(self, kept: Mapping[str, Memory] | None = None, *, budget: int = BUDGET, folder: Path | None = None) -> None:
-        """Hold memories.
+    def __init__(
+        self, kept: Mapping[str, Memory] | None = None, *, budget: int = BUDGET, folder: Path | None = None
+    ) -> None:
+        """Store memories.
 
         Args:
             kept: client -> its memory.
-            budget: MB that stay in memory.
-            folder: where the others go (None: a folder for temporary files).
+            budget: MB that stay in RAM.
+            folder: parent of the folder for the others (None: the system's folder for temporary files).
         """
         self._kept = dict(kept or {})
         self._shelf = _Shelf(budget, folder)
@@ -91,11 +96,11 @@ class Memories(Mapping[str, Tensors]):
         return len(self._kept)
 
     def of(self, client: str) -> Memory | None:
-        """Return a client's memory, perhaps not read yet."""
+        """Return a client's memory, which may still be in a file."""
         return self._kept.get(client)
 
     def updated(self, new: Mapping[str, Tensors]) -> Memories:
-        """Return the memories with those of some clients replaced."""
+        """Return a new mapping with the memories of some clients replaced."""
         fresh = {client: Memory(tensors) for client, tensors in new.items()}
         after = object.__new__(Memories)
         after._kept, after._shelf = {**self._kept, **fresh}, self._shelf
@@ -104,16 +109,16 @@ class Memories(Mapping[str, Tensors]):
 
 
 class _Shelf:
-    """Keeps the memories that were made last at hand, and puts the others into files."""
+    """Keeps the newest memories in RAM, and moves the others to files."""
 
     def __init__(self, budget: int, folder: Path | None) -> None:
         self._budget = budget * 1_000_000
         self._parent = folder
-        self._held: deque[weakref.ref[Memory]] = deque()  # weak: what was replaced is gone, unless an earlier value still has it
+        self._held: deque[weakref.ref[Memory]] = deque()  # weak, so that replaced memories are freed
         self._folder: Path | None = None
 
     def hold(self, memories: Iterable[Memory]) -> None:
-        """Take in memories, and let go of the oldest ones beyond the budget."""
+        """Add memories, and release the oldest ones beyond the budget."""
         self._held.extend(map(weakref.ref, memories))
         held = [m for ref in self._held if (m := ref()) is not None]
         excess = sum(m.size for m in held) - self._budget
@@ -130,6 +135,6 @@ class _Shelf:
 
 
 def _here_only(process: int, clean_up: Callable[[], None]) -> None:
-    """Clean up, unless this is a forked copy of the process that the files belong to."""
+    """Clean up in the process that owns the files, not in forked copies of it."""
     if os.getpid() == process:
         clean_up()

@@ -1,4 +1,4 @@
-"""Tables in files."""
+"""Tables in CSV files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pandas as pd
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Return a table of a run directory; client ids stay text, empty cells are missing values."""
+    """Return a table of a run directory, empty if there is none; client ids are text, empty cells missing values."""
     if not path.is_file() or not path.stat().st_size:
         return pd.DataFrame()
-    missing: Any = {column: ["", "nan"] for column in pd.read_csv(path, nrows=0) if column not in ("client", "method", "size")}
-    return pd.read_csv(path, dtype={"client": str, "method": str, "size": str}, keep_default_na=False, na_values=missing)
+    text = dict.fromkeys(("client", "method", "size"), str)
+    missing: Any = {column: ["", "nan"] for column in pd.read_csv(path, nrows=0) if column not in text}
+    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)

@@ -1,1 +1,1 @@
-"""The report: one self-contained HTML page."""
+"""The report: one self-contained HTML page, written by `sections.write`."""

@@ -1,4 +1,4 @@
-"""The report as HTML: parts that are put into the page `report.html`, and the page itself."""
+"""HTML of the report: parts for the template `report.html`, and the whole page."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from plotly.offline import get_plotlyjs
 
 @dataclass(frozen=True)
 class Section:
-    """A headed part of the page."""
+    """A part of the page with a heading."""
 
     title: str
     body: str
 
 
 def plots(*shown: go.Figure) -> str:
-    """Return figures as HTML; the page draws them."""
+    """Return figures as HTML; a script in the page draws them."""
 
     def one(figure: go.Figure) -> str:
-        safe = str(figure.to_json()).replace("<", "\\u003c")  # a client's name may be anything
+        safe = str(figure.to_json()).replace("<", "\\u003c")  # client ids may contain markup
         return f'<div><div class="figure"></div><script type="application/json">{safe}</script></div>'
 
     return f'<div class="figures">{"".join(map(one, shown))}</div>\n'
@@ -37,19 +37,23 @@ def text(*paragraphs: str) -> str:
 
 
 def html_table(table: pd.DataFrame, text_columns: Sequence[str] = ()) -> str:
-    """Return a table as HTML; missing values are dashes, `text_columns` may break lines."""
+    """Return a table as HTML; missing values become dashes, and `text_columns` may wrap."""
     head = "".join(f"<th>{escape(str(c))}</th>" for c in table.columns)
     kinds = ['<td class="text">' if c in text_columns else "<td>" for c in table.columns]
-    rows = ("".join(f"{kind}{escape('-' if value != value else str(value))}</td>" for kind, value in zip(kinds, row, strict=True)) for row in table.itertuples(index=False))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(f"<tr>{r}</tr>" for r in rows)}</tbody></table></div>\n'
+
+    def row(values: Sequence[object]) -> str:
+        shown = [escape("-" if value != value else str(value)) for value in values]
+        return f"<tr>{''.join(f'{kind}{value}</td>' for kind, value in zip(kinds, shown, strict=True))}</tr>"
+
+    body = "".join(map(row, table.itertuples(index=False)))
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>\n'
 
 
 def render(title: str, about: str, sections: Sequence[Section]) -> str:
-    """Return the whole page, with the plotting library inside."""
-    return Template(files("floco.analysis.report").joinpath("report.html").read_text(encoding="utf-8")).substitute(
-        title=escape(title),
-        about=escape(about),
-        plotly=get_plotlyjs(),
-        links=" ".join(f'<a href="#s{i}">{escape(s.title)}</a>' for i, s in enumerate(sections)),
-        sections="\n".join(f'<section id="s{i}"><h2>{escape(s.title)}</h2>\n{s.body}</section>' for i, s in enumerate(sections)),
-    )
+    """Return the whole page, including the plotting library."""
+    template = Template(files("floco.analysis.report").joinpath("report.html").read_text(encoding="utf-8"))
+    titles = [escape(s.title) for s in sections]
+    links = " ".join(f'<a href="#s{i}">{t}</a>' for i, t in enumerate(titles))
+    parts = [f'<section id="s{i}"><h2>{titles[i]}</h2>\n{s.body}</section>' for i, s in enumerate(sections)]
+    page = {"title": escape(title), "about": escape(about), "links": links, "sections": "\n".join(parts)}
+    return template.substitute(page, plotly=get_plotlyjs())

@@ -1,4 +1,4 @@
-"""`floco report`: one self-contained HTML page about one or several runs. It needs no network."""
+"""`floco report`: one self-contained HTML page about one or more runs."""
 
 from __future__ import annotations
 
@@ -23,17 +23,36 @@ from floco.core.values import Row
 from floco.runs.session import PYTHON
 from floco.storage.files import csv_text, read_json, write_file
 
+_METRICS = (
+    "Means over seeds, ± their standard deviation. Global: one model, on the global test part or, if there is none, "
+    "on the union of the clients' test parts. Personal: each client's own model on its own test part, unweighted mean "
+    "over all clients, whether they trained or not. Target: FedAvg's mean over the last tenth of its rounds. A dash "
+    "means that there is no such model, or that the target was never reached."
+)
+_VARIANCE = (
+    "Update variance: variance over clients of the updates of the parameters they send (on a simplex: of the model at "
+    "1/M), mean over the rounds between evaluations. FedPer and FedRep send the body only; history.csv has separate "
+    "variances for body and head."
+)
+_TESTS = (
+    "p: Wilcoxon's signed-rank test, two-sided; p_holm: corrected for the number of methods. Clients of one run share "
+    "a model, so they are not independent, and p is too small rather than too large."
+)
+
 
 def write(paths: Sequence[Path], out: Path) -> Path:
-    """Write the report on runs and comparisons to the file `out`, and beside it what was measured over the simplex; return `out`."""
+    """Write the report on runs and comparisons to the file `out`, and return `out`.
+
+    What was measured over the simplex goes to `<out stem>-landscape.csv` in the same folder.
+    """
     if out.is_dir() or not out.parent.is_dir():
         raise FlocoError(f"the report must be a file in an existing folder, got {out}")
     runs, order = _expand(paths)
     results = tables.load(runs, order)
     if not results.names:
         raise FlocoError(f"{', '.join(map(str, paths))} holds no finished run; finish one first: floco resume RUN")
-    simplex = next((p for p in results.paths.values() if issubclass(ALGORITHMS[_config(p)["algorithm"]["name"]], OnSimplex)), None)
-    opened, problem = _opened(simplex or next(iter(results.paths.values())))
+    first, count = next(iter(results.paths.values())), len(results.paths)
+    opened, problem = _opened(next(filter(_on_simplex, results.paths.values()), first))
     sections = [*_comparison(results, _missing(runs, results)), *_clients(results, opened, problem)]
     measured: list[Row] = []
     if opened is not None and isinstance(opened.setup.algorithm, OnSimplex):
@@ -42,7 +61,7 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     sections.append(_settings(results))
     names = ", ".join(results.names)
     title = f"Federated learning: {names}" if len(names) < 60 else f"Federated learning: {len(results.names)} methods"
-    about = f"{len(results.paths)} finished runs of {names}; {_environment(next(iter(results.paths.values())))}; page written by floco {__version__}"
+    about = f"{count} finished runs of {names}; {_environment(first)}; page written by floco {__version__}"
     try:
         write_file(out, render(title, about, sections).encode())
         if measured:
@@ -53,7 +72,7 @@ def write(paths: Sequence[Path], out: Path) -> Path:
 
 
 def _expand(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
-    """Return the run directories among `paths`, those of comparisons included, and the methods of the comparisons in order."""
+    """Return the run directories in `paths`, including those of comparisons, and the comparisons' methods in order."""
     found: list[Path] = []
     order: list[str] = []
     for path in paths:
@@ -64,18 +83,23 @@ def _expand(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
         elif (path / "run.json").is_file():
             found.append(path)
         else:
-            raise FlocoError(f"{path} is neither a run directory nor that of a comparison: it has no run.json and no comparison.json")
+            missing = "it has no run.json and no comparison.json"
+            raise FlocoError(f"{path} is neither a run directory nor that of a comparison: {missing}")
     return found, order
 
 
 def _missing(runs: Sequence[Path], results: Results) -> str:
-    """Return a sentence about the runs that are not in the tables."""
+    """Return a sentence about the runs that are not in the tables, "" if there are none."""
     missing = [p.name for p in runs if p.resolve() not in results.paths.values()]
     return f"Not finished, and not in any table: {', '.join(missing)}." if missing else ""
 
 
 def _config(path: Path) -> dict[str, Any]:
     return dict(read_json(path / "run.json")["config"])
+
+
+def _on_simplex(path: Path) -> bool:
+    return issubclass(ALGORITHMS[_config(path)["algorithm"]["name"]], OnSimplex)
 
 
 def _environment(path: Path) -> str:
@@ -86,7 +110,7 @@ def _environment(path: Path) -> str:
 def _opened(path: Path) -> tuple[Run | None, str]:
     """Return a run with its data and models, or why it cannot be opened."""
     if _config(path)["data"]["source"] == PYTHON:
-        return None, "the run was made from Python, which alone knows its data"
+        return None, "the run was started from Python, and its data are not on disk"
     try:
         return open_run(path), ""
     except FlocoError as error:
@@ -95,35 +119,23 @@ def _opened(path: Path) -> tuple[Run | None, str]:
 
 def _comparison(results: Results, missing: str) -> Iterator[Section]:
     made = tables.methods(results)
-    note = (
-        "Means over seeds, ± their standard deviation. Global: one model on the global test part, or without one on the union of the clients' test parts. "
-        "Personal: each client's own model on its own test part, unweighted mean over all clients, trained or not. "
-        "Target: FedAvg's mean over its last tenth of the rounds. A dash: no such model, or never reached."
-    )
-    yield Section(
-        "Comparison",
-        text(note, *(t for t in (tables.unequal(results.paths.values()), tables.left_out(made), missing) if t))
-        + "".join(html_table(methods_table(made, c)) for c in (ACCURACY, CALIBRATION, COST)),
-    )
-    variance = (
-        "The update variance is that of the clients' updates of the parameters they send (for a simplex: of the model at 1/M), mean of the rounds between evaluations. "
-        "FedPer and FedRep send the body only; history.csv has the variance of body and head apart."
-    )
+    notes = (_METRICS, tables.unequal(results.paths.values()), tables.left_out(made), missing)
+    shown = [html_table(methods_table(made, columns)) for columns in (ACCURACY, CALIBRATION, COST)]
+    yield Section("Comparison", text(*filter(None, notes)) + "".join(shown))
+    relative = "variance / |mean update|²"
     curves = [
         figures.curve(results, "accuracy_global", "Global model", "accuracy, %", percent=True),
         figures.curve(results, "accuracy_personal", "Personal models, mean over clients", "accuracy, %", percent=True),
-        figures.curve(results, "update_variance_relative", "Update variance, relative", "variance / |mean update|²", log=True),
+        figures.curve(results, "update_variance_relative", "Update variance, relative", relative, log=True),
         figures.curve(results, "update_variance", "Update variance, absolute", "variance", log=True),
     ]
-    yield Section("Curves", text(variance) + plots(*(c for c in curves if c.data)))
+    yield Section("Curves", text(_VARIANCE) + plots(*(c for c in curves if c.data)))
     table = tables.pairs(results, results.names[0])
     if len(table):
-        table = table.assign(mean_difference=table["mean_difference"].round(4), p=table["p"].map("{:.2g}".format), p_holm=table["p_holm"].map("{:.2g}".format))
-        note = (
-            f"Personal accuracy of the same client under {results.names[0]} and under another method, over all clients of all common seeds. "
-            "p: Wilcoxon's signed-rank test, two-sided; p_holm: corrected for the number of methods. "
-            "Clients of one run share a model, so they are not independent, and p is too small rather than too large."
-        )
+        p = {name: table[name].map("{:.2g}".format) for name in ("p", "p_holm")}
+        table = table.assign(mean_difference=table["mean_difference"].round(4), **p)
+        what = f"Personal accuracy of the same client under {results.names[0]} and under another method"
+        note = f"{what}, over all clients of all common seeds. {_TESTS}"
         yield Section("Paired tests", text(note) + html_table(table))
 
 
@@ -131,7 +143,7 @@ def _clients(results: Results, opened: Run | None, problem: str) -> Iterator[Sec
     seed = opened.setup.seed if opened is not None else int(results.runs["seed"].iloc[0])
     federation = opened.setup.federation if opened is not None else None
     worst = figures.worst_clients(results, federation, seed)
-    note = f"The clients that {worst.attrs['by']} serves worst under seed {seed}, with the personal accuracy in per cent under every method."
+    note = f"The clients that {worst.attrs['by']} serves worst under seed {seed}: personal accuracy in % by method."
     yield Section("Clients", plots(figures.distributions(results)) + text(note) + html_table(worst, ["labels"]))
     if federation is None:
         yield Section("Data and simplex", text(f"Not shown: {problem}"))
@@ -140,15 +152,17 @@ def _clients(results: Results, opened: Run | None, problem: str) -> Iterator[Sec
 
 
 def _settings(results: Results) -> Section:
-    """Return every method's own settings, and the configuration and environment of the first run."""
+    """Return the settings of every method, and configuration and environment of the first run."""
     rows = []
     for (name, seed), path in results.paths.items():
         config = _config(path)
-        own = {k: v for k, v in config["algorithm"].items() if k != "name"}
-        rows.append({"method": name, "seed": seed, "training.lr": config["training"]["lr"], "settings": ", ".join(f"{k} = {v}" for k, v in own.items()) or "none"})
+        own = ", ".join(f"{k} = {v}" for k, v in config["algorithm"].items() if k != "name") or "none"
+        rows.append({"method": name, "seed": seed, "training.lr": config["training"]["lr"], "settings": own})
     table = pd.DataFrame(rows)
-    if table["seed"].nunique() > 1:  # one line for seeds with equal settings
-        table = table.groupby(["method", "training.lr", "settings"], sort=False)["seed"].agg(lambda s: ", ".join(map(str, s))).reset_index()
+    if table["seed"].nunique() > 1:  # one row for all seeds with the same settings
+        groups = table.groupby(["method", "training.lr", "settings"], sort=False)["seed"]
+        table = groups.agg(lambda s: ", ".join(map(str, s))).reset_index()
     first = next(iter(results.paths.values()))
-    files = (f"<pre>{escape((first / name).read_text(encoding='utf-8'))}</pre>" for name in ("config.toml", "environment.json"))
-    return Section("Settings and environment", html_table(table, ["settings"]) + text(f"Configuration and environment of {first.name}:") + "".join(files))
+    texts = [(first / name).read_text(encoding="utf-8") for name in ("config.toml", "environment.json")]
+    files = text(f"Configuration and environment of {first.name}:") + "".join(f"<pre>{escape(t)}</pre>" for t in texts)
+    return Section("Settings and environment", html_table(table, ["settings"]) + files)

@@ -1,4 +1,4 @@
-"""The report's part about the simplex: where clients are on it, and how low the loss is over it."""
+"""Sections of the report about the simplex: where the clients are, and the loss over it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from pathlib import Path
 from floco.algorithms import FedAvg
 from floco.algorithms.floco import OnSimplex
 from floco.analysis.landscape import Landscape, barrier, between, common_sample, landscape, network_of
-from floco.analysis.report import figures
+from floco.analysis.report.figures import lines
 from floco.analysis.report.page import Section, plots, text
+from floco.analysis.report.simplex import edges, plane, simplex, subregions
 from floco.analysis.tables import Results
 from floco.api import Run
 from floco.client.predict import judge
@@ -19,20 +20,25 @@ from floco.core.values import Row, Tensors
 from floco.runs.checkpoint import Store
 from floco.storage.files import read_json
 
+_PLACES = (
+    "Each client is drawn at the mean of the endpoints weighted by its center, in the colour of its most frequent "
+    "label. With more than three endpoints this is a projection: clients that are drawn close may be far apart."
+)
+_CONVEX = (
+    "The logits are linear in the mixture, so the loss is convex in it and there can be no barrier between endpoints, "
+    "whatever they are: the finding is how low the loss is, not that it is connected."
+)
+
 
 def clients(run: Run) -> Iterator[Section]:
-    """Yield the clients' places on the simplex, if they have been assigned."""
+    """Yield the section on the clients' positions on the simplex, if they have been assigned."""
     table = run.clients
     placed = table[table["center"].notna()]
     if not len(placed):
         return
     centers, accuracies = (dict(zip(placed["client"], placed[c], strict=True)) for c in ("center", "accuracy_personal"))
-    note = (
-        f"{_which(run)}. A client stands at the mean of the endpoints, weighted by its center; its colour is its most frequent label. "
-        "With more than three endpoints this is a shadow: neighbours may be apart."
-    )
-    figure = figures.simplex(centers, run.setup.federation, accuracies, f"{len(placed)} clients on the simplex")
-    yield Section("Clients on the simplex", text(note) + plots(figure))
+    figure = simplex(centers, run.setup.federation, accuracies, f"{len(placed)} clients on the simplex")
+    yield Section("Clients on the simplex", text(f"{_which(run)}. {_PLACES}") + plots(figure))
 
 
 def _which(run: Run) -> str:
@@ -40,68 +46,70 @@ def _which(run: Run) -> str:
 
 
 def loss(run: Run, algorithm: OnSimplex, results: Results) -> tuple[Section, list[Row]]:
-    """Return what the loss is over the shared simplex, and the measurements, those between whole networks included."""
+    """Return the section on the loss over the shared simplex, and all measurements as rows."""
     title = "Loss over the simplex"
     if run.setup.local_buffers:
-        return Section(title, text('Not shown: with training.buffers = "local" the shared simplex has no statistics of its own.')), []
+        why = 'with training.buffers = "local" the shared simplex has no statistics of its own'
+        return Section(title, text(f"Not shown: {why}.")), []
     found = landscape(run.setup, algorithm, run.progress.state)
     network = _fedavg(run, results)
     score = None if network is None else judge(run.setup, [network], *common_sample(run.setup.federation))[0]
     reference = None if score is None else (score.loss, score.accuracy)
-    planes = []
+    shown = [edges(found, reference and reference[0])]
+    shown += [edges(found, reference and 100 * reference[1], accuracy=True)]
+    shown += [subregions(found)] if found.subregions else []
     for unit, scale in (("loss", 1), ("accuracy", 100)):
         values = [scale * getattr(p, unit) for points in found.planes.values() for p in points]
-        planes += [figures.plane(corners, points, (min(values), max(values)), unit) for corners, points in found.planes.items()]
-    shown = [
-        figures.edges(found, reference and reference[0]),
-        figures.edges(found, reference and 100 * reference[1], accuracy=True),
-        *([figures.subregions(found)] if found.subregions else []),
-        *planes,
-    ]
+        shown += [plane(c, points, (min(values), max(values)), unit) for c, points in found.planes.items()]
     whole = set(algorithm.mixing.names) == set(run.setup.network.layout.parameters)
     words = [f"The shared simplex of {_which(run)}, on {found.samples} test samples. {_in_words(found, reference)}"]
     if whole and found.edges:
-        words.append(f"All parameters have endpoints. The highest rise of the loss on an edge above the line between its ends is {found.barrier:.3f}.")
+        rise = f"The highest rise of the loss on an edge above the line between its ends is {found.barrier:.3f}."
+        words.append(f"All parameters have endpoints. {rise}")
     elif found.linear and found.edges:
-        words.append(
-            "Logits are linear in the mixture here, so the loss is convex in it, and there can be no barrier between endpoints, whatever they are: "
-            "the finding is how low the loss is, not that it is connected."
-        )
+        words.append(_CONVEX)
     html, rows = _between(run, results) if whole else ("", [])
     return Section(title, text(*words) + plots(*shown) + html), found.rows + rows
 
 
 def _in_words(found: Landscape, reference: tuple[float, float] | None) -> str:
-    ends, edges = [p.loss for p in found.endpoints], [p.loss for points in found.edges.values() for p in points]
+    ends, on_edges = [p.loss for p in found.endpoints], [p.loss for points in found.edges.values() for p in points]
     words = f"Loss in the middle: {found.middle.loss:.3f}; at endpoints: {min(ends):.3f} to {max(ends):.3f}"
-    words += f"; on edges at most {max(edges):.3f}" if edges else ""
-    words += f"; FedAvg's global model: {reference[0]:.3f}" if reference else "; no FedAvg run with the same data and initial weights to compare with"
+    words += f"; on edges at most {max(on_edges):.3f}" if on_edges else ""
+    none = "; there is no FedAvg run with the same data and initial weights to compare with"
+    words += f"; FedAvg's global model: {reference[0]:.3f}" if reference else none
     if found.subregions:
         groups = list(found.subregions.values())
         center, middle = (sum(points[k].loss for points in groups) / len(groups) for k in (0, 1))
         inside = sum(sum(p.loss for p in points[2:]) / len(points[2:]) for points in groups) / len(groups)
-        words += f". On the clients' own test parts, mean over clients: {center:.3f} at their centers, {inside:.3f} inside their subregions, {middle:.3f} in the middle"
+        means = f"{center:.3f} at their centers, {inside:.3f} inside their subregions, {middle:.3f} in the middle"
+        words += f". On the clients' own test parts, mean over clients: {means}"
     return words + "."
 
 
 def _between(run: Run, results: Results) -> tuple[str, list[Row]]:
-    """Return the loss on the lines between FedAvg networks that were trained independently, from different initial weights; and as rows."""
+    """Return the loss on lines between FedAvg networks with different initial weights, as HTML and as rows."""
     if run.setup.federation.x_test is None:
-        why = "there is no global test part, and the samples of one seed's test parts train another's network"
+        why = "there is no global test part, and the test samples of one seed are training samples of another"
         return text(f"The barrier between independently trained networks is not shown: {why}."), []
     chosen = {seed: path for (name, seed), path in results.paths.items() if name == "fedavg"}
     models = {seed: _model(path) for seed, path in chosen.items()}
-    distinct = {model: seed for seed, model in reversed(models.items())}.values()  # the first seed of each initial network
-    networks = {seed: n for seed in sorted(distinct) if (n := _network(run, chosen[seed])) is not None}
+    distinct = {model: seed for seed, model in reversed(models.items())}  # first seed of each initial network
+    networks = {seed: n for seed in sorted(distinct.values()) if (n := _network(run, chosen[seed])) is not None}
     if len(networks) < 2:
-        return text("For the barrier between independently trained networks, compare with fedavg under two seeds or more."), []
+        advice = "compare with fedavg under two seeds or more"
+        return text(f"For the barrier between independently trained networks, {advice}."), []
     (first, start), *others = networks.items()
-    lines = {f"FedAvg, seed {seed} against seed {first}": between(run.setup, start, other) for seed, other in others}
-    losses = {name: [x for x, _ in line] for name, line in lines.items()}
+    found = {f"FedAvg, seed {seed} against seed {first}": between(run.setup, start, other) for seed, other in others}
+    losses = {name: [x for x, _ in line] for name, line in found.items()}
     heights = ", ".join(f"{barrier(values):.3f}" for values in losses.values())
-    words = f"Between whole networks trained from different initial weights (FedAvg under different seeds) the rise is {heights}."
-    rows: list[Row] = [{"kind": "networks", "where": name, "alpha": "", "loss": x, "accuracy": accuracy} for name, line in lines.items() for x, accuracy in line]
-    return text(words) + plots(figures.lines(losses)), rows
+    which = "Between whole networks trained from different initial weights (FedAvg under different seeds)"
+    rows: list[Row] = [
+        {"kind": "networks", "where": name, "alpha": "", "loss": x, "accuracy": accuracy}
+        for name, line in found.items()
+        for x, accuracy in line
+    ]
+    return text(f"{which} the rise is {heights}.") + plots(lines(losses)), rows
 
 
 def _model(path: Path) -> str:
@@ -109,7 +117,7 @@ def _model(path: Path) -> str:
 
 
 def _network(run: Run, path: Path) -> Tensors | None:
-    """Return the global model of a FedAvg run with networks of the same shapes."""
+    """Return the global model of a FedAvg run, None if its network has other shapes."""
     with closing(Store(path)) as store:
         state = store.load().state
     shapes = {n: t.shape for n, t in {**run.setup.network.parameters, **run.setup.network.buffers}.items()}
@@ -119,6 +127,6 @@ def _network(run: Run, path: Path) -> Tensors | None:
 
 
 def _fedavg(run: Run, results: Results) -> Tensors | None:
-    """Return FedAvg's global model from the same data and initial weights."""
+    """Return FedAvg's global model, trained from the same data and initial weights."""
     path = results.paths.get(("fedavg", run.setup.seed))
     return None if path is None or _model(path) != run.setup.network.fingerprint() else _network(run, path)

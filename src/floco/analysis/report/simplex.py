@@ -1,0 +1,127 @@
+"""Plotly figures of the solution simplex: where the clients are, and loss and accuracy over it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from floco.analysis.landscape import Landscape, Point
+from floco.analysis.report.figures import colour, empty, main_labels
+from floco.data.federation import Federation
+
+_GREY = "#98a2b3"
+
+
+def polygon(endpoints: int) -> np.ndarray:
+    """Return the positions of M endpoints on the unit circle, (M, 2)."""
+    angles = np.pi / 2 + 2 * np.pi * np.arange(endpoints) / endpoints
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def simplex(
+    centers: Mapping[str, Sequence[float]], federation: Federation, accuracies: Mapping[str, float], title: str
+) -> go.Figure:
+    """Return the clients on the simplex, coloured by their most frequent label.
+
+    A client is drawn at the mean of the endpoints weighted by its center (M,).
+    """
+    corners = polygon(len(next(iter(centers.values()))))
+    figure = empty(title, "", "", height=560)
+    _draw_outline(figure, corners)
+    groups: dict[int, list[str]] = {}
+    for client in centers:
+        counts = federation.label_counts(federation.client(client).train)
+        groups.setdefault(int(np.argmax(counts)), []).append(client)
+    for label, mine in sorted(groups.items()):
+        x, y = (np.array([centers[c] for c in mine]) @ corners).T.tolist()
+        text = [_client_text(c, federation, accuracies) for c in mine]
+        marker = {"size": 11, "color": colour(label, federation.classes), "line": {"width": 1, "color": "white"}}
+        look = {"mode": "markers", "marker": marker, "hovertemplate": "%{text}<extra></extra>"}
+        figure.add_scatter(x=x, y=y, text=text, name=federation.names[label], **look)
+    cross = {"symbol": "cross-thin", "size": 14, "line": {"width": 2, "color": _GREY}}
+    figure.add_scatter(x=[0], y=[0], mode="markers", marker=cross, name="global model, 1/M", hoverinfo="name")
+    figure.update_xaxes(visible=False, range=[-1.2, 1.2])
+    figure.update_yaxes(visible=False, range=[-1.2, 1.2], scaleanchor="x")
+    return figure.update_layout(margin={"l": 10, "r": 10, "t": 40, "b": 10})
+
+
+def _draw_outline(figure: go.Figure, corners: np.ndarray) -> None:
+    x, y = np.concatenate([corners, corners[:1]]).T.tolist()
+    hidden, line = {"showlegend": False}, {"color": _GREY, "width": 1}
+    figure.add_scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", **hidden)
+    marker, hover = {"color": _GREY, "size": 7}, "endpoint %{text}<extra></extra>"
+    look = {"mode": "markers+text", "textposition": "top center", "marker": marker, "hovertemplate": hover}
+    figure.add_scatter(x=x[:-1], y=y[:-1], text=[f"W{m + 1}" for m in range(len(corners))], **look, **hidden)
+
+
+def _client_text(client: str, federation: Federation, accuracies: Mapping[str, float]) -> str:
+    accuracy = 100 * accuracies.get(client, math.nan)
+    return f"client {client}<br>{main_labels(client, federation)}<br>personal accuracy {accuracy:.1f} %"
+
+
+def edges(found: Landscape, reference: float | None, *, accuracy: bool = False) -> go.Figure:
+    """Return the loss (or accuracy) along the edges of the simplex, at its middle, and of FedAvg if known."""
+    title = f"{'Accuracy' if accuracy else 'Loss'} on the edges of the simplex"
+    figure = empty(title, "from one endpoint to the next", "accuracy, %" if accuracy else "loss")
+
+    def value(p: Point) -> float:
+        return 100 * p.accuracy if accuracy else p.loss
+
+    look = {"mode": "lines", "line": {"width": 1.3, "color": "#7aa6d8"}, "showlegend": False}
+    for (i, j), points in found.edges.items():
+        t, hover = (
+            [k / (len(points) - 1) for k in range(len(points))],
+            f"W{i + 1} to W{j + 1}: %{{y:.4g}}<extra></extra>",
+        )
+        figure.add_scatter(x=t, y=[value(p) for p in points], hovertemplate=hover, **look)
+    middle = ("middle of the simplex, 1/M", value(found.middle), "#d62728")
+    for name, height, shade in (middle, ("FedAvg's global model", reference, "#2ca02c")):
+        if height is not None:
+            line, hover = {"dash": "dash", "color": shade, "width": 2}, f"{name}: %{{y:.4g}}<extra></extra>"
+            figure.add_scatter(x=[0, 1], y=[height] * 2, mode="lines", name=name, line=line, hovertemplate=hover)
+    return figure
+
+
+def plane(
+    corners: tuple[int, int, int], points: Sequence[Point], scale: tuple[float, float], unit: str = "loss"
+) -> go.Figure:
+    """Return the triangle through three endpoints, coloured by loss (or accuracy in per cent).
+
+    `scale` is the range of the colours, the same for all planes.
+    """
+    ends = [f"W{k + 1}" for k in corners]
+    figure = empty(f"{unit.capitalize()} between {ends[0]}, {ends[1]} and {ends[2]}", "", "", height=400)
+    values = [p.loss if unit == "loss" else 100 * p.accuracy for p in points]
+    a, b, c = ([p.alpha[k] for p in points] for k in corners)
+    shades = {"color": values, "colorscale": "Viridis", "cmin": scale[0], "cmax": scale[1]}
+    marker = {**shades, "size": 15, "symbol": "hexagon", "showscale": True, "colorbar": {"thickness": 12}}
+    hover = f"%{{a:.1f}} / %{{b:.1f}} / %{{c:.1f}}: {unit} %{{marker.color:.4g}}<extra></extra>"
+    look = {"mode": "markers", "marker": marker, "showlegend": False, "cliponaxis": False}
+    figure.add_scatterternary(a=a, b=b, c=c, hovertemplate=hover, **look)
+    axes = {f"{axis}axis": {"title": end, "showticklabels": False} for axis, end in zip("abc", ends, strict=True)}
+    return figure.update_layout(ternary={"sum": 1, **axes}, margin={"l": 40, "r": 30, "t": 70, "b": 40})
+
+
+def subregions(found: Landscape) -> go.Figure:
+    """Return each client's loss on its own test part: inside its subregion, at its center and at the middle."""
+    figure = empty("Loss of each client on its own test part", "client, in order of the loss at its center", "loss")
+    ordered = sorted(found.subregions.items(), key=lambda item: item[1][0].loss)
+    names = [name for name, _ in ordered]
+    low, high = ([pick(p.loss for p in points[2:]) for _, points in ordered] for pick in (min, max))
+    centers, middles = ([points[k].loss for _, points in ordered] for k in (0, 1))
+    bars, hover = [b - a for a, b in zip(low, high, strict=True)], "client %{x}<extra></extra>"
+    look = {"name": "inside its subregion, from best to worst draw", "marker_color": "#7aa6d8"}
+    figure.add_bar(x=names, y=bars, base=low, hovertemplate=hover, **look)
+    center, middle = (
+        ("at its center", centers, "circle", "#1f77b4"),
+        ("at the middle, 1/M", middles, "x-thin", "#d62728"),
+    )
+    for name, values, symbol, shade in (center, middle):
+        marker = {"symbol": symbol, "size": 8, "color": shade, "line": {"width": 2, "color": shade}}
+        hover = f"client %{{x}} {name}: %{{y:.4g}}<extra></extra>"
+        figure.add_scatter(x=names, y=values, mode="markers", name=name, marker=marker, hovertemplate=hover)
+    figure.update_xaxes(type="category", showticklabels=False)
+    return figure

@@ -1,0 +1,156 @@
+"""A run as a Python value: its tables, its models, and what can be done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from floco.client.setup import Setup
+from floco.core.values import Row
+from floco.deliver.drift import Drift, drift
+from floco.deliver.export import export, export_placed
+from floco.deliver.newcomers import newcomer_rows, place
+from floco.deliver.personal import delivered, prediction_table, probabilities
+from floco.deliver.placement import Placement
+from floco.runs.machine import environment
+from floco.runs.session import PYTHON
+from floco.server.rounds import Progress
+from floco.storage.tables import read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished or unfinished run: its results and every client's own model."""
+
+    setup: Setup
+    progress: Progress
+    path: Path | None = None
+    """The run directory; None: the run is in memory."""
+    source: str = PYTHON
+    """Source of the data, for the cards of exported models."""
+    rows: dict[str, list[Row]] = field(default_factory=dict, repr=False)
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        if self.path is None:
+            return pd.DataFrame(self.rows[name])
+        return read_table(self.path / f"{name}.csv")
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per evaluation: accuracies in [0, 1], losses in nats, bytes since the previous evaluation."""
+        return self._table("history")
+
+    @property
+    def clients(self) -> pd.DataFrame:
+        """One row per client, from the last evaluation, with its center on the simplex if the method has one."""
+        import pandas as pd
+
+        table = self._table("clients")
+        if table.empty:
+            return table
+        last: pd.DataFrame = table[table["round"] == table["round"].max()].reset_index(drop=True)
+        known = self.progress.state.by_client
+        centers = [known[c]["center"].tolist() if "center" in known.get(c, {}) else None for c in last["client"]]
+        return last.assign(center=pd.Series(centers, dtype=object))
+
+    @property
+    def failures(self) -> pd.DataFrame:
+        """One row for each time a client was left out of a round: round, client, reason."""
+        return self._table("failures")
+
+    @property
+    def newcomers(self) -> pd.DataFrame:
+        """Results of the held-out clients, by client, number of samples and model (docs/models.md).
+
+        Computed at each call if the run is in memory.
+        """
+        import pandas as pd
+
+        if self.path is None:
+            return pd.DataFrame(newcomer_rows(self.setup, self.progress.state))
+        return read_table(self.path / "newcomers.csv")
+
+    def personal(self, client: str, *, at: str = "center") -> nn.Module:
+        """Return a client's own model: an ordinary module of the user's class, for normalised inputs, in eval mode.
+
+        It is the model of the evaluations. With Floco and Floco+, `at="best"` returns the best mixture for the client's
+        training part instead of its center (docs/models.md).
+        """
+        return self.setup.network.holding(delivered(self.setup, self.progress, client, at=at)[0])
+
+    def global_model(self) -> nn.Module:
+        """Return the global model, in the form of `personal`."""
+        return self.setup.network.holding(delivered(self.setup, self.progress, None)[0])
+
+    def predict(self, x: Any, client: str | None = None, *, at: str = "center", mixtures: int = 0) -> pd.DataFrame:
+        """Return predicted label, its probability, and the probabilities of all labels, one row per sample.
+
+        Args:
+            x: raw samples (N, ...), as in the data of the run: not normalised, images channels last.
+            client: the client whose model predicts (None: the global model).
+            at: as in `personal`.
+            mixtures: number of models from the client's subregion to average over (0: its one model).
+
+        Raises:
+            FlocoError: samples that do not fit the model, or a missing model.
+        """
+        raw = self.setup.federation.form.samples(x, "x")
+        found = probabilities(self.setup, self.progress, client, raw, at=at, mixtures=mixtures)
+        return prediction_table(found, self.setup.federation.names)
+
+    def export(
+        self,
+        path: Path | str,
+        clients: Sequence[str | None] | None = None,
+        *,
+        kind: str | None = None,
+        at: str = "center",
+    ) -> list[Path]:
+        """Write models with their cards, and return the model files.
+
+        Args:
+            path: a file that ends in `.safetensors`, `.pt2` or `.onnx`, or a folder for one file per model.
+            clients: ids, e.g. `["north"]`, and None among them for the global model; None: all models.
+            kind: `safetensors`, `pt2` or `onnx` (None: the ending of `path`, or safetensors).
+            at: as in `personal`.
+        """
+        more: dict[str, Any] = {"source": self.source, "versions": environment(), "kind": kind, "at": at}
+        return export(self.setup, self.progress, clients, Path(path), **more)
+
+    def place(self, x: Any, y: Any) -> Placement:
+        """Return a place on the simplex and a model for a newcomer.
+
+        Raw samples x (N, ...) and labels y (N,) are as in the data of the run.
+        """
+        return place(self.setup, self.progress.state, *self.setup.federation.form.labelled(x, y))
+
+    def export_placed(
+        self,
+        placed: Placement,
+        y: Any,
+        path: Path | str,
+        name: str = "newcomer",
+        *,
+        source: str = PYTHON,
+        kind: str | None = None,
+    ) -> Path:
+        """Write the model of a newcomer called `name` with its card, as `export` does, and return its file.
+
+        `y` are the labels (N,) that it was placed with.
+        """
+        labels = self.setup.federation.form.classes(y, "y")
+        more: dict[str, Any] = {"source": source, "versions": environment(), "kind": kind}
+        return export_placed(self.setup, self.progress.round, placed, labels, Path(path), name, **more)
+
+    def check(self, client: str, x: Any, y: Any) -> Drift:
+        """Return whether a client's subregion still fits, from new samples x (N, ...) and labels y (N,)."""
+        return drift(self.setup, self.progress, client, *self.setup.federation.form.labelled(x, y))
