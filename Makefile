@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test check docs bench clean
+.PHONY: run test soak check docs bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/floco run
 
+# At most ten minutes on two quiet cores. A file is one process's: its fixtures are made once.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# What takes long, and sees no fault that `make test` does not: an hour, before a release.
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m soak --timeout 7200
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -9,7 +9,23 @@ import torch
 from torch import nn
 
 from conftest import UNEQUAL, blobs, make, same, small_net, train
-from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, Ditto, FedAvg, FedAvgFT, FedPer, FedProx, FedRep, FedRoD, Floco, FlocoPlus, Local, PFedMe, SuPerFed
+from floco.algorithms import (
+    ALGORITHMS,
+    APFL,
+    SCAFFOLD,
+    Ditto,
+    FedAvg,
+    FedAvgFT,
+    FedPer,
+    FedProx,
+    FedRep,
+    FedRoD,
+    Floco,
+    FlocoPlus,
+    Local,
+    PFedMe,
+    SuPerFed,
+)
 from floco.algorithms.floco import OnSimplex
 from floco.client.round import models
 from floco.client.setup import Setup
@@ -78,7 +94,9 @@ def test_contract_with_unequal_clients_few_of_whom_take_part(algorithm: Algorith
         for which in ("personal", *(["global_local"] if has_global else [])):
             accuracies = [r[f"accuracy_{which}"] for r in clients]
             assert row[f"accuracy_{which}"] == pytest.approx(sum(accuracies) / len(n))
-            weighted = sum(a * r["n_test"] for a, r in zip(accuracies, clients, strict=True)) / sum(r["n_test"] for r in clients)
+            weighted = sum(a * r["n_test"] for a, r in zip(accuracies, clients, strict=True)) / sum(
+                r["n_test"] for r in clients
+            )
             assert row[f"accuracy_{which}_weighted"] == pytest.approx(weighted)
         assert set(p.memories) <= {c for c, times in p.participated.items() if times}
         assert all(own["center"].sum() == pytest.approx(1) for own in p.state.by_client.values())
@@ -87,7 +105,9 @@ def test_contract_with_unequal_clients_few_of_whom_take_part(algorithm: Algorith
 
 
 @pytest.mark.parametrize(("algorithm", "has_global"), TABLE, ids=lambda v: getattr(v, "name", ""))
-def test_a_rounds_shared_tensors_are_the_mean_by_samples_of_those_who_trained(algorithm: Algorithm, has_global: bool) -> None:
+def test_a_rounds_shared_tensors_are_the_mean_by_samples_of_those_who_trained(
+    algorithm: Algorithm, has_global: bool
+) -> None:
     from floco.engines.jobs import Job, perform
 
     setup = make(algorithm, federation=blobs(sizes=UNEQUAL), rounds=3, fraction=0.3)
@@ -102,7 +122,11 @@ def test_a_rounds_shared_tensors_are_the_mean_by_samples_of_those_who_trained(al
 
 @pytest.mark.parametrize(("algorithm", "has_global"), TABLE, ids=lambda v: getattr(v, "name", ""))
 def test_rows_say_who_never_trained(algorithm: Algorithm, has_global: bool) -> None:
-    last = train(make(algorithm, rounds=1, fraction=0.3) if not hasattr(algorithm, "assign_at") else make(type(algorithm)(assign_at="never"), rounds=1, fraction=0.3))[-1]
+    last = train(
+        make(algorithm, rounds=1, fraction=0.3)
+        if not hasattr(algorithm, "assign_at")
+        else make(type(algorithm)(assign_at="never"), rounds=1, fraction=0.3)
+    )[-1]
     assert sorted(r["participated"] for r in last.evaluation.clients) == [0, 0, 0, 0, 1, 1]
     assert all(r["accuracy_personal"] is not None for r in last.evaluation.clients)
 
@@ -119,7 +143,9 @@ def test_floco_with_one_endpoint_is_fedavg(options: Callable[[], dict[str, Any]]
     for a, b in zip(floco, fedavg, strict=True):
         assert same({n: t.reshape(b.state.shared[n].shape) for n, t in a.state.shared.items()}, b.state.shared)
         cost = ("steps", "parameters_down", "parameters_up", "bytes_down", "bytes_up")  # the probes of round tau
-        assert {k: v for k, v in a.evaluation.history.items() if k not in cost} == {k: v for k, v in b.evaluation.history.items() if k not in cost}
+        assert {k: v for k, v in a.evaluation.history.items() if k not in cost} == {
+            k: v for k, v in b.evaluation.history.items() if k not in cost
+        }
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["six clients", "unequal"])
@@ -136,7 +162,11 @@ def test_fine_tunings_shared_model_is_fedavgs(options: Callable[[], dict[str, An
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["six clients", "unequal"])
 def test_floco_plus_shared_simplex_is_flocos(options: Callable[[], dict[str, Any]]) -> None:
-    for a, b in zip(train(make(FlocoPlus(endpoints=4, assign_at=3), **options())), train(make(Floco(endpoints=4, assign_at=3), **options())), strict=True):
+    for a, b in zip(
+        train(make(FlocoPlus(endpoints=4, assign_at=3), **options())),
+        train(make(Floco(endpoints=4, assign_at=3), **options())),
+        strict=True,
+    ):
         assert same(a.state.shared, b.state.shared)
         assert a.state.by_client.keys() == b.state.by_client.keys()
 
@@ -178,7 +208,11 @@ def test_a_client_without_signal_is_placed_when_its_first_comes() -> None:
 
         def run(self, jobs):  # type: ignore[no-untyped-def]
             results = super().run(jobs)
-            return [r for j, r in zip(jobs, results, strict=True) if j.task == "evaluate" or j.client != "0" or j.message.round > 4]
+            return [
+                r
+                for j, r in zip(jobs, results, strict=True)
+                if j.task == "evaluate" or j.client != "0" or j.message.round > 4
+            ]
 
     setup = make(Floco(endpoints=3, assign_at=2), fraction=1.0)
     progress = train(setup, Late(setup))
@@ -201,7 +235,9 @@ def test_radius_zero_trains_at_the_center() -> None:
     setup = make(Floco(endpoints=3, radius=0, assign_at=2))
     state = train(setup)[2].state
     message = setup.algorithm.message(state, "north", "train")
-    draws = setup.algorithm.draws(message)(setup.algorithm.begin(message, {}, setup.facts("north")), 4, torch.Generator())
+    draws = setup.algorithm.draws(message)(
+        setup.algorithm.begin(message, {}, setup.facts("north")), 4, torch.Generator()
+    )
     assert torch.equal(draws, state.by_client["north"]["center"].expand(4, -1))
 
 
@@ -242,7 +278,9 @@ def test_weighted_mean_is_by_sample_count() -> None:
     from floco.engines.jobs import Job, perform
 
     start = loop.begin(setup).state
-    updates = [perform(setup, Job(c, "train", setup.algorithm.message(start, c, "train"))).update for c in setup.federation.ids]
+    updates = [
+        perform(setup, Job(c, "train", setup.algorithm.message(start, c, "train"))).update for c in setup.federation.ids
+    ]
     n = [len(c.train) for c in setup.federation.clients]
     expected = sum(k * u.shared["0.weight"].double() for k, u in zip(n, updates, strict=True)) / sum(n)
     assert torch.allclose(train(setup)[-1].state.shared["0.weight"].double(), expected, atol=1e-7)
@@ -291,11 +329,21 @@ def test_a_negative_radius_is_refused(algorithm: type[Floco]) -> None:
 
 
 def conv_net() -> nn.Module:
-    return nn.Sequential(nn.Unflatten(1, (1, 1, 5)), nn.Conv2d(1, 8, (1, 3)), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(24, 3))
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 1, 5)),
+        nn.Conv2d(1, 8, (1, 3)),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 1),
+        nn.Flatten(),
+        nn.Linear(24, 3),
+    )
 
 
 def test_floco_with_one_endpoint_of_everything_is_fedavg_on_convolutions() -> None:
-    floco, fedavg = train(make(Floco(endpoints=1, assign_at=3, mix="all"), model=conv_net)), train(make(FedAvg(), model=conv_net))
+    floco, fedavg = (
+        train(make(Floco(endpoints=1, assign_at=3, mix="all"), model=conv_net)),
+        train(make(FedAvg(), model=conv_net)),
+    )
     for a, b in zip(floco, fedavg, strict=True):
         assert same({n: t[0] for n, t in a.state.shared.items()}, b.state.shared)
 
@@ -306,7 +354,11 @@ def fresh(algorithm: Algorithm, rounds: int = 6) -> tuple[Setup, ServerState, di
     return setup, last.state, dict(last.memories)
 
 
-@pytest.mark.parametrize("algorithm", [Floco(endpoints=4, assign_at=2, radius=0.05), FlocoPlus(endpoints=4, assign_at=2, radius=0.05)], ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "algorithm",
+    [Floco(endpoints=4, assign_at=2, radius=0.05), FlocoPlus(endpoints=4, assign_at=2, radius=0.05)],
+    ids=lambda a: a.name,
+)
 def test_all_phases_draw_their_mixtures_in_the_subregion(algorithm: OnSimplex) -> None:
     setup, state, memories = fresh(algorithm, 3)
     message, facts = setup.algorithm.message(state, "east", "train"), setup.facts("east")
@@ -366,7 +418,9 @@ def test_a_late_client_is_placed_by_the_stored_map() -> None:
     from floco.engines.jobs import Job, perform
 
     algorithm, start = setup.algorithm, loop.begin(setup).state
-    updates = {c: perform(setup, Job(c, "train", algorithm.message(start, c, "train"))).update for c in setup.federation.ids}
+    updates = {
+        c: perform(setup, Job(c, "train", algorithm.message(start, c, "train"))).update for c in setup.federation.ids
+    }
     early = [u for c, u in updates.items() if c != "0"]
     mixing = Mixing(("2.weight",))
     expected = assign(torch.stack([mixing.signal(start.shared, u.shared) for u in early]), 3)

@@ -64,7 +64,10 @@ def test_clients_of_one_kind_stand_together_whatever_their_number_of_steps() -> 
     apart = torch.cdist(*[assign(s, 4).centers] * 2, p=1)
     same = torch.arange(40)[:, None] % 4 == torch.arange(40) % 4
     assert apart[same].max() < apart[~same].min()
-    assert apart[same & (steps[:, None] != steps)].mean() < 1.2 * apart[same & (steps[:, None] == steps) & ~torch.eye(40, dtype=torch.bool)].mean()
+    assert (
+        apart[same & (steps[:, None] != steps)].mean()
+        < 1.2 * apart[same & (steps[:, None] == steps) & ~torch.eye(40, dtype=torch.bool)].mean()
+    )
 
 
 def test_a_client_without_a_signal_is_a_signal_of_zero() -> None:
@@ -97,7 +100,10 @@ def test_a_newcomer_moves_nobody_and_stands_near_its_kind() -> None:
 def test_equal_signals_put_everybody_in_the_middle() -> None:
     a = assign(torch.full((4, 6), 0.3), 3)
     assert torch.allclose(a.centers, torch.full((4, 3), 1 / 3, dtype=torch.float64))
-    assert torch.allclose(a.place(torch.randn(2, 6, generator=torch.Generator().manual_seed(0))), torch.full((2, 3), 1 / 3, dtype=torch.float64))
+    assert torch.allclose(
+        a.place(torch.randn(2, 6, generator=torch.Generator().manual_seed(0))),
+        torch.full((2, 3), 1 / 3, dtype=torch.float64),
+    )
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -125,7 +131,10 @@ def test_log_energy_of_two_points() -> None:
     assert log_energy(torch.tensor([[1.0, 0.0], [1.0, 0.0]])) == pytest.approx(np.log(1e8))
 
 
-@pytest.mark.parametrize(("signals", "endpoints"), [(torch.zeros(3), 2), (torch.zeros(0, 3), 2), (torch.zeros(2, 3), 0), (torch.tensor([[1.0], [float("nan")]]), 2)])
+@pytest.mark.parametrize(
+    ("signals", "endpoints"),
+    [(torch.zeros(3), 2), (torch.zeros(0, 3), 2), (torch.zeros(2, 3), 0), (torch.tensor([[1.0], [float("nan")]]), 2)],
+)
 def test_assign_refuses(signals: torch.Tensor, endpoints: int) -> None:
     with pytest.raises(FlocoError):
         assign(signals, endpoints)
@@ -139,7 +148,9 @@ def test_place_refuses_signals_of_another_model() -> None:
 def test_principal_directions_are_those_of_the_singular_value_decomposition() -> None:
     g = torch.Generator().manual_seed(0)
     for clients, size, number in ((2, 30, 10), (40, 7, 10), (100, 300, 10), (300, 500, 5)):
-        signals = torch.randn(5, size, generator=g)[torch.arange(clients) % 5] + 0.3 * torch.randn(clients, size, generator=g)
+        signals = torch.randn(5, size, generator=g)[torch.arange(clients) % 5] + 0.3 * torch.randn(
+            clients, size, generator=g
+        )
         centered = Centered.of(signals)
         found = principal(centered, number)
         _, values, expected = torch.linalg.svd(signals.double() - signals.double().mean(dim=0), full_matrices=False)

@@ -1,4 +1,4 @@
-"""The commands: in this process where that is enough, as real processes where a terminal, a signal or a kill is meant."""
+"""The commands: in this process where that is enough, as real ones where a terminal, a signal or a kill is meant."""
 
 import os
 import pty
@@ -8,13 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import floco, rows
+from conftest import PATIENCE, floco, rows, started, until
 from floco.core.errors import FlocoError
 
 FLOCO = [str(Path(sys.executable).with_name("floco"))]
@@ -27,7 +26,14 @@ def test_run_leaves_a_run_directory_and_a_table(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     for text in ("global model, all test data", "personal models, worst 5 %", " of 20 ", f"the run lies in {out}"):
         assert text in done.output
-    assert {p.name for p in out.iterdir()} >= {"config.toml", "environment.json", "history.csv", "clients.csv", "timings.csv", "checkpoint"}
+    assert {p.name for p in out.iterdir()} >= {
+        "config.toml",
+        "environment.json",
+        "history.csv",
+        "clients.csv",
+        "timings.csv",
+        "checkpoint",
+    }
     assert [r["round"] for r in rows(out / "history.csv")] == ["2", "4"]
     assert len(rows(out / "clients.csv")) == 40
     again = floco("resume", out)
@@ -36,7 +42,11 @@ def test_run_leaves_a_run_directory_and_a_table(tmp_path: Path) -> None:
 
 
 def test_run_prints_one_line_per_evaluation_without_a_terminal(tmp_path: Path) -> None:
-    lines = re.findall(r"^round (\d)/4: global [\d.]+ % personal [\d.]+ %$", floco("run", *QUICK, "--out", tmp_path / "run").output, re.M)
+    lines = re.findall(
+        r"^round (\d)/4: global [\d.]+ % personal [\d.]+ %$",
+        floco("run", *QUICK, "--out", tmp_path / "run").output,
+        re.M,
+    )
     assert lines == ["2", "4"]
 
 
@@ -69,7 +79,9 @@ def small_npz(path: Path) -> Path:
     return path
 
 
-def test_wrong_use_says_what_to_do_with_exit_code_2_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_use_says_what_to_do_with_exit_code_2_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     small_npz(tmp_path / "small.npz")
     cases = [
@@ -111,17 +123,21 @@ def test_a_run_that_fails_exits_with_1_and_says_how_to_continue(tmp_path: Path) 
     assert f"floco resume {tmp_path / 'run'}" in done.stderr
 
 
-LONG = ["-s", "training.rounds=500", "-s", "run.workers=2", "-s", "run.evaluate_every=100"]
+LONG = ["-s", "training.rounds=100000", "-s", "run.workers=2", "-s", "run.evaluate_every=100"]
 
 
-def started(out: Path, *more: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen([*FLOCO, "run", *LONG, *more, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (out / "timings.csv").exists() or (out / "timings.csv").read_text().count("\n") < 10:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def on_its_way(command: str, *words: object, rounds: int, out: Path) -> subprocess.Popen[str]:
+    """A process that trains, and has trained until this round."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = started([*FLOCO, command, *words], **pipes)
+    until(lambda: round_of(out) >= rounds, process)
     return process
+
+
+def round_of(out: Path) -> int:
+    """The last round that a run will not lose."""
+    latest = out / "checkpoint" / "latest"
+    return int(latest.read_text()) if latest.exists() else 0
 
 
 def workers_of(pid: int) -> list[int]:
@@ -129,39 +145,33 @@ def workers_of(pid: int) -> list[int]:
 
 
 def test_ctrl_c_says_how_to_resume_and_leaves_a_resumable_run(tmp_path: Path) -> None:
-    process = started(tmp_path / "run")
+    out = tmp_path / "run"
+    process = on_its_way("run", *LONG, "--out", out, rounds=8, out=out)
     children = workers_of(process.pid)
     assert len(children) == 2
     for pid in (process.pid, *children):  # a terminal sends it to the whole group
         os.kill(pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert f"continue with: floco resume {tmp_path / 'run'}" in err
+    assert f"continue with: floco resume {out}" in err
     assert "Traceback" not in err
-    assert int((tmp_path / "run" / "checkpoint" / "latest").read_text()) >= 8  # a table grows just before the pointer moves
+    assert round_of(out) >= 8
 
 
 def test_workers_die_with_their_parent_and_the_run_can_be_taken_up(tmp_path: Path) -> None:
-    process = started(tmp_path / "run")
+    out = tmp_path / "run"
+    process = on_its_way("run", *LONG, "--out", out, rounds=8, out=out)
     children = workers_of(process.pid)
+    assert len(children) == 2
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 30
-    while any(_alive(c) for c in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    again = subprocess.Popen([*FLOCO, "resume", str(tmp_path / "run")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    before = int((tmp_path / "run" / "checkpoint" / "latest").read_text())
-    deadline = time.monotonic() + 60
-    while int((tmp_path / "run" / "checkpoint" / "latest").read_text()) < before + 5:
-        assert again.poll() is None, again.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    second = floco("resume", tmp_path / "run")
-    assert second.exit_code == 2
-    assert "in use by another process" in second.stderr
+    until(lambda: not any(_alive(c) for c in children))
+    again = on_its_way("resume", out, rounds=round_of(out) + 5, out=out)
+    second = floco("resume", out)
     again.kill()
     again.communicate()
+    assert second.exit_code == 2
+    assert "in use by another process" in second.stderr
 
 
 def _alive(pid: int) -> bool:
@@ -174,7 +184,13 @@ def _alive(pid: int) -> bool:
 def test_a_terminal_gets_a_progress_bar_with_both_accuracies(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    process = subprocess.Popen([*FLOCO, "run", *QUICK, "--out", str(tmp_path / "run")], stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
+    process = subprocess.Popen(
+        [*FLOCO, "run", *QUICK, "--out", str(tmp_path / "run")],
+        stdout=theirs,
+        stderr=theirs,
+        stdin=theirs,
+        env=environment,
+    )
     os.close(theirs)
     shown = b""
     try:
@@ -190,7 +206,8 @@ def test_a_terminal_gets_a_progress_bar_with_both_accuracies(tmp_path: Path) -> 
 def test_help_names_the_commands_and_imports_no_torch() -> None:
     shown = subprocess.run([*FLOCO, "--help"], capture_output=True, text=True, check=True).stdout
     assert all(f" {command} " in shown for command in ("run", "resume", "data"))
-    code = "import sys, floco, floco.cli; sys.exit(any(m in sys.modules for m in ('torch', 'datasets', 'pandas', 'sklearn', 'matplotlib')))"
+    heavy = ("torch", "datasets", "pandas", "sklearn", "matplotlib")
+    code = f"import sys, floco, floco.cli; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -229,20 +246,52 @@ def test_odd_places_and_values_end_in_words(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir("/")
     (tmp_path / "😀").mkdir()
     np.savez(tmp_path / "😀" / "d.npz", x=np.zeros((40, 2)), y=np.arange(40) % 2)
-    odd = floco("run", "-s", f"data.source=npz:{tmp_path}/😀/d.npz", "-s", "data.split=iid", "-s", "data.clients=4", *QUICK, "--out", tmp_path / "odd")
+    odd = floco(
+        "run",
+        "-s",
+        f"data.source=npz:{tmp_path}/😀/d.npz",
+        "-s",
+        "data.split=iid",
+        "-s",
+        "data.clients=4",
+        *QUICK,
+        "--out",
+        tmp_path / "odd",
+    )
     assert odd.exit_code == 0, odd.output
-    for bad in ("algorithm.name=[1]", "model.name=os:sep", "model.name=:f", "algorithm.mix=[]", 'algorithm.mix=["1.weight","1.weight"]'):
+    for bad in (
+        "algorithm.name=[1]",
+        "model.name=os:sep",
+        "model.name=:f",
+        "algorithm.mix=[]",
+        'algorithm.mix=["1.weight","1.weight"]',
+    ):
         done = floco("run", "-s", bad, "--out", tmp_path / "bad")
         assert (done.exit_code, done.stderr[:7]) == (2, "error: "), (bad, done.output)
 
 
 def test_it_runs_without_git(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": str(tmp_path)}
-    done = subprocess.run([*FLOCO, "run", *QUICK, "--out", str(tmp_path / "run")], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*FLOCO, "run", *QUICK, "--out", str(tmp_path / "run")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("file", "damage"), [("run.json", b"{"), ("timings.csv", None), ("history.csv", b"x"), ("checkpoint/memories", None), ("checkpoint/latest", b"x")])
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("run.json", b"{"),
+        ("timings.csv", None),
+        ("history.csv", b"x"),
+        ("checkpoint/memories", None),
+        ("checkpoint/latest", b"x"),
+    ],
+)
 def test_a_damaged_run_is_said_to_be_one(tmp_path: Path, file: str, damage: bytes | None) -> None:
     out = tmp_path / "run"
     assert floco("run", *QUICK, "-s", "algorithm.name=ditto", "--out", out).exit_code == 0

@@ -45,7 +45,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 def close(a: Progress, b: Progress, tolerance: float = 1e-5) -> bool:
     pairs = [(a.state.shared, b.state.shared), *((a.memories[c], b.memories[c]) for c in a.memories)]
-    return a.memories.keys() == b.memories.keys() and all(torch.allclose(x[n].double(), y[n].double(), rtol=tolerance, atol=tolerance) for x, y in pairs for n in x)
+    return a.memories.keys() == b.memories.keys() and all(
+        torch.allclose(x[n].double(), y[n].double(), rtol=tolerance, atol=tolerance) for x, y in pairs for n in x
+    )
 
 
 def both(setup: Setup) -> tuple[Progress, Progress]:
@@ -69,14 +71,29 @@ def batch_norm() -> nn.Module:
 
 def equal_sizes(n: int, step: int = 1) -> Federation:
     whole = blobs()
-    return replace(whole, clients=tuple(replace(c, train=c.train[: n - step * (i % 2)]) for i, c in enumerate(whole.clients)))
+    return replace(
+        whole, clients=tuple(replace(c, train=c.train[: n - step * (i % 2)]) for i, c in enumerate(whole.clients))
+    )
 
 
 @pytest.mark.parametrize("buffers", ["average", "local"])
 def test_batch_norm_counts_in_stacked_buffers_among_clients_of_one_size(buffers: str, trained: list[bool]) -> None:
-    alone, together = both(make(FlocoPlus(endpoints=3, assign_at=3), model=batch_norm, federation=equal_sizes(8), fraction=1.0, buffers=buffers, batch_size=4, lr=0.02, seed=2))
+    alone, together = both(
+        make(
+            FlocoPlus(endpoints=3, assign_at=3),
+            model=batch_norm,
+            federation=equal_sizes(8),
+            fraction=1.0,
+            buffers=buffers,
+            batch_size=4,
+            lr=0.02,
+            seed=2,
+        )
+    )
     assert all(trained)
-    assert close(alone, together, 1e-3)  # a batch of four, divided by its own deviation, magnifies rounding (and a center that rounding puts onto an edge draws other mixtures)
+    # A batch of four, divided by its own deviation, magnifies rounding, and a center that rounding puts onto an edge
+    # draws other mixtures.
+    assert close(alone, together, 1e-3)
     counter = "1.num_batches_tracked"
     assert torch.equal(alone.state.shared[counter], together.state.shared[counter])
 
@@ -112,7 +129,9 @@ class Branching(nn.Module):
     [(lambda: nn.Sequential(small_net(), nn.Dropout(0.1)), "random"), (Recurrent, "gru"), (Branching, "control flow")],
     ids=["dropout", "recurrent", "branching"],
 )
-def test_what_cannot_be_batched_is_said_once_and_trained_one_at_a_time(model: Callable[[], nn.Module], reason: str) -> None:
+def test_what_cannot_be_batched_is_said_once_and_trained_one_at_a_time(
+    model: Callable[[], nn.Module], reason: str
+) -> None:
     setup = make(FedAvg(), model=model, rounds=2)
     assert reason in (refusal(setup) or "")
     with pytest.warns(UserWarning, match="one at a time.*network cannot be batched") as said:
@@ -155,7 +174,14 @@ class Defaulted(Algorithm):
     name: ClassVar[str] = "defaulted"
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
-        def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch, *, scale: float = 1.0 + facts.label_counts[0]) -> torch.Tensor:
+        def loss(
+            predict: Predict,
+            tensors: Tensors,
+            draw: torch.Tensor | None,
+            batch: Batch,
+            *,
+            scale: float = 1.0 + facts.label_counts[0],
+        ) -> torch.Tensor:
             return cross_entropy(predict(tensors, batch.x), batch.y) / scale
 
         return (Phase("shared", (Step(loss, facts.layout.parameters),)),)
@@ -250,7 +276,9 @@ def _branchy(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batc
 
 @pytest.mark.filterwarnings("ignore:some clients train one at a time")
 @pytest.mark.parametrize("algorithm", [Distilled(), Branchy()], ids=lambda a: a.name)
-def test_what_fails_late_or_not_by_its_value_agrees_with_one_at_a_time(algorithm: Algorithm, trained: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_late_or_not_by_its_value_agrees_with_one_at_a_time(
+    algorithm: Algorithm, trained: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(programs, "_OFTEN", 2)
     assert close(*both(make(algorithm, rounds=3)))
     assert all(trained) == (algorithm.name == "branchy")
@@ -342,7 +370,10 @@ def test_padding_is_tried_on_samples_that_differ(trained: list[bool]) -> None:
 
 
 def test_memories_are_alike_at_hand_and_in_files() -> None:
-    setup = make(FlocoPlus(endpoints=10, assign_at="never", mix="all"), model=lambda: nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 3)))
+    setup = make(
+        FlocoPlus(endpoints=10, assign_at="never", mix="all"),
+        model=lambda: nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 3)),
+    )
     kept = train(setup, Serial(setup, 8))[-1]
     (*_, read) = loop.rounds(setup, Serial(setup, 8), Plan(evaluate_every=1), loop.begin(setup, Memories(budget=0)))
     assert kept.evaluation == read.evaluation
@@ -364,7 +395,12 @@ class Keeps(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.frozen, self.head = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 7), nn.Linear(7, 3)
+        self.first, self.second, self.frozen, self.head = (
+            nn.Linear(5, 5),
+            nn.Linear(5, 5),
+            nn.Linear(5, 7),
+            nn.Linear(7, 3),
+        )
         self.second.weight = self.first.weight
         self.frozen.requires_grad_(False)
 
@@ -383,7 +419,9 @@ def test_a_module_that_keeps_tensors_stays_usable(trained: list[bool]) -> None:
 
 def test_one_long_client_among_short_ones_goes_on_alone(trained: list[bool]) -> None:
     whole = blobs()
-    federation = replace(whole, clients=tuple(replace(c, train=c.train if i == 5 else c.train[:3]) for i, c in enumerate(whole.clients)))
+    federation = replace(
+        whole, clients=tuple(replace(c, train=c.train if i == 5 else c.train[:3]) for i, c in enumerate(whole.clients))
+    )
     assert close(*both(make(Floco(endpoints=3, assign_at=3), federation=federation, fraction=1.0, batch_size=2)))
     assert all(trained)
 
@@ -426,16 +464,27 @@ def test_workers_train_cohorts_and_the_parent_tells_once_what_they_cannot() -> N
 
 
 @pytest.mark.parametrize("model", [small_net, batch_norm])
-def test_a_traced_program_gives_the_same_bits_and_is_traced_once_for_a_shape(model: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_traced_program_gives_the_same_bits_and_is_traced_once_for_a_shape(
+    model: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
     traced: list[int] = []
     original = programs.make_fx
     monkeypatch.setattr(programs, "make_fx", lambda f: traced.append(1) or original(f))
-    setup = make(FlocoPlus(endpoints=3, assign_at="never"), model=model, federation=equal_sizes(8), fraction=1.0, rounds=4, batch_size=4)
+    setup = make(
+        FlocoPlus(endpoints=3, assign_at="never"),
+        model=model,
+        federation=equal_sizes(8),
+        fraction=1.0,
+        rounds=4,
+        batch_size=4,
+    )
     progress = {}
     for often in (1, 3, 1000):
         monkeypatch.setattr(programs, "_OFTEN", often)
         progress[often] = train(setup, Serial(setup, 8), Plan(evaluate_every=4))[-1]
-    assert len(traced) == 2 * (2 if model is small_net else 4)  # two runs, shared and personal phase; with BatchNorm batches of 4 and of 3
+    assert len(traced) == 2 * (
+        2 if model is small_net else 4
+    )  # two runs, shared and personal phase; with BatchNorm batches of 4 and of 3
     for often in (1, 3):
         assert same(progress[often].state.shared, progress[1000].state.shared)
         assert all(same(progress[often].memories[c], progress[1000].memories[c]) for c in setup.federation.ids)

@@ -1,11 +1,10 @@
-"""Comparisons: equal conditions for all methods, tables by hand, failures, tuning, and resumption with real processes."""
+"""Comparisons: equal conditions for all methods, tables by hand, failures, tuning, resumption with real processes."""
 
 import json
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import blobs, floco, rows, write_blobs
+from conftest import PATIENCE, blobs, floco, rows, started, until, write_blobs
 from floco.algorithms import ALGORITHMS
 from floco.analysis import comparison, tables, tuning
 from floco.analysis.tables import Results
@@ -56,7 +55,10 @@ def test_all_methods_of_a_seed_have_the_same_data_weights_and_client_samples(don
     for seed in ("0", "1"):
         facts = [json.loads((done / "runs" / f"{m}-seed{seed}" / "run.json").read_text()) for m in METHODS]
         assert len({f["data"] for f in facts}) == len({f["model"] for f in facts}) == 1
-        took_part = [[r["participated"] for r in rows(done / "clients.csv") if (r["method"], r["seed"]) == (m, seed)] for m in METHODS]
+        took_part = [
+            [r["participated"] for r in rows(done / "clients.csv") if (r["method"], r["seed"]) == (m, seed)]
+            for m in METHODS
+        ]
         assert all(t == took_part[0] for t in took_part)
         assert sum(map(int, took_part[0])) == 6 * 3
     assert facts[0]["data"] != json.loads((done / "runs" / "floco-seed0" / "run.json").read_text())["data"]
@@ -87,13 +89,22 @@ def test_steps_and_bytes_are_counted_for_every_method(done: Path) -> None:
 
 def test_columns_that_do_not_apply_are_empty(done: Path) -> None:
     found = {r["method"]: r for r in rows(done / "methods.csv")}
-    assert found["local"]["accuracy_global"] == found["local"]["update_variance"] == found["local"]["better_than_local"] == ""
+    assert (
+        found["local"]["accuracy_global"]
+        == found["local"]["update_variance"]
+        == found["local"]["better_than_local"]
+        == ""
+    )
     assert 0 <= float(found["floco"]["better_than_local"]) <= 1
 
 
 def results(history: dict[str, Any], clients: dict[str, Any]) -> Results:
     h, c = pd.DataFrame(history), pd.DataFrame(clients)
-    runs = c[["method", "seed"]].drop_duplicates(ignore_index=True).assign(seconds=1.0, steps_per_client=2.0, bytes_down=0.0, bytes_up=4.0)
+    runs = (
+        c[["method", "seed"]]
+        .drop_duplicates(ignore_index=True)
+        .assign(seconds=1.0, steps_per_client=2.0, bytes_down=0.0, bytes_up=4.0)
+    )
     return Results(h, c, tables._compared(runs, h, c))
 
 
@@ -101,11 +112,22 @@ def curves(**accuracy: list[float]) -> dict[str, Any]:
     n = len(next(iter(accuracy.values())))
     flat = [(m, 0, 10 * (i + 1), a, a) for m, values in accuracy.items() for i, a in enumerate(values)]
     assert len(flat) == n * len(accuracy)
-    return dict(zip(("method", "seed", "round", "accuracy_global", "accuracy_personal"), map(list, zip(*flat, strict=True)), strict=True))
+    return dict(
+        zip(
+            ("method", "seed", "round", "accuracy_global", "accuracy_personal"),
+            map(list, zip(*flat, strict=True)),
+            strict=True,
+        )
+    )
 
 
 def one_client(*methods: str) -> dict[str, Any]:
-    return {"method": list(methods), "seed": [0] * len(methods), "client": ["a"] * len(methods), "accuracy_personal": [0.5] * len(methods)}
+    return {
+        "method": list(methods),
+        "seed": [0] * len(methods),
+        "client": ["a"] * len(methods),
+        "accuracy_personal": [0.5] * len(methods),
+    }
 
 
 def test_the_target_is_fedavgs_mean_over_its_last_tenth_and_a_round_that_never_comes_is_empty() -> None:
@@ -122,21 +144,33 @@ def test_pairs_are_wilcoxons_test_of_the_same_clients_with_holms_correction() ->
     from scipy.stats import wilcoxon
 
     g = np.random.default_rng(1)
-    a = {m: g.uniform(0.5, 0.9, 24) + shift for m, shift in (("floco", 0.05), ("fedavg", 0.0), ("local", -0.05), ("ditto", 0.04))}
+    a = {
+        m: g.uniform(0.5, 0.9, 24) + shift
+        for m, shift in (("floco", 0.05), ("fedavg", 0.0), ("local", -0.05), ("ditto", 0.04))
+    }
     clients = {
         "method": [m for m in a for _ in range(24)],
         "seed": [s for _ in a for s in (0, 1) for _ in range(12)],
         "client": [str(i) for _ in a for _ in (0, 1) for i in range(12)],
     }
-    found = tables.pairs(results(curves(**{m: [0.1] for m in a}), {**clients, "accuracy_personal": np.concatenate(list(a.values()))}), "floco").set_index("method")
+    found = tables.pairs(
+        results(curves(**{m: [0.1] for m in a}), {**clients, "accuracy_personal": np.concatenate(list(a.values()))}),
+        "floco",
+    ).set_index("method")
     p = {m: wilcoxon(a["floco"] - a[m]).pvalue for m in ("fedavg", "local", "ditto")}
     ordered = sorted(p, key=lambda m: p[m])
     for m in p:
         gap = a["floco"] - a[m]
         assert found.loc[m, "p"] == pytest.approx(p[m])
         assert found.loc[m, "mean_difference"] == pytest.approx(gap.mean())
-        assert (found.loc[m, "better"], found.loc[m, "worse"], found.loc[m, "clients"]) == ((gap > 0).sum(), (gap < 0).sum(), 24)
-        assert found.loc[m, "p_holm"] == pytest.approx(max(min(1, p[q] * (3 - i)) for i, q in enumerate(ordered) if i <= ordered.index(m)))
+        assert (found.loc[m, "better"], found.loc[m, "worse"], found.loc[m, "clients"]) == (
+            (gap > 0).sum(),
+            (gap < 0).sum(),
+            24,
+        )
+        assert found.loc[m, "p_holm"] == pytest.approx(
+            max(min(1, p[q] * (3 - i)) for i, q in enumerate(ordered) if i <= ordered.index(m))
+        )
 
 
 def test_equal_gaps_are_equal_to_the_test() -> None:
@@ -144,7 +178,12 @@ def test_equal_gaps_are_equal_to_the_test() -> None:
 
     g = np.random.default_rng(2)
     right = g.integers(10, 18, (2, 20))
-    clients = {"method": ["floco"] * 20 + ["fedavg"] * 20, "seed": [0] * 40, "client": [str(i) for i in range(20)] * 2, "accuracy_personal": (right / 18).ravel()}
+    clients = {
+        "method": ["floco"] * 20 + ["fedavg"] * 20,
+        "seed": [0] * 40,
+        "client": [str(i) for i in range(20)] * 2,
+        "accuracy_personal": (right / 18).ravel(),
+    }
     found = tables.pairs(results(curves(floco=[0.1], fedavg=[0.1]), clients), "floco")
     assert found["p"].iloc[0] == pytest.approx(wilcoxon(right[0] - right[1]).pvalue)
 
@@ -162,7 +201,12 @@ def test_equal_methods_are_not_told_apart() -> None:
 
 
 def test_the_share_that_beats_a_rival_counts_strictly_better_clients() -> None:
-    clients = {"method": ["floco"] * 4 + ["local"] * 4, "seed": [0] * 8, "client": list("abcd") * 2, "accuracy_personal": [0.9, 0.5, 0.7, 0.1, 0.8, 0.5, 0.6, 0.2]}
+    clients = {
+        "method": ["floco"] * 4 + ["local"] * 4,
+        "seed": [0] * 8,
+        "client": list("abcd") * 2,
+        "accuracy_personal": [0.9, 0.5, 0.7, 0.1, 0.8, 0.5, 0.6, 0.2],
+    }
     found = results(curves(floco=[0.1], local=[0.1]), clients).runs.set_index("method")
     assert found.loc["floco", "better_than_local"] == 0.5
     assert np.isnan(found.loc["local", "better_than_local"])
@@ -171,10 +215,17 @@ def test_the_share_that_beats_a_rival_counts_strictly_better_clients() -> None:
 
 def test_clients_that_were_not_evaluated_under_both_methods_are_left_out_and_counted() -> None:
     nan = float("nan")
-    clients = {"method": ["floco"] * 4 + ["local"] * 3, "seed": [0] * 7, "client": [*"abcd", *"abx"], "accuracy_personal": [0.9, nan, 0.7, 0.9, 0.8, 0.6, 0.1]}
+    clients = {
+        "method": ["floco"] * 4 + ["local"] * 3,
+        "seed": [0] * 7,
+        "client": [*"abcd", *"abx"],
+        "accuracy_personal": [0.9, nan, 0.7, 0.9, 0.8, 0.6, 0.1],
+    }
     found = results(curves(floco=[0.1], local=[0.1]), clients)
     row = found.runs.set_index("method").loc["floco"]
-    assert row["better_than_local"] == 1.0  # of a alone: b has no accuracy under floco, c and d none under local, x none under floco
+    assert (
+        row["better_than_local"] == 1.0
+    )  # of a alone: b has no accuracy under floco, c and d none under local, x none under floco
     assert row["better_than_local_left_out"] == 4
     assert "floco against local 4" in tables.left_out(tables.methods(found))
     everybody = results(curves(floco=[0.1], local=[0.1]), one_client("floco", "local"))
@@ -183,17 +234,39 @@ def test_clients_that_were_not_evaluated_under_both_methods_are_left_out_and_cou
 
 def test_runs_of_a_method_are_seeds_of_one_another_only_if_all_else_is_equal(tmp_path: Path) -> None:
     short = ["-s", "training.rounds=1", "-s", "algorithm.name=fedavg", "-s", "run.engine=serial"]
-    for folder, more in {"a": ["seed=0"], "b": ["seed=1"], "c": ["seed=2", "training.epochs=2"], "d/a": ["seed=0"], "e/a": ["seed=0"]}.items():
+    for folder, more in {
+        "a": ["seed=0"],
+        "b": ["seed=1"],
+        "c": ["seed=2", "training.epochs=2"],
+        "d/a": ["seed=0"],
+        "e/a": ["seed=0"],
+    }.items():
         assert floco("run", *short, *[s for m in more for s in ("-s", m)], "--out", tmp_path / folder).exit_code == 0
     found = tables.load([tmp_path / f for f in ("a", "b", "c", "d/a", "e/a")])
-    assert {name: sorted(rows["seed"]) for name, rows in found.runs.groupby("method")} == {"fedavg": [0, 1], "fedavg (c)": [2], "fedavg (a)": [0], "fedavg (a 2)": [0]}
+    assert {name: sorted(rows["seed"]) for name, rows in found.runs.groupby("method")} == {
+        "fedavg": [0, 1],
+        "fedavg (c)": [2],
+        "fedavg (a)": [0],
+        "fedavg (a 2)": [0],
+    }
     assert "training.epochs (3, 2)" in tables.unequal(found.paths.values())
     assert tables.unequal([tmp_path / "a", tmp_path / "b"]) == ""
 
 
 def test_seeds_of_a_comparison_stay_together_though_each_was_tuned_by_itself(tmp_path: Path) -> None:
     for seed, lr in ((0, 0.1), (1, 0.05)):
-        given = ["-s", f"seed={seed}", "-s", f"training.lr={lr}", "-s", "training.rounds=1", "-s", "algorithm.name=fedavg", "-s", "run.engine=serial"]
+        given = [
+            "-s",
+            f"seed={seed}",
+            "-s",
+            f"training.lr={lr}",
+            "-s",
+            "training.rounds=1",
+            "-s",
+            "algorithm.name=fedavg",
+            "-s",
+            "run.engine=serial",
+        ]
         assert floco("run", *given, "--out", tmp_path / "all" / "runs" / f"fedavg-seed{seed}").exit_code == 0
     paths = sorted((tmp_path / "all" / "runs").iterdir())
     assert len(tables.load(paths).names) == 2  # single runs with other settings
@@ -203,13 +276,20 @@ def test_seeds_of_a_comparison_stay_together_though_each_was_tuned_by_itself(tmp
 
 def test_methods_differ_in_their_algorithm_only_and_share_what_they_inherit() -> None:
     base = read(None, ["algorithm.radius=0.25", "training.rounds=10", "algorithm.assign_at=3"])
-    made = comparison.configurations(base, ["floco", "floco+", "ditto"], {"ditto": {"pull": 0.5}, "floco+": {"endpoints": 7}})
+    made = comparison.configurations(
+        base, ["floco", "floco+", "ditto"], {"ditto": {"pull": 0.5}, "floco+": {"endpoints": 7}}
+    )
     assert made["floco"].algorithm == base.algorithm
     plus: Any = made["floco+"].algorithm
     assert (plus.radius, plus.assign_at, plus.endpoints, plus.pull) == (0.25, 3, 7, 1.0)
     assert made["ditto"].algorithm.pull == 0.5  # type: ignore[attr-defined]
-    assert all((m.training, m.data, m.model, m.run, m.seed) == (base.training, base.data, base.model, base.run, base.seed) for m in made.values())
-    from_ditto = comparison.configurations(read(None, ["algorithm.name=ditto", "algorithm.pull=0.1"]), ["pfedme", "ditto"])
+    assert all(
+        (m.training, m.data, m.model, m.run, m.seed) == (base.training, base.data, base.model, base.run, base.seed)
+        for m in made.values()
+    )
+    from_ditto = comparison.configurations(
+        read(None, ["algorithm.name=ditto", "algorithm.pull=0.1"]), ["pfedme", "ditto"]
+    )
     assert from_ditto["pfedme"].algorithm == ALGORITHMS["pfedme"]()  # another method's pull
 
 
@@ -256,7 +336,12 @@ def test_data_that_changed_are_refused_and_no_table_mixes_them(tmp_path: Path) -
 
 def test_a_changed_comparison_file_is_named(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert floco("compare", *settings(tmp_path, **{"training.rounds": 2}), "-a", "local", "--seeds", 1, "--out", out).exit_code == 0
+    assert (
+        floco(
+            "compare", *settings(tmp_path, **{"training.rounds": 2}), "-a", "local", "--seeds", 1, "--out", out
+        ).exit_code
+        == 0
+    )
     facts = json.loads((out / "comparison.json").read_text())
     (out / "comparison.json").write_text(json.dumps({**facts, "configs": {}}))
     refused = floco("resume", out)
@@ -265,7 +350,18 @@ def test_a_changed_comparison_file_is_named(tmp_path: Path) -> None:
 
 
 def test_a_method_that_fails_does_not_lose_the_others(tmp_path: Path) -> None:
-    result = floco("compare", *settings(tmp_path), "-a", "fedprox,fedavg,local", "--seeds", 1, "-s", "fedprox.mu=1e30", "--out", tmp_path / "out")
+    result = floco(
+        "compare",
+        *settings(tmp_path),
+        "-a",
+        "fedprox,fedavg,local",
+        "--seeds",
+        1,
+        "-s",
+        "fedprox.mu=1e30",
+        "--out",
+        tmp_path / "out",
+    )
     assert result.exit_code == 1
     assert "fedprox, seed 0: round" in result.output
     assert f"floco resume {tmp_path / 'out'}" in result.output
@@ -280,41 +376,51 @@ def tables_of(path: Path) -> dict[str, bytes]:
     return {**kept, "methods": json.dumps(timeless).encode()}
 
 
+DYING = """
+import os, signal, sys
+from pathlib import Path
+from floco.cli import main
+from floco.runs.checkpoint import Store
+
+out, begun, saves = Path(sys.argv.pop(1)), int(sys.argv.pop(1)), int(sys.argv.pop(1))
+save = Store.save
+
+def saved(self, progress):
+    global saves
+    save(self, progress)
+    saves -= len(list(out.glob("runs/*/run.json"))) >= begun
+    if not saves:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Store.save = saved
+main()
+"""
+"""The command line, killed in a given run of a comparison after so many of its rounds."""
+
+
 def test_a_comparison_that_is_killed_again_and_again_ends_with_the_same_tables(done: Path, tmp_path: Path) -> None:
-    command = [str(Path(sys.executable).with_name("floco"))]
     out = tmp_path / "out"
-    process = subprocess.Popen([*command, "compare", *settings(tmp_path), "-a", ",".join(METHODS), "--seeds", "2", "--out", str(out)], stdout=subprocess.DEVNULL)
-    for wanted in (1, 4, 6):
-        deadline = time.monotonic() + 120
-        while len(list(out.glob("runs/*/run.json"))) < wanted and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        process = subprocess.Popen([*command, "resume", str(out)], stdout=subprocess.DEVNULL)
-    assert process.wait(timeout=120) == 0
+    words = ["compare", *settings(tmp_path), "-a", ",".join(METHODS), "--seeds", "2", "--out", str(out)]
+    for begun, saves in ((1, 2), (4, 1), (6, 5)):
+        dying = [sys.executable, "-c", DYING, out, str(begun), str(saves), *words]
+        killed = subprocess.run(dying, stdout=subprocess.DEVNULL, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert len(list(out.glob("runs/*/run.json"))) == begun
+        words = ["resume", str(out)]
+    subprocess.run([Path(sys.executable).with_name("floco"), *words], stdout=subprocess.DEVNULL, check=True)
     found, expected = tables_of(out), tables_of(done)
     assert found["history"] == expected["history"]
     assert found == expected
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
-    command = [
-        str(Path(sys.executable).with_name("floco")),
-        "compare",
-        *settings(tmp_path, **{"training.rounds": 2000}),
-        "-a",
-        "fedavg",
-        "--seeds",
-        "1",
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out" / "runs" / "fedavg-seed0" / "checkpoint" / "3").exists():
-        assert process.poll() is None
-        time.sleep(0.005)
+    words = ["compare", *settings(tmp_path, **{"training.rounds": 100_000}), "-a", "fedavg", "--seeds", "1"]
+    command = [Path(sys.executable).with_name("floco"), *words, "--out", tmp_path / "out"]
+    process = started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    latest = tmp_path / "out" / "runs" / "fedavg-seed0" / "checkpoint" / "latest"
+    until(lambda: latest.exists() and int(latest.read_text()) >= 3, process)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert f"continue with: floco resume {tmp_path / 'out'}" in error
 
@@ -344,7 +450,9 @@ def test_where_samples_have_an_order_the_latest_are_cut_and_each_recording_loses
     from floco.data.federation import Client
 
     federation = blobs()
-    when = torch.tensor([*range(0, 32, 2), *range(0, 32, 4)])  # two recordings of the same time, one with half as many samples
+    when = torch.tensor(
+        [*range(0, 32, 2), *range(0, 32, 4)]
+    )  # two recordings of the same time, one with half as many samples
     one = Client("a", torch.arange(len(when)), torch.tensor([30]), when=when)
     cut = tuning.for_tuning(replace(federation, clients=(one,)), 0).clients[0]
     assert when[cut.train].max() < when[cut.test].min()
@@ -376,14 +484,26 @@ def test_a_client_with_one_training_sample_cannot_be_tuned_on() -> None:
 
 def test_tuned_runs_use_the_best_trial_and_all_training_data_and_trials_are_not_repeated(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = floco("compare", *settings(tmp_path, **{"run.trackers": '["tensorboard"]'}), "-a", "fedprox,local", "--seeds", 2, "--tune", "--out", out)
+    result = floco(
+        "compare",
+        *settings(tmp_path, **{"run.trackers": '["tensorboard"]'}),
+        "-a",
+        "fedprox,local",
+        "--seeds",
+        2,
+        "--tune",
+        "--out",
+        out,
+    )
     assert result.exit_code == 0, result.output
     assert "tuning fedprox, seed 1, 6/6" in result.output
     for seed in (0, 1):
         trials = [r for r in rows(out / "tuning.csv") if (r["method"], r["seed"]) == ("fedprox", str(seed))]
         best = max(trials, key=lambda r: (float(r["validation_accuracy"]), -float(r["validation_loss"])))
         used = json.loads((out / "runs" / f"fedprox-seed{seed}" / "run.json").read_text())["config"]
-        assert {"training.lr": used["training"]["lr"], "algorithm.mu": used["algorithm"]["mu"]} == json.loads(best["settings"])
+        assert {"training.lr": used["training"]["lr"], "algorithm.mu": used["algorithm"]["mu"]} == json.loads(
+            best["settings"]
+        )
     assert {r["n_train"] for r in rows(out / "clients.csv")} == {"32"}
     changed = (out / "tuning.csv").read_text().replace(best["validation_accuracy"], "0.0")
     (out / "tuning.csv").write_text(changed)
@@ -401,6 +521,8 @@ def test_test_parts_do_not_matter_to_tuning(tmp_path: Path) -> None:
     config = comparison.configurations(read(None, settings(tmp_path)[1::2]), ["fedprox"])["fedprox"]
     federation = session.federation(config)
     everything = torch.cat([c.test for c in federation.clients])
-    poisoned = replace(federation, x=federation.x.index_fill(0, everything, float("nan")), y=federation.y.index_fill(0, everything, 0))
+    poisoned = replace(
+        federation, x=federation.x.index_fill(0, everything, float("nan")), y=federation.y.index_fill(0, everything, 0)
+    )
     trial = tuning.grid(config)[0]
     assert tuning.try_out(config, federation, trial) == tuning.try_out(config, poisoned, trial)

@@ -87,13 +87,17 @@ def test_the_shipped_configurations_are_valid(path: Path) -> None:
 def test_the_papers_settings() -> None:
     """CIFAR-10 as in the paper: 100 clients of 500 samples, 30 a round, 500 rounds, assignment in round 250."""
     paper = Training(rounds=500, fraction=0.3, epochs=5, batch_size=50, lr=0.02, momentum=0.5, weight_decay=5e-4)
-    folds, released, dirichlet = (read(next(p for p in CONFIGS if p.stem == f"cifar10-{n}")) for n in ("folds", "folds-released", "dirichlet"))
+    folds, released, dirichlet = (
+        read(next(p for p in CONFIGS if p.stem == f"cifar10-{n}")) for n in ("folds", "folds-released", "dirichlet")
+    )
     assert folds.training == released.training == dirichlet.training == paper
     assert folds.algorithm == Floco(endpoints=10, assign_at=250, radius=0.1)
     assert released.algorithm == Floco(endpoints=10, assign_at=250, radius=0.1, sampler="released", normalize=False)
     assert dirichlet.algorithm == Floco(endpoints=10, assign_at=250, radius=0.3)
     assert (folds.data.share, released.data.share, dirichlet.data.alpha) == (0.8, 0.84, 0.5)
-    assert {(c.data.clients, c.data.samples, c.data.test_share) for c in (folds, released, dirichlet)} == {(100, 500, 0.2)}
+    assert {(c.data.clients, c.data.samples, c.data.test_share) for c in (folds, released, dirichlet)} == {
+        (100, 500, 0.2)
+    }
 
 
 def test_lossless_numbers_are_taken() -> None:

@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 from floco.core.errors import FlocoError
 from floco.data.federation import Federation
 from floco.data.folds import FoldsPartitioner
-from floco.data.partition import SPLITS, Dirichlet, DirichletSizes, Folds, Iid, Natural, Pathological, Single, heterogeneity, partition
+from floco.data.partition import (
+    SPLITS,
+    Dirichlet,
+    DirichletSizes,
+    Folds,
+    Iid,
+    Natural,
+    Pathological,
+    Single,
+    heterogeneity,
+    partition,
+)
 from floco.data.schema import Normalization
 from floco.data.sources import load
 
@@ -18,14 +29,18 @@ DIGITS = load("digits")
 
 
 def counts(federation: Federation) -> np.ndarray:
-    return np.array([np.add(federation.label_counts(c.train), federation.label_counts(c.test)) for c in federation.clients])
+    return np.array(
+        [np.add(federation.label_counts(c.train), federation.label_counts(c.test)) for c in federation.clients]
+    )
 
 
 def rows(federation: Federation) -> list[int]:
     return [i for c in federation.clients for i in (*c.train.tolist(), *c.test.tolist())]
 
 
-@pytest.mark.parametrize("split", [Folds(5), Dirichlet(0.5), DirichletSizes(1.0), Iid(), Pathological(2)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "split", [Folds(5), Dirichlet(0.5), DirichletSizes(1.0), Iid(), Pathological(2)], ids=lambda s: s.name
+)
 def test_every_split_gives_each_row_to_one_client_at_most_and_follows_the_seed(split: Folds) -> None:
     a, b, c = (DIGITS.split(split, clients=10, seed=s) for s in (0, 0, 1))
     assert len(set(rows(a))) == len(rows(a))
@@ -103,23 +118,40 @@ def test_heterogeneity_is_zero_for_equal_and_near_one_for_disjoint_clients() -> 
 
 
 def test_test_parts_do_not_depend_on_other_clients() -> None:
-    a = load({"x": np.random.default_rng(0).random((40, 3)), "y": np.arange(40) % 2, "client": np.repeat(["b", "a"], 20)})
-    b = load({"x": np.random.default_rng(0).random((40, 3)), "y": np.arange(40) % 2, "client": np.repeat(["b", "c"], 20)})
+    a = load(
+        {"x": np.random.default_rng(0).random((40, 3)), "y": np.arange(40) % 2, "client": np.repeat(["b", "a"], 20)}
+    )
+    b = load(
+        {"x": np.random.default_rng(0).random((40, 3)), "y": np.arange(40) % 2, "client": np.repeat(["b", "c"], 20)}
+    )
     one, other = a.split(Natural()).client("b"), b.split(Natural()).client("b")
     assert torch.equal(one.test, other.test)
     assert len(one.test) == 4
-    assert not torch.equal(one.test + 20, a.split(Natural()).client("a").test)  # nor have equal clients the same positions
+    assert not torch.equal(
+        one.test + 20, a.split(Natural()).client("a").test
+    )  # nor have equal clients the same positions
 
 
 def test_natural_clients_keep_their_ids_and_samples() -> None:
-    f = load({"x": np.zeros((6, 2)), "y": [0, 1, 0, 1, 0, 1], "client": np.array(["north", "south", "north", "south", "south", "north"])}).split(Natural())
+    f = load(
+        {
+            "x": np.zeros((6, 2)),
+            "y": [0, 1, 0, 1, 0, 1],
+            "client": np.array(["north", "south", "north", "south", "south", "north"]),
+        }
+    ).split(Natural())
     assert f.ids == ("north", "south")
     assert sorted((*f.client("north").train.tolist(), *f.client("north").test.tolist())) == [0, 2, 5]
 
 
 def test_order_makes_the_latest_the_test_part_and_drops_the_window_at_the_cut() -> None:
     position = np.concatenate([np.arange(10) / 10, np.arange(5) / 5])  # two recordings of one client
-    data = {"x": np.zeros((15, 2), np.float32), "y": np.arange(15) % 2, "client": np.zeros(15, int), "position": position}
+    data = {
+        "x": np.zeros((15, 2), np.float32),
+        "y": np.arange(15) % 2,
+        "client": np.zeros(15, int),
+        "position": position,
+    }
     (c,) = load(data).split(Natural(), order="position").clients
     assert c.train.tolist() == [0, 1, 2, 3, 4, 5, 6, 10, 11, 12]
     assert c.test.tolist() == [8, 9, 14]
@@ -134,7 +166,9 @@ def test_held_out_clients_take_no_part_in_anything() -> None:
 
 
 def test_normalization_is_of_the_training_parts_per_channel() -> None:
-    f = load((np.random.default_rng(0).normal(3, 2, (100, 4)).astype(np.float32), np.arange(100) % 2)).split(Iid(), clients=4)
+    f = load((np.random.default_rng(0).normal(3, 2, (100, 4)).astype(np.float32), np.arange(100) % 2)).split(
+        Iid(), clients=4
+    )
     train = f.inputs(torch.cat([c.train for c in f.clients]))
     assert torch.allclose(train.mean(0), torch.zeros(4), atol=1e-5)
     assert torch.allclose(train.std(0, unbiased=False), torch.ones(4), atol=1e-5)
@@ -165,7 +199,9 @@ def test_fixed_normalization_is_the_formula() -> None:
         ((9, 3, 8, 8), np.float32, "features", (3, 8, 8)),
     ],
 )
-def test_images_and_features_are_told_apart(shape: tuple[int, ...], dtype: type, kind: str, inputs: tuple[int, ...]) -> None:
+def test_images_and_features_are_told_apart(
+    shape: tuple[int, ...], dtype: type, kind: str, inputs: tuple[int, ...]
+) -> None:
     s = load((np.zeros(shape, dtype), np.arange(9) % 2), kind=kind)
     assert tuple(s.x.shape[1:]) == inputs
     assert s.x.dtype == (torch.uint8 if dtype is np.uint8 else torch.float32)
@@ -173,7 +209,13 @@ def test_images_and_features_are_told_apart(shape: tuple[int, ...], dtype: type,
 
 def test_npz_with_strings_and_a_global_test_part(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    np.savez(path, x_train=np.zeros((6, 2)), y_train=np.array(["cat", "dog"] * 3), x_test=np.ones((2, 2)), y_test=np.array(["dog", "dog"]))
+    np.savez(
+        path,
+        x_train=np.zeros((6, 2)),
+        y_train=np.array(["cat", "dog"] * 3),
+        x_test=np.ones((2, 2)),
+        y_test=np.array(["dog", "dog"]),
+    )
     f = load(f"npz:{path}").split(Iid(), clients=2)
     assert f.names == ("cat", "dog")
     assert f.y_test.tolist() == [1, 1]
@@ -187,7 +229,10 @@ def test_labels_of_any_numbers_and_names(tmp_path: Path) -> None:
 
 def test_idx_files_plain_and_packed(tmp_path: Path) -> None:
     images, labels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3), np.array([1, 0], np.uint8)
-    header = {3: b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (2, 3, 3)), 1: b"\0\0\x08\x01" + (2).to_bytes(4, "big")}
+    header = {
+        3: b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (2, 3, 3)),
+        1: b"\0\0\x08\x01" + (2).to_bytes(4, "big"),
+    }
     for part in ("train", "t10k"):
         (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(header[3] + images.tobytes())
         (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(header[1] + labels.tobytes()))
@@ -203,7 +248,9 @@ def test_a_folder_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         for label in ("cat", "dog"):
             (tmp_path / "data" / part / label).mkdir(parents=True)
             for i in range(n):
-                Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(tmp_path / "data" / part / label / f"{i}.png")
+                Image.fromarray(np.full((8, 8, 3), 40 * i, np.uint8)).save(
+                    tmp_path / "data" / part / label / f"{i}.png"
+                )
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     s = load(f"folder:{tmp_path / 'data'}")
     assert s.names == ("cat", "dog")
@@ -215,9 +262,13 @@ def test_a_hub_set_is_read_by_the_datasets_library(tmp_path: Path, monkeypatch: 
     """A local folder stands where a name on the hub would: the same call of the library."""
     from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
-    features = Features({"x": Sequence(Value("float32"), 2), "label": ClassLabel(names=["no", "yes"]), "client": Value("string")})
+    features = Features(
+        {"x": Sequence(Value("float32"), 2), "label": ClassLabel(names=["no", "yes"]), "client": Value("string")}
+    )
     (tmp_path / "set").mkdir()
-    Dataset.from_dict({"x": [[0, i] for i in range(8)], "label": [0, 1] * 4, "client": ["a", "b"] * 4}, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    Dataset.from_dict(
+        {"x": [[0, i] for i in range(8)], "label": [0, 1] * 4, "client": ["a", "b"] * 4}, features=features
+    ).to_parquet(tmp_path / "set" / "train.parquet")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     samples = load(f"hub:{tmp_path / 'set'}")
     assert samples.names == ("no", "yes")
@@ -228,7 +279,9 @@ def test_a_hub_set_is_read_by_the_datasets_library(tmp_path: Path, monkeypatch: 
 
 
 def test_a_function_and_a_pair_of_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").write_text("import numpy as np\ndef load():\n    return np.zeros((4, 2)), np.array([0, 1, 0, 1])\n")
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\ndef load():\n    return np.zeros((4, 2)), np.array([0, 1, 0, 1])\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert len(load("mine:load").y) == 4
     assert len(load((torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))).y) == 4

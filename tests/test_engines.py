@@ -18,7 +18,11 @@ from floco.engines.processes import Processes, _dumps
 from floco.server.rounds import Plan, begin
 
 
-@pytest.mark.parametrize("algorithm", [Floco(endpoints=4, assign_at=3), FlocoPlus(endpoints=4, assign_at=3), FedAvg(), Ditto()], ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "algorithm",
+    [Floco(endpoints=4, assign_at=3), FlocoPlus(endpoints=4, assign_at=3), FedAvg(), Ditto()],
+    ids=lambda a: a.name,
+)
 def test_serial_and_any_number_of_workers_give_the_same_bits(algorithm: Algorithm) -> None:
     setup = make(algorithm, model=conv_net)
     expected = train(setup, Serial(setup))
@@ -33,7 +37,9 @@ def test_serial_and_any_number_of_workers_give_the_same_bits(algorithm: Algorith
 
 
 def conv_net() -> nn.Module:
-    return nn.Sequential(nn.Unflatten(1, (1, 1, 5)), nn.Conv2d(1, 4, (1, 3)), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(12, 3))
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 1, 5)), nn.Conv2d(1, 4, (1, 3)), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(12, 3)
+    )
 
 
 class Fails(nn.Module):
@@ -78,7 +84,9 @@ def test_a_failing_client_is_left_out_named_and_counted(how: str, reason: str, w
 
 def test_more_failures_than_allowed_end_the_run() -> None:
     setup = failing("raises")
-    with pytest.raises(RunFailed, match=r'round 1: 1 clients failed.*max_failed = 0.*\n  round 1, client "0": OSError: disk on fire'):
+    with pytest.raises(
+        RunFailed, match=r'round 1: 1 clients failed.*max_failed = 0.*\n  round 1, client "0": OSError: disk on fire'
+    ):
         train(setup, Serial(setup), Plan(max_failed=0))
 
 
@@ -107,7 +115,14 @@ def test_auto_takes_cohorts_for_small_dense_networks_and_processes_else() -> Non
     for setup, expected in (
         (make(FedAvg(), fraction=1.0), "cohort"),
         (make(FedAvg(), fraction=0.5), "processes"),  # three clients a round
-        (make(FedAvg(), fraction=1.0, model=lambda: nn.Sequential(nn.Linear(5, 200_000 // 8), nn.Linear(200_000 // 8, 3))), "processes"),
+        (
+            make(
+                FedAvg(),
+                fraction=1.0,
+                model=lambda: nn.Sequential(nn.Linear(5, 200_000 // 8), nn.Linear(200_000 // 8, 3)),
+            ),
+            "processes",
+        ),
         (make(FedAvg(), fraction=1.0, model=conv_net), "processes"),
         (make(FedAvg(), fraction=1.0, model=lambda: nn.Sequential(small_net(), nn.Dropout(0.1))), "processes"),
     ):
@@ -141,7 +156,20 @@ def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
     engine.close()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.uint8, torch.bool], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.float8_e4m3fn,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+    ],
+    ids=str,
+)
 def test_tensors_of_any_kind_and_layout_travel_whole(dtype: torch.dtype) -> None:
     t = torch.arange(24).view(2, 3, 4).to(dtype)
     for sent in (t, t.mT, t[0, 0, 1], t[:, ::2], t[:0], t[:1].expand(3, 3, 4)):
@@ -152,7 +180,9 @@ def test_tensors_of_any_kind_and_layout_travel_whole(dtype: torch.dtype) -> None
 
 def test_units_are_even_and_parts_of_the_global_test_stand_alone() -> None:
     setup = make(FedAvg())
-    jobs = [Job(c, "evaluate", Message(1, "evaluate", {})) for c in setup.federation.ids] + [Job("all", "test", Message(1, "evaluate", {}))] * 2
+    jobs = [Job(c, "evaluate", Message(1, "evaluate", {})) for c in setup.federation.ids] + [
+        Job("all", "test", Message(1, "evaluate", {}))
+    ] * 2
     found = units(setup, jobs, 4, 2)
     assert sorted(map(len, found)) == [1, 1, 3, 3]
     assert sorted(i for unit in found for i in unit) == list(range(8))

@@ -25,7 +25,7 @@ QUICK: dict[str, Any] = {"rounds": 4, "fraction": 1.0, "evaluate_every": 4, "lr"
 
 
 class Tied(nn.Module):
-    """BatchNorm, dropout, a frozen layer, tied weights, and logits that come out of no linear layer's name at the end."""
+    """BatchNorm, dropout, a frozen layer, tied weights, and logits that come out of no linear layer's name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,14 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory from the command line: natural clients, float features."""
     folder = tmp_path_factory.mktemp("stored")
     source = write_blobs(folder / "blobs.npz")
-    settings = [f"data.source=npz:{source}", "data.split=natural", "training.rounds=6", "algorithm.assign_at=3", "training.batch_size=8", "run.engine=serial"]
+    settings = [
+        f"data.source=npz:{source}",
+        "data.split=natural",
+        "training.rounds=6",
+        "algorithm.assign_at=3",
+        "training.batch_size=8",
+        "run.engine=serial",
+    ]
     done = floco("run", *[w for s in settings for w in ("-s", s)], "--out", folder / "run")
     assert done.exit_code == 0, done.output
     return folder / "run"
@@ -82,16 +89,25 @@ def predictions(path: Path, x: np.ndarray, make: Callable[[], nn.Module], normal
 def test_every_format_predicts_on_raw_samples_what_the_run_does(colour: package.Run, kind: str, tmp_path: Path) -> None:
     x = images()[0][:50]
     files = colour.export(tmp_path / "all", kind=kind)
-    assert [f.name for f in files] == [f"{n}.{kind}" for n in ("client-0", "client-1", "client-2", "client-3", "global")]
+    assert [f.name for f in files] == [
+        f"{n}.{kind}" for n in ("client-0", "client-1", "client-2", "client-3", "global")
+    ]
     seen = []
     for file, client in zip(files, ["client-0", "client-1", "client-2", "client-3", None], strict=True):
         module = colour.global_model() if client is None else colour.personal(client)
         with torch.no_grad():
             expected = module(colour.setup.federation.normalization(torch.from_numpy(x).permute(0, 3, 1, 2))).numpy()
         assert np.abs(predictions(file, x, Tied, colour.setup.federation.normalization) - expected).max() <= 1e-5
-        assert np.abs(colour.predict(x, client).filter(like="p(").to_numpy() - torch.from_numpy(expected).softmax(1).numpy()).max() <= 1e-5
+        assert (
+            np.abs(
+                colour.predict(x, client).filter(like="p(").to_numpy() - torch.from_numpy(expected).softmax(1).numpy()
+            ).max()
+            <= 1e-5
+        )
         seen.append(expected)
-    assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(seen) for b in seen[:i])  # five models, and not one five times
+    assert all(
+        np.abs(a - b).max() > 1e-3 for i, a in enumerate(seen) for b in seen[:i]
+    )  # five models, and not one five times
 
 
 @pytest.mark.parametrize("kind", ["pt2", "onnx"])
@@ -101,7 +117,9 @@ def test_a_graph_takes_grey_images_as_their_source_has_them(kind: str, tmp_path:
     run = package.fit(package.model("cnn", federation), federation, package.FedAvg(), batch_size=8, **QUICK)
     (file,) = run.export(tmp_path / f"one.{kind}", [None])
     found = predictions(file, x, nn.Identity, federation.normalization)
-    assert np.abs(torch.from_numpy(found).softmax(1).numpy() - run.predict(x).filter(like="p(").to_numpy()).max() <= 1e-5
+    assert (
+        np.abs(torch.from_numpy(found).softmax(1).numpy() - run.predict(x).filter(like="p(").to_numpy()).max() <= 1e-5
+    )
 
 
 def test_the_card_says_what_the_model_takes_and_how_good_it_is(colour: package.Run, tmp_path: Path) -> None:
@@ -118,7 +136,13 @@ def test_the_card_says_what_the_model_takes_and_how_good_it_is(colour: package.R
     recalls = [c["recall"] for c in card["metrics"]["classes"]]
     assert recalls == sorted(recalls)
     text = (tmp_path / "mine.safetensors.md").read_text()
-    for words in (card["sha256"], f"{100 * row['accuracy_personal']:.1f} %", "Least recognised classes", "channels moved to the front, divided by 255", "endpoints 3"):
+    for words in (
+        card["sha256"],
+        f"{100 * row['accuracy_personal']:.1f} %",
+        "Least recognised classes",
+        "channels moved to the front, divided by 255",
+        "endpoints 3",
+    ):
         assert words in text
 
 
@@ -136,13 +160,24 @@ def test_the_ten_lines_of_the_documentation_run(stored: Path, tmp_path: Path, mo
         if "probabilities" in block:
             assert "floco" not in block
             names: dict[str, Any] = {}
-            exec(compile(block.replace("nn.Linear(64, 128)", "nn.Linear(5, 128)").replace("nn.Linear(128, 10)", "nn.Linear(128, 3)"), "docs/models.md", "exec"), names)
+            exec(
+                compile(
+                    block.replace("nn.Linear(64, 128)", "nn.Linear(5, 128)").replace(
+                        "nn.Linear(128, 10)", "nn.Linear(128, 3)"
+                    ),
+                    "docs/models.md",
+                    "exec",
+                ),
+                names,
+            )
             assert np.abs(np.asarray(names["probabilities"]) - expected).max() <= 1e-5
 
 
 def test_a_hundred_models_and_the_global_one_are_exported_at_once(tmp_path: Path) -> None:
     federation = blobs(tuple(f"c{i}" for i in range(100)))
-    run = package.fit(small_net, federation, package.Floco(endpoints=3, assign_at=1), **{**QUICK, "rounds": 1, "fraction": 0.05})
+    run = package.fit(
+        small_net, federation, package.Floco(endpoints=3, assign_at=1), **{**QUICK, "rounds": 1, "fraction": 0.05}
+    )
     assert len(run.export(tmp_path / "all")) == 101
 
 
@@ -173,7 +208,9 @@ def test_mixtures_average_the_models_of_the_subregion(stored: Path) -> None:
 
 def test_names_of_labels_come_with_predictions() -> None:
     x, y = images("grey")
-    federation = package.load({"x": x, "y": np.array(["cat", "dog", "owl"])[y]}).split(package.Dirichlet(1.0), clients=3, seed=0)
+    federation = package.load({"x": x, "y": np.array(["cat", "dog", "owl"])[y]}).split(
+        package.Dirichlet(1.0), clients=3, seed=0
+    )
     table = package.fit(package.model("mlp", federation), federation, package.FedAvg(), **QUICK).predict(x)
     assert list(table.columns) == ["label", "probability", "p(cat)", "p(dog)", "p(owl)"]
     assert set(table["label"]) <= {"cat", "dog", "owl"}
@@ -185,17 +222,27 @@ BAD = [
     ({"x": np.full((4, 5), 1e6, np.float32)}, "sample 0 holds 1e.06 in channel 0.*another unit"),
     ({"x": np.array([["a"] * 5])}, "must be numbers"),
     ({"z": np.zeros(3)}, "x is missing among"),
-    ({"x": np.zeros((4, 5), np.float32), "y": np.array([0, 1, 2, 7])}, "labels that the model does not know: 7; it knows 0, 1, 2"),
+    (
+        {"x": np.zeros((4, 5), np.float32), "y": np.array([0, 1, 2, 7])},
+        "labels that the model does not know: 7; it knows 0, 1, 2",
+    ),
     ({"x": np.zeros((4, 5), np.float32), "y": np.array([0, 1])}, "4 samples and 2 labels"),
 ]
 
 
 @pytest.mark.parametrize(("arrays", "words"), BAD, ids=[w[:20] for _, w in BAD])
 @pytest.mark.parametrize("command", ["predict", "place"])
-def test_input_that_does_not_fit_is_told_and_leaves_nothing(command: str, arrays: dict[str, np.ndarray], words: str, stored: Path, tmp_path: Path) -> None:
-    np.savez(tmp_path / "in.npz", **({"y": np.zeros(len(next(iter(arrays.values()))), int), **arrays} if command == "place" else arrays))
+def test_input_that_does_not_fit_is_told_and_leaves_nothing(
+    command: str, arrays: dict[str, np.ndarray], words: str, stored: Path, tmp_path: Path
+) -> None:
+    np.savez(
+        tmp_path / "in.npz",
+        **({"y": np.zeros(len(next(iter(arrays.values()))), int), **arrays} if command == "place" else arrays),
+    )
     out = tmp_path / "out.csv" if command == "predict" else tmp_path / "out.safetensors"
-    done = floco(command, stored, *(["--client", "north"] if command == "predict" else []), tmp_path / "in.npz", "-o", out)
+    done = floco(
+        command, stored, *(["--client", "north"] if command == "predict" else []), tmp_path / "in.npz", "-o", out
+    )
     assert done.exit_code == 2
     assert re.search(words, done.output.replace("\n", " ")), done.output
     assert "Traceback" not in done.output
@@ -279,7 +326,9 @@ def test_a_network_that_cannot_be_traced_is_told(tmp_path: Path) -> None:
 
 def test_a_held_out_client_has_no_model_of_its_own(tmp_path: Path) -> None:
     federation = package.load("digits").split(package.Dirichlet(1.0), clients=6, seed=0, held_out=1)
-    run = package.fit(package.model("mlp", federation), federation, package.Floco(endpoints=2, assign_at=1), **{**QUICK, "rounds": 1})
+    run = package.fit(
+        package.model("mlp", federation), federation, package.Floco(endpoints=2, assign_at=1), **{**QUICK, "rounds": 1}
+    )
     with pytest.raises(FlocoError, match='client "client-5" was held out.*place'):
         run.personal("client-5")
     with pytest.raises(FlocoError, match="algorithm fedavg has no simplex"):

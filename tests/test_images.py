@@ -15,7 +15,7 @@ RED = Image.new("RGB", (6, 4), (200, 10, 30))
 
 
 def grown(root: Path, files: Mapping[str, Image.Image | bytes] | list[str]) -> str:
-    """Files below a folder: pictures as they are given, bytes, or a picture of its own for each name of a list; and their source."""
+    """The source of files that are made: pictures as they are given, bytes, or one of its own for each name."""
     root.mkdir(exist_ok=True)
     for i, name in enumerate(files):
         path = root / name
@@ -69,7 +69,9 @@ def pixels(samples: torch.Tensor) -> np.ndarray:
     ],
     ids=lambda files: files[0],
 )
-def test_every_folder_is_a_class_whatever_its_name_and_every_picture_below_is_read(files: list[str], tmp_path: Path) -> None:
+def test_every_folder_is_a_class_whatever_its_name_and_every_picture_below_is_read(
+    files: list[str], tmp_path: Path
+) -> None:
     samples = load(grown(tmp_path, files))
     expected = [f.split("/")[0] for f in files]
     assert samples.names == samples.form.values == tuple(sorted(set(expected)))
@@ -79,12 +81,19 @@ def test_every_folder_is_a_class_whatever_its_name_and_every_picture_below_is_re
 
 def test_each_picture_has_the_label_of_its_own_folder(tmp_path: Path) -> None:
     samples = load(grown(tmp_path, ["b/x.png", "a/deep/y.png", "c/z.png", "b/w.jpeg.png"]))
-    assert [(int(x[0, 0, 0]), samples.names[y]) for x, y in zip(samples.x, samples.y, strict=True)] == [(1, "a"), (3, "b"), (0, "b"), (2, "c")]
+    assert [(int(x[0, 0, 0]), samples.names[y]) for x, y in zip(samples.x, samples.y, strict=True)] == [
+        (1, "a"),
+        (3, "b"),
+        (0, "b"),
+        (2, "c"),
+    ]
 
 
 @pytest.mark.parametrize(("train", "test"), [("train", "test"), ("training", "testing"), ("Train", "TEST")])
 def test_folders_that_all_have_names_of_splits_are_splits(train: str, test: str, tmp_path: Path) -> None:
-    samples = load(grown(tmp_path, [f"{train}/cat/1.png", f"{train}/dog/deep/2.png", f"{train}/train/3.png", f"{test}/dog/4.png"]))
+    samples = load(
+        grown(tmp_path, [f"{train}/cat/1.png", f"{train}/dog/deep/2.png", f"{train}/train/3.png", f"{test}/dog/4.png"])
+    )
     assert samples.names == ("cat", "dog", "train")
     assert samples.x[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert (samples.x_test[:, 0, 0, 0].tolist(), samples.y_test.tolist()) == ([3], [1])
@@ -98,15 +107,27 @@ def test_a_split_for_training_alone_is_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        (tree("val/good", "val/bad", "test/good", "test/bad"), r"names of splits \(test, val\), and train is not among them: rename one to train, or all of them"),
-        (tree("train/a", "train/b", "val/a", "test/a"), r"not val: rename it, put its pictures into train or test, or move it away"),
+        (
+            tree("val/good", "val/bad", "test/good", "test/bad"),
+            r"names of splits \(test, val\), and train is not among them: rename one to train, or all of them",
+        ),
+        (
+            tree("train/a", "train/b", "val/a", "test/a"),
+            r"not val: rename it, put its pictures into train or test, or move it away",
+        ),
         (tree("train/a", "train/b", "dev/a", "Eval/a"), r"not Eval, dev: rename"),
         (tree("train/a", "train/b", "training/a"), "one folder for each split, got train and training"),
         (tree("train/a", "test/a", "testing/a"), "one folder for each split, got test and testing"),
-        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png", "test/d/1.png"], "c, d of test are not in train"),
+        (
+            ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png", "test/d/1.png"],
+            "c, d of test are not in train",
+        ),
         (tree("train/a", "train/b", "test/A"), "A of test are not in train"),
         (["train/a/1.png", "train/2.png"], r"SPLIT/CLASS, and train/2.png are in no class"),
-        (tree("train", "test"), r"test/0.png, test/1.png, train/0.png and 1 more are in no class.*if the folders are classes, rename one"),
+        (
+            tree("train", "test"),
+            r"test/0.png, test/1.png, train/0.png and 1 more are in no class.*if the folders are classes, rename one",
+        ),
         (["1.png", "cat/2.png", "dog/3.png"], "named after their class; 1.png are in none"),
         ([*tree("cat", "dog"), "test.png"], "test.png are in none"),
         ([], r"must hold pictures, CLASS/picture.png or train/CLASS/picture.png, and there is none$"),
@@ -129,7 +150,9 @@ def test_a_table_of_labels_is_refused_and_not_ignored(name: str, tmp_path: Path)
 def test_files_that_are_no_pictures_are_counted_and_named(tmp_path: Path) -> None:
     no = {f"cat/{n}": b"?" for n in ("a.txt", "b.heic", "c.h5", "d.pdf", "noending")}
     source = grown(tmp_path, {"cat/1.png": RED, "dog/1.png": RED, **no})
-    with pytest.warns(UserWarning, match=r"5 of 7 files are left out, because .*: cat/a.txt, cat/b.heic, cat/c.h5 and 2 more$") as caught:
+    with pytest.warns(
+        UserWarning, match=r"5 of 7 files are left out, because .*: cat/a.txt, cat/b.heic, cat/c.h5 and 2 more$"
+    ) as caught:
         assert len(load(source).y) == 2
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -138,7 +161,10 @@ def test_files_that_are_no_pictures_are_counted_and_named(tmp_path: Path) -> Non
 
 
 def test_hidden_files_and_those_of_the_system_are_skipped(tmp_path: Path) -> None:
-    no = dict.fromkeys((".DS_Store", "Thumbs.db", "cat/desktop.ini", "cat/._1.png", ".cache/a/1.png", "__MACOSX/cat/1.png", ".png"), b"?")
+    no = dict.fromkeys(
+        (".DS_Store", "Thumbs.db", "cat/desktop.ini", "cat/._1.png", ".cache/a/1.png", "__MACOSX/cat/1.png", ".png"),
+        b"?",
+    )
     samples = load(grown(tmp_path, {"cat/1.png": RED, "dog/1.png": RED, **no}))
     assert (samples.names, len(samples.y)) == (("cat", "dog"), 2)
 
@@ -149,7 +175,11 @@ def test_hidden_files_and_those_of_the_system_are_skipped(tmp_path: Path) -> Non
         (tree("cat", "dog"), "mouse/old", "hold no picture are left out: mouse$"),
         (tree("train/cat", "train/dog", "test/dog"), "test/cat", "hold no picture are left out: test/cat$"),
         (tree("train/cat", "train/dog"), "test", "hold no picture are left out: test$"),
-        (tree("train/cat", "train/dog", "more"), "more/none", r"train is read as a class and not as a split, because .* no split: more$"),
+        (
+            tree("train/cat", "train/dog", "more"),
+            "more/none",
+            r"train is read as a class and not as a split, because .* no split: more$",
+        ),
     ],
 )
 def test_what_may_have_been_meant_otherwise_is_said(files: list[str], empty: str, says: str, tmp_path: Path) -> None:
@@ -196,23 +226,34 @@ def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
 def test_of_many_damaged_files_a_few_are_named(tmp_path: Path) -> None:
     source = grown(tmp_path, {"cat/1.png": RED, **{f"dog/{i}.png": b"" for i in range(9)}})
     (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
-    with pytest.raises(FlocoError, match=r"10 of 11 pictures cannot be read: cat/gone.png, dog/0.png, dog/1.png and 7 more \(FileNotFound"):
+    with pytest.raises(
+        FlocoError,
+        match=r"10 of 11 pictures cannot be read: cat/gone.png, dog/0.png, dog/1.png and 7 more \(FileNotFound",
+    ):
         load(source)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("a.gif", "GIF"), ("a.tiff", "TIFF"), ("a.png", "PNG"), ("a.webp", "WEBP")])
-def test_a_picture_of_several_frames_is_refused_and_one_of_a_single_frame_is_not(name: str, kind: str, tmp_path: Path) -> None:
+def test_a_picture_of_several_frames_is_refused_and_one_of_a_single_frame_is_not(
+    name: str, kind: str, tmp_path: Path
+) -> None:
     blue = Image.new("RGB", (6, 4), (0, 0, 255))
     single = load(grown(tmp_path / "one", {f"cat/{name}": stored(RED, kind), f"dog/{name}": stored(blue, kind)}))
     assert tuple(single.x.shape) == (2, 3, 4, 6)
-    several = grown(tmp_path / "more", {f"cat/{name}": stored(RED, kind, save_all=True, append_images=[blue]), f"dog/{name}": stored(blue, kind)})
+    several = grown(
+        tmp_path / "more",
+        {f"cat/{name}": stored(RED, kind, save_all=True, append_images=[blue]), f"dog/{name}": stored(blue, kind)},
+    )
     with pytest.raises(FlocoError, match=f"must be a single one, and cat/{name} holds 2 frames"):
         load(several)
 
 
 def test_a_photo_with_a_preview_is_the_photo(tmp_path: Path) -> None:
     photo = stored(RED, "MPO", save_all=True, append_images=[Image.new("RGB", (3, 2))])
-    assert abs(pixels(load(grown(tmp_path, {"cat/1.jpg": photo, "dog/1.mpo": photo})).x).astype(int) - [200, 10, 30]).max() <= 3
+    assert (
+        abs(pixels(load(grown(tmp_path, {"cat/1.jpg": photo, "dog/1.mpo": photo})).x).astype(int) - [200, 10, 30]).max()
+        <= 3
+    )
 
 
 def test_pictures_are_turned_as_their_camera_was_held(tmp_path: Path) -> None:
@@ -249,7 +290,9 @@ def palette(transparent: bool | bytes = False) -> bytes:
     image = Image.new("P", (6, 4), 1)
     image.putpalette([9, 8, 7, 200, 10, 30])
     image.putpixel((0, 0), 0)
-    return stored(image, "PNG", **({} if transparent is False else {"transparency": 0 if transparent is True else transparent}))
+    return stored(
+        image, "PNG", **({} if transparent is False else {"transparency": 0 if transparent is True else transparent})
+    )
 
 
 CLEAR = np.dstack([np.full((4, 6, 3), (200, 10, 30), np.uint8), np.full((4, 6), 255, np.uint8)])
@@ -267,10 +310,18 @@ MODES = {
     "palette, no such colour": ("png", palette(bytes([255, 255, 0])), CLEAR[..., :3]),
     "1-bit": ("png", stored(made(BITS), "PNG"), BITS * 255),
     "grey": ("png", stored(made(GREY), "PNG"), GREY),
-    "grey, one number transparent": ("png", stored(made(GREY), "PNG", transparency=0), np.dstack([GREY, GREY, GREY, (GREY != 0) * 255])),
+    "grey, one number transparent": (
+        "png",
+        stored(made(GREY), "PNG", transparency=0),
+        np.dstack([GREY, GREY, GREY, (GREY != 0) * 255]),
+    ),
     "grey, no such number": ("png", stored(made(GREY), "PNG", transparency=3), GREY),
     "grey, opaque": ("png", stored(made(with_alpha(grey=True)), "PNG"), GREY),
-    "grey, transparent": ("png", stored(made(with_alpha(grey=True, alpha=7)), "PNG"), np.dstack([GREY, GREY, with_alpha(grey=True, alpha=7)])),
+    "grey, transparent": (
+        "png",
+        stored(made(with_alpha(grey=True, alpha=7)), "PNG"),
+        np.dstack([GREY, GREY, with_alpha(grey=True, alpha=7)]),
+    ),
     "colour": ("png", stored(made(COLOUR), "PNG"), COLOUR),
     "colour, opaque": ("png", stored(made(with_alpha()), "PNG"), COLOUR),
     "colour, transparent": ("png", stored(made(with_alpha(alpha=254)), "PNG"), with_alpha(alpha=254)),
@@ -278,7 +329,11 @@ MODES = {
     "YCbCr": ("tiff", stored(RED.convert("YCbCr"), "TIFF"), np.asarray(RED.convert("YCbCr").convert("RGB"))),
     "LAB": ("tiff", stored(Image.new("LAB", (6, 4), (0, 128, 128)), "TIFF"), np.zeros((4, 6, 3), np.uint8)),
     "16-bit": ("png", stored(made(WIDE), "PNG"), WIDE),
-    "16-bit, the other order": ("tiff", stored(Image.frombytes("I;16B", (6, 4), WIDE.astype(">u2").tobytes()), "TIFF"), WIDE),
+    "16-bit, the other order": (
+        "tiff",
+        stored(Image.frombytes("I;16B", (6, 4), WIDE.astype(">u2").tobytes()), "TIFF"),
+        WIDE,
+    ),
     "32-bit": ("tiff", stored(made(WIDE.astype(np.int32) - 9), "TIFF"), WIDE.astype(np.int32) - 9),
     "float": ("tiff", stored(made(FLOAT), "TIFF"), FLOAT),
 }
@@ -303,13 +358,28 @@ ALL = {name: (ending, content, np.atleast_3d(shown)) for name, (ending, content,
     [
         (("grey", "grey"), "colour", 3, "2 grey and 1 coloured pictures are all read as RGB"),
         (("1-bit", "palette"), "CMYK", 3, "1 grey and 2 coloured pictures are all read as RGB"),
-        (("colour", "colour"), "colour, transparent", 4, "2 coloured and 1 partly transparent pictures are all read as RGBA"),
-        (("grey", "colour"), "grey, transparent", 4, "1 grey and 1 coloured and 1 partly transparent pictures are all read as RGBA"),
+        (
+            ("colour", "colour"),
+            "colour, transparent",
+            4,
+            "2 coloured and 1 partly transparent pictures are all read as RGBA",
+        ),
+        (
+            ("grey", "colour"),
+            "grey, transparent",
+            4,
+            "1 grey and 1 coloured and 1 partly transparent pictures are all read as RGBA",
+        ),
         (("grey, opaque", "1-bit"), "palette, transparent", 4, "2 grey and 1 partly transparent"),
     ],
 )
-def test_pictures_of_several_modes_have_one_form_in_both_parts(train: tuple[str, str], test: str, channels: int, says: str, tmp_path: Path) -> None:
-    files = {f"{place}.{ALL[n][0]}": ALL[n][1] for place, n in zip(("train/cat/1", "train/dog/1", "test/dog/1"), (*train, test), strict=True)}
+def test_pictures_of_several_modes_have_one_form_in_both_parts(
+    train: tuple[str, str], test: str, channels: int, says: str, tmp_path: Path
+) -> None:
+    files = {
+        f"{place}.{ALL[n][0]}": ALL[n][1]
+        for place, n in zip(("train/cat/1", "train/dog/1", "test/dog/1"), (*train, test), strict=True)
+    }
     with pytest.warns(UserWarning, match=says) as caught:
         samples = load(grown(tmp_path, files))
     assert len(caught) == 1
@@ -329,7 +399,10 @@ def test_pictures_of_several_modes_have_one_form_in_both_parts(train: tuple[str,
     ],
 )
 def test_pictures_of_several_scales_are_refused_by_name(modes: tuple[str, ...], says: str, tmp_path: Path) -> None:
-    files = {f"{c}/{i}.{MODES[m][0]}": MODES[m][1] for i, (c, m) in enumerate(zip(("cat", "dog", "elk"), modes, strict=False))}
+    files = {
+        f"{c}/{i}.{MODES[m][0]}": MODES[m][1]
+        for i, (c, m) in enumerate(zip(("cat", "dog", "elk"), modes, strict=False))
+    }
     with pytest.raises(FlocoError, match=says):
         load(grown(tmp_path, files))
 
@@ -348,9 +421,17 @@ def test_colours_of_16_bits_are_said_to_lose_the_lower_ones(tmp_path: Path) -> N
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     rows = b"".join(b"\0" + (row.astype(np.uint16) * 256 + 7).astype(">u2").tobytes() for row in COLOUR)
-    deep = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    deep = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", 6, 4, 16, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
     source = grown(tmp_path, {"cat/1.png": deep, "dog/1.png": RED})
-    with pytest.warns(UserWarning, match=r"1 of 2 pictures have 16 bits for each of several channels, of which the upper 8 are read: cat/1.png"):
+    with pytest.warns(
+        UserWarning,
+        match=r"1 of 2 pictures have 16 bits for each of several channels, of which the upper 8 are read: cat/1.png",
+    ):
         samples = load(source)
     assert pixels(samples.x).tolist() == COLOUR.tolist()
 
@@ -362,7 +443,10 @@ def dataset(images: list[bytes | None], labels: list[int] | None = None) -> Any:
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as Column
 
-    data = {"label": [i % 2 for i in range(len(images))] if labels is None else labels, "image": [b and {"bytes": b, "path": None} for b in images]}
+    data = {
+        "label": [i % 2 for i in range(len(images))] if labels is None else labels,
+        "image": [b and {"bytes": b, "path": None} for b in images],
+    }
     return Dataset.from_dict(data, features=Features({"label": ClassLabel(names=["cat", "dog"]), "image": Column()}))
 
 
@@ -388,11 +472,16 @@ def test_pictures_of_a_data_set_are_read_by_the_same_rules(mode: str) -> None:
 
 
 def test_both_parts_of_a_hub_set_have_one_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = hub(tmp_path, monkeypatch, train=dataset(content("grey", "grey, opaque")), test=dataset(content("palette"), [1]))
+    source = hub(
+        tmp_path, monkeypatch, train=dataset(content("grey", "grey, opaque")), test=dataset(content("palette"), [1])
+    )
     with pytest.warns(UserWarning, match=r"^hub:.*: 2 grey and 1 coloured pictures are all read as RGB"):
         samples = load(source)
     assert (samples.names, samples.y.tolist(), samples.y_test.tolist()) == (("cat", "dog"), [0, 1], [1])
-    assert (pixels(samples.x)[..., 2].tolist(), pixels(samples.x_test).tolist()) == (GREY.tolist(), CLEAR[..., :3].tolist())
+    assert (pixels(samples.x)[..., 2].tolist(), pixels(samples.x_test).tolist()) == (
+        GREY.tolist(),
+        CLEAR[..., :3].tolist(),
+    )
 
 
 def test_splits_of_a_hub_set_that_are_not_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -405,7 +494,10 @@ def test_splits_of_a_hub_set_that_are_not_read_are_named(tmp_path: Path, monkeyp
 
 def test_a_hub_set_needs_a_split_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     part = dataset(content("grey", "grey"))
-    with pytest.raises(FlocoError, match="must have a split train, and has validation, test: load it in a function of your own, module:function"):
+    with pytest.raises(
+        FlocoError,
+        match="must have a split train, and has validation, test: load it in a function of your own, module:function",
+    ):
         load(hub(tmp_path, monkeypatch, validation=part, test=part))
 
 
@@ -415,8 +507,14 @@ GIF = stored(RED, "GIF", save_all=True, append_images=[Image.new("RGB", (6, 4))]
 @pytest.mark.parametrize(
     ("images", "says"),
     [
-        ([*content("grey", "grey"), b"\x89PNG"], r"the source: 1 of 3 pictures cannot be read: picture 2 \(UnidentifiedImageError"),
-        ([*content("grey"), BROKEN["half.png"], *content("grey")], r"1 of 3 pictures cannot be read: picture 1 \(OSError"),
+        (
+            [*content("grey", "grey"), b"\x89PNG"],
+            r"the source: 1 of 3 pictures cannot be read: picture 2 \(UnidentifiedImageError",
+        ),
+        (
+            [*content("grey"), BROKEN["half.png"], *content("grey")],
+            r"1 of 3 pictures cannot be read: picture 1 \(OSError",
+        ),
         ([*content("grey", "grey"), None], r"cannot be read: picture 2 \(ValueError: there is none\)"),
         ([*content("colour"), GIF], "a single one, and picture 1 holds 2 frames"),
         ([*content("grey"), stored(made(GREY[:3]), "PNG")], "picture 0 is 6 x 4 and picture 1 is 6 x 3"),
@@ -431,12 +529,21 @@ def test_a_picture_of_a_data_set_is_named_by_its_number(images: list[bytes | Non
 
 def test_a_picture_of_a_hub_set_is_named_by_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FlocoError, match="train picture 0 is 6 x 4 and test picture 1 is 6 x 3"):
-        load(hub(tmp_path, monkeypatch, train=dataset(content("grey", "grey")), test=dataset([*content("grey"), stored(made(GREY[:3]), "PNG")])))
+        load(
+            hub(
+                tmp_path,
+                monkeypatch,
+                train=dataset(content("grey", "grey")),
+                test=dataset([*content("grey"), stored(made(GREY[:3]), "PNG")]),
+            )
+        )
 
 
 def test_pictures_that_the_user_transforms_are_as_the_user_made_them() -> None:
     data = dataset(content("grey", "colour", "16-bit", "palette"))
-    turned = data.with_transform(lambda rows: {"label": rows["label"], "image": [np.full((5, 5), 9 + v, np.uint8) for v in rows["label"]]})
+    turned = data.with_transform(
+        lambda rows: {"label": rows["label"], "image": [np.full((5, 5), 9 + v, np.uint8) for v in rows["label"]]}
+    )
     assert load(turned).x[:, 0, 0, 0].tolist() == [9, 10, 9, 10]
 
 
@@ -446,4 +553,6 @@ def test_an_empty_data_set_is_refused() -> None:
 
 
 def test_a_format_for_arrays_does_not_change_pictures() -> None:
-    assert pixels(load(dataset(content("palette", "palette")).with_format("numpy")).x).tolist() == CLEAR[..., :3].tolist()
+    assert (
+        pixels(load(dataset(content("palette", "palette")).with_format("numpy")).x).tolist() == CLEAR[..., :3].tolist()
+    )

@@ -36,12 +36,28 @@ class Net(nn.Module):
         return logits.relu() if self.kind == "has something above the head" else logits
 
 
-KINDS = ("plain", "changes the logits in place", "has something above the head", "uses the head's weight below it", "calls the head twice", "calls by keyword")
+KINDS = (
+    "plain",
+    "changes the logits in place",
+    "has something above the head",
+    "uses the head's weight below it",
+    "calls the head twice",
+    "calls by keyword",
+)
 
 
 def two(setup: Setup) -> list[Tensors]:
     one = dict(setup.network.parameters)
-    return [one, {**one, **{n: torch.randn(one[n].shape, generator=torch.Generator().manual_seed(1)) for n in setup.network.layout.head}}]
+    return [
+        one,
+        {
+            **one,
+            **{
+                n: torch.randn(one[n].shape, generator=torch.Generator().manual_seed(1))
+                for n in setup.network.layout.head
+            },
+        },
+    ]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -78,7 +78,10 @@ def test_a_label_that_is_named_as_a_class_is_one() -> None:
         (np.where(HOLE, np.nan, np.repeat([1.0, 2.0, 3.0], 20)).astype(str), "7 of 60 are missing"),
         (np.array([1, "1"] * 30, dtype=object), "all whole numbers or all text"),
         (np.repeat([0.5, 1.5, 2.5], 20), "fractions"),
-        (np.float32(2**24) + np.repeat([0, 2, 4], 20).astype(np.float32), "cannot tell whole numbers of that size apart"),
+        (
+            np.float32(2**24) + np.repeat([0, 2, 4], 20).astype(np.float32),
+            "cannot tell whole numbers of that size apart",
+        ),
         (np.ma.masked_where(HOLE, np.repeat([1, 2, 3], 20)), "7 values are masked"),
         (np.where(HOLE, "a ", CLIENTS), "with and without blanks"),
     ],
@@ -277,12 +280,18 @@ def test_a_table_to_predict_has_the_columns_of_the_one_that_was_trained_on() -> 
 def test_a_data_sets_column_of_labels_is_the_one_called_so() -> None:
     from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
-    kinds = {"x": Sequence(Value("float32")), "sex": ClassLabel(names=["f", "m"]), "stage": ClassLabel(names=["0", "1", "2"])}
+    kinds = {
+        "x": Sequence(Value("float32")),
+        "sex": ClassLabel(names=["f", "m"]),
+        "stage": ClassLabel(names=["0", "1", "2"]),
+    }
     rows = {"x": np.zeros((60, 2)).tolist(), "sex": (Y % 2).tolist(), "stage": Y.tolist()}
     with pytest.raises(FlocoError, match='call it "label", or keep one class label of sex, stage'):
         load(Dataset.from_dict(rows, features=Features(kinds)))
     named = {"label": Value("int64"), **{k: v for k, v in kinds.items() if k != "stage"}}
-    assert load(Dataset.from_dict({"x": rows["x"], "sex": rows["sex"], "label": rows["stage"]}, features=Features(named))).names == ("0", "1", "2")
+    assert load(
+        Dataset.from_dict({"x": rows["x"], "sex": rows["sex"], "label": rows["stage"]}, features=Features(named))
+    ).names == ("0", "1", "2")
 
 
 # -- the order of time
@@ -316,7 +325,9 @@ ORDERS = {
 
 def split_by(when: np.ndarray, share: float = 0.2) -> floco.Federation:
     x = np.arange(len(when), dtype=np.float32)[:, None]
-    return load({"x": x, "y": np.arange(len(when)) % 2, "client": np.zeros(len(when), int), "when": when}).split(Natural(), order="when", test_share=share)
+    return load({"x": x, "y": np.arange(len(when)) % 2, "client": np.zeros(len(when), int), "when": when}).split(
+        Natural(), order="when", test_share=share
+    )
 
 
 @pytest.mark.parametrize("name", ORDERS)
@@ -386,16 +397,32 @@ class Gru(nn.Module):
 def test_networks_take_sequences_with_their_features_last(model: object, tmp_path: object) -> None:
     x = series()
     f = load({"x": x, "y": np.arange(90) % 3}, channels="last").split(Iid(), clients=3)
-    run = floco.fit(floco.model(model, f) if isinstance(model, str) else model, f, floco.Floco(endpoints=2), rounds=2, lr=0.1, fraction=1.0, engine="serial")
+    run = floco.fit(
+        floco.model(model, f) if isinstance(model, str) else model,
+        f,
+        floco.Floco(endpoints=2),
+        rounds=2,
+        lr=0.1,
+        fraction=1.0,
+        engine="serial",
+    )
     table = run.predict(x, "client-0")
     assert len(table) == 90
     if model != Gru:  # torch.export unrolls no GRU with a free batch on every version
         (file,) = run.export(tmp_path / "a.pt2", ["client-0"])
-        assert np.abs(torch.export.load(file).module()(torch.from_numpy(x))[1].detach().numpy() - table.filter(like="p(").to_numpy()).max() < 1e-5
+        assert (
+            np.abs(
+                torch.export.load(file).module()(torch.from_numpy(x))[1].detach().numpy()
+                - table.filter(like="p(").to_numpy()
+            ).max()
+            < 1e-5
+        )
 
 
 @pytest.mark.parametrize("shape", [(60, 20, 2), (60, 187, 1), (60, 32, 32, 12)])
-def test_an_array_that_may_be_either_way_round_is_refused_with_the_setting_that_decides_it(shape: tuple[int, ...]) -> None:
+def test_an_array_that_may_be_either_way_round_is_refused_with_the_setting_that_decides_it(
+    shape: tuple[int, ...],
+) -> None:
     x = np.random.default_rng(0).normal(size=shape)
     with pytest.raises(FlocoError, match=r"data\.channels = first or last"):
         load(arrays(x=x))
@@ -410,7 +437,9 @@ def test_values_that_tell_that_the_features_are_last_are_heard() -> None:
         assert load(arrays(x=x)).x.shape == (60, 12, 20)
     assert load(arrays(x=x), channels="first").x.shape == (60, 12, 20)
     load(arrays(x=x.transpose(0, 2, 1)[:, :8].copy()))  # features first
-    beats = np.sin(np.linspace(0, 6, 100)) * np.arange(1, 7)[:, None] + 0.3 * g.normal(size=(60, 6, 100))  # aligned in time
+    beats = np.sin(np.linspace(0, 6, 100)) * np.arange(1, 7)[:, None] + 0.3 * g.normal(
+        size=(60, 6, 100)
+    )  # aligned in time
     load(arrays(x=beats))
 
 
@@ -425,7 +454,9 @@ def test_values_that_tell_that_the_features_are_last_are_heard() -> None:
         ((60, 16, 16), {}, (1, 16, 16), (1, 16, 16)),
     ],
 )
-def test_pictures_of_bytes_have_their_channels_found(shape: tuple[int, ...], options: dict[str, str], stored: tuple[int, ...], network: tuple[int, ...]) -> None:
+def test_pictures_of_bytes_have_their_channels_found(
+    shape: tuple[int, ...], options: dict[str, str], stored: tuple[int, ...], network: tuple[int, ...]
+) -> None:
     samples = load(arrays(x=np.zeros(shape, np.uint8)), **options)
     assert tuple(samples.x.shape[1:]) == stored
     assert samples.split(Iid(), clients=2).shape == network

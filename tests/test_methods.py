@@ -1,4 +1,4 @@
-"""The rule of each compared method, against the same rule written out by hand, and its identities with FedAvg, to the bit.
+"""The rule of each compared method, against the rule written out by hand, and its identities with FedAvg, to the bit.
 
 By hand: one client whose batch is its whole training part, so that nothing depends on the order of samples.
 """
@@ -34,7 +34,11 @@ BODY, HEAD = ("0.weight", "0.bias"), ("2.weight", "2.bias")
 
 def alone(algorithm: Algorithm, **training: Any) -> Setup:
     """One client, one batch an epoch, two epochs."""
-    return make(algorithm, federation=blobs(ids=("a",)), **{"fraction": 1.0, "batch_size": 1000, "momentum": MOMENTUM, "weight_decay": DECAY, **training})
+    return make(
+        algorithm,
+        federation=blobs(ids=("a",)),
+        **{"fraction": 1.0, "batch_size": 1000, "momentum": MOMENTUM, "weight_decay": DECAY, **training},
+    )
 
 
 def data(setup: Setup) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +52,9 @@ def net(tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
 
 def gradient(loss: Callable[[Tensors], torch.Tensor], at: Tensors) -> Tensors:
     leaves = {n: t.detach().clone().requires_grad_() for n, t in at.items()}
-    return dict(zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values()), materialize_grads=True), strict=True))
+    return dict(
+        zip(leaves, torch.autograd.grad(loss(leaves), list(leaves.values()), materialize_grads=True), strict=True)
+    )
 
 
 class SGD:
@@ -90,7 +96,12 @@ def test_fedprox_adds_the_distance_to_what_was_received() -> None:
     w = start = setup.network.parameters
     sgd = SGD()
     for _ in range(2):
-        w = sgd.step(w, gradient(lambda t: cross_entropy(net(t, x), y) + 0.7 / 2 * sum((t[n] - start[n]).square().sum() for n in t), w))
+        w = sgd.step(
+            w,
+            gradient(
+                lambda t: cross_entropy(net(t, x), y) + 0.7 / 2 * sum((t[n] - start[n]).square().sum() for n in t), w
+            ),
+        )
     assert close(trained(setup, first(setup))[0].shared, w)
 
 
@@ -105,7 +116,9 @@ def test_heads_stay_on_clients_and_bodies_are_averaged(algorithm: Algorithm) -> 
     setup = make(algorithm, fraction=1.0, rounds=1)
     after = train(setup)[0]
     state = first(setup)
-    updates = [perform(setup, Job(c, "train", setup.algorithm.message(state, c, "train"))).update for c in setup.federation.ids]
+    updates = [
+        perform(setup, Job(c, "train", setup.algorithm.message(state, c, "train"))).update for c in setup.federation.ids
+    ]
     assert all(tuple(u.shared) == BODY for u in updates)
     n = torch.tensor([float(u.weight) for u in updates])
     for name in BODY:
@@ -114,7 +127,9 @@ def test_heads_stay_on_clients_and_bodies_are_averaged(algorithm: Algorithm) -> 
     heads = [after.memories[c] for c in setup.federation.ids]
     assert all(set(h) == set(HEAD) for h in heads)
     assert not same(heads[0], heads[1])
-    personal = models(setup, "south", setup.algorithm.message(after.state, "south", "evaluate"), after.memories["south"]).personal
+    personal = models(
+        setup, "south", setup.algorithm.message(after.state, "south", "evaluate"), after.memories["south"]
+    ).personal
     assert same(personal, {**after.state.shared, **after.memories["south"]})
 
 
@@ -178,7 +193,10 @@ def test_fedrod_trains_the_body_by_the_balanced_loss_and_its_own_head_on_top_of_
     for _ in range(2):
         features = torch.tanh(nn.functional.linear(x, w["0.weight"], w["0.bias"]))
         generic = net(w, x)
-        g_p = gradient(lambda t, f=features, z=generic: cross_entropy(z + nn.functional.linear(f, t["2.weight"], t["2.bias"]), y), p)
+        g_p = gradient(
+            lambda t, f=features, z=generic: cross_entropy(z + nn.functional.linear(f, t["2.weight"], t["2.bias"]), y),
+            p,
+        )
         w = sgd_w.step(w, gradient(lambda t: cross_entropy(net(t, x) + counts.log(), y), w))
         p = sgd_p.step(p, g_p)
     update, memory = trained(setup, first(setup))
@@ -224,7 +242,9 @@ def test_superfed_trains_both_endpoints_of_a_random_mixture() -> None:
         return cross_entropy(net({n: (1 - a) * w[n] + a * v[n] for n in w}, x), y) + 0.3 * distance + 0.5 * cosine**2
 
     for a in draws:
-        g = gradient(lambda t, a=a: loss(t, a), {**{"w/" + n: t for n, t in w.items()}, **{"v/" + n: t for n, t in v.items()}})
+        g = gradient(
+            lambda t, a=a: loss(t, a), {**{"w/" + n: t for n, t in w.items()}, **{"v/" + n: t for n, t in v.items()}}
+        )
         w, v = sgd_w.step(w, under(g, "w/")), sgd_v.step(v, under(g, "v/"))
     update, memory = trained(setup, first(setup))
     assert close(update.shared, w)
@@ -242,7 +262,9 @@ def test_superfeds_personal_endpoints_differ_and_serve_only_once_trained() -> No
     assert [bool(p.memories) for p in progress] == [False, False, True, True]
     assert all(r["loss_personal"] == r["loss_global_local"] for p in progress[:2] for r in p.evaluation.clients)
     last = progress[-1]
-    assert {r["client"] for r in last.evaluation.clients if r["loss_personal"] != r["loss_global_local"]} == set(last.memories)
+    assert {r["client"] for r in last.evaluation.clients if r["loss_personal"] != r["loss_global_local"]} == set(
+        last.memories
+    )
     assert set(last.memories) < set(setup.federation.ids)
 
 
@@ -273,8 +295,14 @@ def test_scaffold_corrects_steps_by_its_variates_and_renews_them() -> None:
 def variates_apart(federation: Federation, progress: Progress) -> float:
     """|c - sum_i p_i c_i| / |c|, with p_i = n_i / n over all clients."""
     n, shared = {c.id: len(c.train) for c in federation.clients}, under(progress.state.shared, "variate/")
-    means = {name: sum(n[c] * m["own variate/" + name] for c, m in progress.memories.items()) / sum(n.values()) for name in shared}
-    return float(torch.stack([(t - means[name]).norm() for name, t in shared.items()]).norm() / torch.stack([t.norm() for t in shared.values()]).norm())
+    means = {
+        name: sum(n[c] * m["own variate/" + name] for c, m in progress.memories.items()) / sum(n.values())
+        for name in shared
+    }
+    return float(
+        torch.stack([(t - means[name]).norm() for name, t in shared.items()]).norm()
+        / torch.stack([t.norm() for t in shared.values()]).norm()
+    )
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 1.0])
@@ -319,7 +347,9 @@ def test_pfedmes_server_goes_part_of_the_way_to_the_mean() -> None:
 @pytest.mark.parametrize(("epochs", "ratio"), [(10, 1.2), (3, 2.0), (1, 6.0)])
 def test_pfedme_takes_more_steps_than_others_where_epochs_are_few(epochs: int, ratio: float) -> None:
     steps = [train(make(a, rounds=1, epochs=epochs))[0].evaluation.history["steps"] for a in (PFedMe(), FedAvg())]
-    assert steps[0] == pytest.approx(ratio * steps[1])  # five of theta and one of w on each batch, of a fifth of the epochs, one at least
+    assert steps[0] == pytest.approx(
+        ratio * steps[1]
+    )  # five of theta and one of w on each batch, of a fifth of the epochs, one at least
 
 
 def test_pfedme_does_not_overshoot() -> None:
@@ -357,7 +387,10 @@ def test_every_method_trains_a_network_with_buffers(name: str, buffers: str) -> 
 
 
 def test_fedrods_second_forward_does_not_count_batches_twice() -> None:
-    a, b = (train(make(m, model=batchnorm_net, rounds=1, fraction=1.0))[0].state.shared["1.num_batches_tracked"] for m in (FedRoD(), FedAvg()))
+    a, b = (
+        train(make(m, model=batchnorm_net, rounds=1, fraction=1.0))[0].state.shared["1.num_batches_tracked"]
+        for m in (FedRoD(), FedAvg())
+    )
     assert a == b
 
 

@@ -46,7 +46,10 @@ def made(n: int, right: int, losses: float = 0.0) -> Score:
 def test_scores_of_disjoint_parts_add_to_the_score_of_their_union() -> None:
     g = torch.Generator().manual_seed(1)
     logits, labels = 2 * torch.randn(90, 4, generator=g), torch.randint(4, (90,), generator=g)
-    whole, parts = score(logits, labels), pooled([score(logits[:7], labels[:7]), score(logits[7:60], labels[7:60]), score(logits[60:], labels[60:])])
+    whole, parts = (
+        score(logits, labels),
+        pooled([score(logits[:7], labels[:7]), score(logits[7:60], labels[7:60]), score(logits[60:], labels[60:])]),
+    )
     assert parts is not None
     assert parts.n == 90
     for metric in METRICS:
@@ -70,8 +73,12 @@ def test_brier_score_is_that_of_scikit_learn_for_two_classes_and_by_hand_for_thr
 
     g = torch.Generator().manual_seed(3)
     logits, labels = torch.randn(60, 2, generator=g), torch.randint(2, (60,), generator=g)
-    assert score(logits, labels).brier == pytest.approx(2 * brier_score_loss(labels, logits.double().softmax(1)[:, 1]))  # both classes count here
-    assert score(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([2])).brier == pytest.approx(0.25 + 0.0625 + 0.5625)
+    assert score(logits, labels).brier == pytest.approx(
+        2 * brier_score_loss(labels, logits.double().softmax(1)[:, 1])
+    )  # both classes count here
+    assert score(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([2])).brier == pytest.approx(
+        0.25 + 0.0625 + 0.5625
+    )
 
 
 def test_rows_of_an_evaluation() -> None:
@@ -80,7 +87,13 @@ def test_rows_of_an_evaluation() -> None:
     counts = Counts(2, 2, 12, 5, 6, 30, 40, {"update_variance": 3.0, "update_variance_relative": 1.0})
     done = evaluation(7, rows, made(100, 65, 110.0), counts, adapted=8)
     h = done.history
-    assert (h["round"], h["accuracy_global"], h["clients_failed"], h["bytes_down"], h["bytes_up"]) == (7, 0.65, 2, 30, 40)
+    assert (h["round"], h["accuracy_global"], h["clients_failed"], h["bytes_down"], h["bytes_up"]) == (
+        7,
+        0.65,
+        2,
+        30,
+        40,
+    )
     assert (h["steps"], h["steps_adapt"], h["parameters_down"], h["parameters_up"]) == (12, 8, 5, 6)
     assert (h["update_variance"], h["update_variance_relative"], h["update_variance_head"]) == (1.5, 0.5, None)
     assert h["accuracy_personal"] == pytest.approx(0.6)
@@ -91,28 +104,50 @@ def test_rows_of_an_evaluation() -> None:
     assert (h["ece_personal"], h["brier_global"]) == (pytest.approx(0.02), pytest.approx(0.1))
     b = done.clients[1]
     assert (b["round"], b["client"], b["n_train"], b["n_test"], b["participated"]) == (7, "b", 40, 30, 1)
-    assert (b["accuracy_personal"], b["accuracy_global_local"], b["loss_personal"], b["loss_global_local"]) == (0.3, 0.7, 0.3, 1.0)
-    assert (b["balanced_accuracy_personal"], b["ece_personal"], b["brier_personal"]) == (pytest.approx((4 + 5) / 30), pytest.approx(0.02), pytest.approx(0.1))
+    assert (b["accuracy_personal"], b["accuracy_global_local"], b["loss_personal"], b["loss_global_local"]) == (
+        0.3,
+        0.7,
+        0.3,
+        1.0,
+    )
+    assert (b["balanced_accuracy_personal"], b["ece_personal"], b["brier_personal"]) == (
+        pytest.approx((4 + 5) / 30),
+        pytest.approx(0.02),
+        pytest.approx(0.1),
+    )
 
 
 def test_a_method_without_global_model_has_empty_cells() -> None:
     scores = {"a": Scores(None, made(10, 9))}
     h = evaluation(1, [client_row(1, "a", 5, 0, scores["a"])], None, Counts()).history
-    assert [h[k] for k in ("accuracy_global", "ece_global", "accuracy_global_local", "loss_global_local", "accuracy_global_local_worst5", "update_variance")] == [None] * 6
+    assert [
+        h[k]
+        for k in (
+            "accuracy_global",
+            "ece_global",
+            "accuracy_global_local",
+            "loss_global_local",
+            "accuracy_global_local_worst5",
+            "update_variance",
+        )
+    ] == [None] * 6
     assert not math.isnan(h["accuracy_personal"])
 
 
 def test_update_variance_by_hand() -> None:
     layout = Layout(("body", "head"), (), "head", ("head",))
     before = {"body": torch.zeros(2), "head": torch.ones(1), "buffer": torch.zeros(1)}
-    after = [{"body": torch.tensor([1.0, 0.0]), "head": torch.tensor([3.0]), "buffer": torch.ones(1)}, {"body": torch.tensor([1.0, 4.0]), "head": torch.tensor([3.0])}]
+    after = [
+        {"body": torch.tensor([1.0, 0.0]), "head": torch.tensor([3.0]), "buffer": torch.ones(1)},
+        {"body": torch.tensor([1.0, 4.0]), "head": torch.tensor([3.0])},
+    ]
     got = update_spread(before, after, [3, 1], layout)
     # mean step of the body (1, 1); variance 3/4 * 1 + 1/4 * 9 = 3; the head's steps agree
-    assert got == pytest.approx({
-        "update_variance": 3, "update_variance_relative": 3 / (2 + 4), "update_variance_body": 3, "update_variance_body_relative": 1.5,
-        "update_variance_head": 0, "update_variance_head_relative": 0,
-    })  # fmt: skip
-    assert set(update_spread({"body": before["body"]}, [{"body": torch.ones(2)}], [1], layout)) == {k for k in got if "head" not in k}
+    variances = {"": 3, "_relative": 3 / (2 + 4), "_body": 3, "_body_relative": 1.5, "_head": 0, "_head_relative": 0}
+    assert got == pytest.approx({f"update_variance{name}": value for name, value in variances.items()})
+    assert set(update_spread({"body": before["body"]}, [{"body": torch.ones(2)}], [1], layout)) == {
+        k for k in got if "head" not in k
+    }
     assert update_spread({}, [{}], [1], layout) == {}
 
 
@@ -123,7 +158,12 @@ def test_the_variance_of_a_simplex_is_that_of_the_model_in_its_middle() -> None:
     state = setup.algorithm.init(setup.network, seed=0)
     apart = {name: state.shared[name] + torch.stack([torch.ones(3, 7), -torch.ones(3, 7)])}
     effective = setup.algorithm.effective
-    got = update_spread(effective(state.shared), [effective({**state.shared, **apart}), effective(state.shared)], [1, 1], setup.network.layout)
+    got = update_spread(
+        effective(state.shared),
+        [effective({**state.shared, **apart}), effective(state.shared)],
+        [1, 1],
+        setup.network.layout,
+    )
     assert got["update_variance"] == pytest.approx(0, abs=1e-9)
 
 
@@ -132,6 +172,10 @@ def test_history_counts_steps_and_what_was_sent() -> None:
     row = train(setup, plan=Plan(evaluate_every=2))[-1].evaluation.history
     batches = sum(len(batch_sizes(len(c.train), 8)) for c in setup.federation.clients)
     assert (row["steps"], row["steps_adapt"]) == (2 * 2 * batches, 3 * batches)  # two rounds of two epochs
-    assert row["parameters_down"] == row["parameters_up"] == 2 * 6 * sum(t.numel() for t in setup.network.parameters.values())
+    assert (
+        row["parameters_down"]
+        == row["parameters_up"]
+        == 2 * 6 * sum(t.numel() for t in setup.network.parameters.values())
+    )
     assert row["bytes_down"] == 4 * row["parameters_down"]
     assert row["update_variance"] > 0

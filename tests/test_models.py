@@ -19,13 +19,36 @@ def test_the_authors_networks_have_their_numbers_of_parameters() -> None:
 
 
 def test_the_authors_cifar_network_layer_by_layer() -> None:
-    kinds = [(type(m).__name__, *((m.kernel_size[0], m.padding[0], m.out_channels) if isinstance(m, nn.Conv2d) else ())) for m in cifar_cnn()]
+    kinds = [
+        (type(m).__name__, *((m.kernel_size[0], m.padding[0], m.out_channels) if isinstance(m, nn.Conv2d) else ()))
+        for m in cifar_cnn()
+    ]
     block = [("LeakyReLU",), ("MaxPool2d",)]
-    assert kinds == [("Conv2d", 5, 0, 16), *block, ("Conv2d", 5, 1, 32), *block, ("Conv2d", 3, 1, 64), *block, ("Flatten",), ("Linear",), ("LeakyReLU",), ("Linear",)]
+    assert kinds == [
+        ("Conv2d", 5, 0, 16),
+        *block,
+        ("Conv2d", 5, 1, 32),
+        *block,
+        ("Conv2d", 3, 1, 64),
+        *block,
+        ("Flatten",),
+        ("Linear",),
+        ("LeakyReLU",),
+        ("Linear",),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("cnn", (1, 8, 8)), ("cnn", (3, 33, 20)), ("cnn", (6, 100)), ("mlp", (10,)), ("mlp", (1, 8, 8)), ("cifar-cnn", (3, 32, 32)), ("femnist-cnn", (1, 28, 28))]
+    ("name", "shape"),
+    [
+        ("cnn", (1, 8, 8)),
+        ("cnn", (3, 33, 20)),
+        ("cnn", (6, 100)),
+        ("mlp", (10,)),
+        ("mlp", (1, 8, 8)),
+        ("cifar-cnn", (3, 32, 32)),
+        ("femnist-cnn", (1, 28, 28)),
+    ],
 )
 def test_named_models_fit_their_inputs(name: str, shape: tuple[int, ...]) -> None:
     assert factory(name, shape, 7)()(torch.zeros(2, *shape)).shape == (2, 7)
@@ -36,7 +59,9 @@ def test_xavier_weights() -> None:
     assert float(w.std()) == pytest.approx((2 / (400 + 128)) ** 0.5, rel=0.02)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("cifar-cnn", (1, 28, 28)), ("femnist-cnn", (10,)), ("cnn", (5,)), ("cnn", (3, 2, 2))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("cifar-cnn", (1, 28, 28)), ("femnist-cnn", (10,)), ("cnn", (5,)), ("cnn", (3, 2, 2))]
+)
 def test_inputs_that_do_not_fit_are_named(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(FlocoError, match=f"model {name} needs"):
         factory(name, shape, 3)()
@@ -44,7 +69,9 @@ def test_inputs_that_do_not_fit_are_named(name: str, shape: tuple[int, ...]) -> 
 
 def test_models_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mynets.py").write_text(
-        "from torch import nn\ndef plain():\n    return nn.Linear(4, 2)\ndef fitted(shape, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0], classes))\n"
+        "from torch import nn\n"
+        "def plain():\n    return nn.Linear(4, 2)\n"
+        "def fitted(shape, classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0], classes))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert isinstance(factory("mynets:plain", (4,), 2)(), nn.Linear)

@@ -1,4 +1,4 @@
-"""Modules as people write them: what is said of a module is seen in its forward pass, and a shortcut never changes a number."""
+"""Modules as people write them: what is said of one is seen in its forward pass, a shortcut never changes a number."""
 
 import random
 import warnings
@@ -53,13 +53,27 @@ class Classifier(nn.Module):
             self.projector(h)
         if self.kind == "in place":
             y /= 2
-        above = {"a temperature": y / 2, "a mask": torch.where(x[:, :1] > 99, y - 1e9, y), "softmax": y.softmax(1), "two heads": y + self.projector(h)[:, :3]}
+        above = {
+            "a temperature": y / 2,
+            "a mask": torch.where(x[:, :1] > 99, y - 1e9, y),
+            "softmax": y.softmax(1),
+            "two heads": y + self.projector(h)[:, :3],
+        }
         if self.scale is not None:
             return y * self.scale
         return above.get(self.kind, y)
 
 
-HEADS = ("registered first", "registered last", "a projection beside", "attention below", "in place", "a temperature", "a mask", "softmax")
+HEADS = (
+    "registered first",
+    "registered last",
+    "a projection beside",
+    "attention below",
+    "in place",
+    "a temperature",
+    "a mask",
+    "softmax",
+)
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["forward pass", "code"])
@@ -84,7 +98,9 @@ NO_HEAD = {
 def test_a_network_without_such_a_layer_is_refused_by_methods_that_need_one(name: str, algorithm: Algorithm) -> None:
     net = network(NO_HEAD[name], seed=0, sample=blobs().sample)
     assert net.layout.head == ()
-    with pytest.raises(FlocoError, match=r"algorithm\.mix" if algorithm.name == "floco" else "nn.Linear that gives the logits"):
+    with pytest.raises(
+        FlocoError, match=r"algorithm\.mix" if algorithm.name == "floco" else "nn.Linear that gives the logits"
+    ):
         algorithm.resolved(make(FedAvg()).training, net.layout)
     assert train(make(FedAvg(), model=NO_HEAD[name], rounds=1))[-1].evaluation is not None
 
@@ -102,7 +118,10 @@ def test_a_frozen_head_is_seen_and_is_not_trained() -> None:
 def test_personal_heads_are_personal_wherever_the_layer_stands(kind: str) -> None:
     setup = make(FedPer(), model=lambda: Classifier(kind), fraction=1.0, rounds=2)
     last = train(setup)[-1]
-    one, two = (models(setup, c, setup.algorithm.message(last.state, c, "evaluate"), last.memories[c]).personal for c in ("north", "south"))
+    one, two = (
+        models(setup, c, setup.algorithm.message(last.state, c, "evaluate"), last.memories[c]).personal
+        for c in ("north", "south")
+    )
     assert not torch.equal(one["classifier.weight"], two["classifier.weight"])
     assert torch.equal(one["encoder.weight"], two["encoder.weight"])
 
@@ -195,13 +214,19 @@ class Backbone(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:some clients train one at a time")
 @pytest.mark.parametrize("together", [1, 8], ids=["serial", "cohort"])
-@pytest.mark.parametrize("options", [{"frozen": True}, {"frozen": False, "override": True}], ids=["put into eval", "train() overridden"])
-def test_a_submodule_that_its_owner_put_into_evaluation_mode_stays_in_it(options: dict[str, bool], together: int) -> None:
+@pytest.mark.parametrize(
+    "options", [{"frozen": True}, {"frozen": False, "override": True}], ids=["put into eval", "train() overridden"]
+)
+def test_a_submodule_that_its_owner_put_into_evaluation_mode_stays_in_it(
+    options: dict[str, bool], together: int
+) -> None:
     setup = make(FedAvg(), model=lambda: Backbone(**options), fraction=1.0)
     last = train(setup, Serial(setup, together))[-1]
     assert same({n: last.state.shared[n] for n in setup.network.layout.buffers}, setup.network.buffers)
     predict, x = setup.predictor(train=True), setup.federation.x[:4]
-    assert torch.equal(predict(setup.initial(), x), setup.predictor(train=False)(setup.initial(), x))  # no dropout either
+    assert torch.equal(
+        predict(setup.initial(), x), setup.predictor(train=False)(setup.initial(), x)
+    )  # no dropout either
 
 
 def test_a_model_that_was_loaded_in_evaluation_mode_is_trained_as_a_whole() -> None:
@@ -240,7 +265,11 @@ class Drawing(nn.Module):
         if self.kind == "counts for later":
             self.seen.append(len(x))
             return y if len(self.seen) < 5 else y / 2
-        noise = {"numpy": lambda: np.random.normal(), "random": random.random, "a generator of its own": self.rng.normal}[self.kind]  # noqa: NPY002
+        noise = {
+            "numpy": lambda: np.random.normal(),  # noqa: NPY002
+            "random": random.random,
+            "a generator of its own": self.rng.normal,
+        }[self.kind]
         return y + 0.1 * float(noise())
 
 
@@ -259,14 +288,21 @@ def test_a_forward_pass_that_is_no_function_is_trained_one_client_at_a_time_to_t
     setup = make(FedAvg(), model=lambda: Drawing(kind), fraction=1.0, rounds=4, epochs=4)
     assert KINDS[kind] in (setup.unsteady or "")
     assert resolve(setup, "auto", None)[0] != "cohort"
-    found = [train(make(FedAvg(), model=lambda: Drawing(kind), fraction=1.0, rounds=4, epochs=4), run)[-1] for run in (None, None)]
-    found += [train(setup, running)[-1] for running in (engine(setup, "cohort", 1), engine(setup, "processes", 2))]
+    found = [
+        train(make(FedAvg(), model=lambda: Drawing(kind), fraction=1.0, rounds=4, epochs=4), run)[-1]
+        for run in (None, None)
+    ]
+    for running in (engine(setup, "cohort", 1), engine(setup, "processes", 2)):
+        found.append(train(setup, running)[-1])
+        running.close()
     assert all(same(found[0].state.shared, f.state.shared) for f in found[1:])
     with pytest.warns(UserWarning, match="clients train one at a time"):
         engine(setup, "serial", 1)
 
 
-@pytest.mark.parametrize("model", [small_net, lambda: nn.Sequential(nn.Dropout(0.3), small_net()), lambda: Backbone(frozen=False)])
+@pytest.mark.parametrize(
+    "model", [small_net, lambda: nn.Sequential(nn.Dropout(0.3), small_net()), lambda: Backbone(frozen=False)]
+)
 def test_a_forward_pass_that_is_one_is_not_suspected(model: Any) -> None:
     assert make(FedAvg(), model=model).unsteady is None
     assert make(FedAvg(), model=Lazy).unsteady is None
@@ -288,7 +324,9 @@ def test_the_seed_reaches_numpy_and_random_inside_a_clients_step_and_nothing_lea
 
 def test_runs_in_threads_are_the_runs_alone() -> None:
     def last(seed: int) -> dict[str, torch.Tensor]:
-        return train(make(FedAvg(), model=lambda: nn.Sequential(nn.Dropout(0.2), small_net()), seed=seed))[-1].state.shared
+        return train(make(FedAvg(), model=lambda: nn.Sequential(nn.Dropout(0.2), small_net()), seed=seed))[
+            -1
+        ].state.shared
 
     alone = [last(s) for s in range(4)]
     with ThreadPoolExecutor(4) as pool:
@@ -318,12 +356,16 @@ class Ends(nn.Module):
         (lambda y, training: y @ torch.ones(9) if training else y, "fails in training mode"),
     ],
 )
-def test_what_is_no_tensor_of_logits_is_refused_before_the_first_round_in_training_mode_too(end: Any, says: str) -> None:
+def test_what_is_no_tensor_of_logits_is_refused_before_the_first_round_in_training_mode_too(
+    end: Any, says: str
+) -> None:
     with pytest.raises(FlocoError, match=says):
         check_model(make(FedAvg(), model=lambda: Ends(end)))
 
 
-@pytest.mark.parametrize(("end", "name"), [(lambda y, _: y.softmax(1), "softmax"), (lambda y, _: y.sigmoid(), "sigmoid")])
+@pytest.mark.parametrize(
+    ("end", "name"), [(lambda y, _: y.softmax(1), "softmax"), (lambda y, _: y.sigmoid(), "sigmoid")]
+)
 def test_a_network_that_ends_in_probabilities_gets_a_warning_with_the_remedy(end: Any, name: str) -> None:
     with pytest.warns(UserWarning, match=f"leave the {name} at the end"):
         check_model(make(FedAvg(), model=lambda: Ends(end)))
@@ -340,7 +382,9 @@ def test_a_deep_network_is_not_taken_for_one_that_ends_in_a_sigmoid() -> None:
             check_model(make(FedAvg(), model=deep, seed=seed))
 
 
-@pytest.mark.parametrize("end", [lambda y, _: y, lambda y, _: y.log_softmax(1), lambda y, _: y.relu(), lambda y, _: 0 * y + 0.3])
+@pytest.mark.parametrize(
+    "end", [lambda y, _: y, lambda y, _: y.log_softmax(1), lambda y, _: y.relu(), lambda y, _: 0 * y + 0.3]
+)
 def test_logits_get_none(end: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -455,7 +499,12 @@ SOUND: dict[str, Any] = {
     "batch norm": lambda: Backbone(frozen=False),
     "frozen": lambda: Backbone(frozen=True),
     "layer norm": lambda: nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3)),
-    "instance norm": lambda: nn.Sequential(nn.Unflatten(1, (1, 5)), nn.InstanceNorm1d(1, affine=True, track_running_stats=True), nn.Flatten(), nn.Linear(5, 3)),
+    "instance norm": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 5)),
+        nn.InstanceNorm1d(1, affine=True, track_running_stats=True),
+        nn.Flatten(),
+        nn.Linear(5, 3),
+    ),
     "recurrent": lambda: nn.Sequential(nn.Unflatten(1, (5, 1)), Last(), nn.Linear(4, 3)),
     "weight norm": lambda: nn.Sequential(nn.Linear(5, 7), parametrizations.weight_norm(nn.Linear(7, 3))),
     "spectral norm": lambda: nn.Sequential(nn.Linear(5, 7), parametrizations.spectral_norm(nn.Linear(7, 3))),
@@ -479,7 +528,9 @@ class Last(nn.Module):
 def test_sound_modules_pass(name: str, precision: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message=".*parameters get no gradient")  # the projector that the classifier has beside it
+        warnings.filterwarnings(
+            "ignore", message=".*parameters get no gradient"
+        )  # the projector that the classifier has beside it
         check_model(make(FedAvg(), model=SOUND[name], precision=precision))
 
 
@@ -499,10 +550,18 @@ def test_ids_that_are_normalised_before_an_embedding_are_said() -> None:
     x, y = np.random.default_rng(0).integers(0, 50, (60, 6)), np.arange(60) % 3
     net = lambda: nn.Sequential(Whole(), nn.Embedding(50, 4), nn.Flatten(), nn.Linear(24, 3))  # noqa: E731
     with pytest.warns(UserWarning, match="data.normalize = none"):
-        floco.fit(net, floco.load((x, y)).split(floco.Dirichlet(10.0), clients=2), floco.FedAvg(), rounds=1, engine="serial")
+        floco.fit(
+            net, floco.load((x, y)).split(floco.Dirichlet(10.0), clients=2), floco.FedAvg(), rounds=1, engine="serial"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        floco.fit(net, floco.load((x, y)).split(floco.Dirichlet(10.0), clients=2, normalize="none"), floco.FedAvg(), rounds=1, engine="serial")
+        floco.fit(
+            net,
+            floco.load((x, y)).split(floco.Dirichlet(10.0), clients=2, normalize="none"),
+            floco.FedAvg(),
+            rounds=1,
+            engine="serial",
+        )
 
 
 class Positions(nn.Module):

@@ -21,7 +21,18 @@ from floco.deliver.mixtures import Mixtures
 from floco.deliver.newcomers import Guess, newcomer_rows, place, tried
 from floco.simplex.optimum import lowest
 
-FOLDS = ["-s", "data.clients=20", "-s", "data.held_out=5", "-s", "training.rounds=40", "-s", "run.evaluate_every=40", "-s", "run.engine=serial"]
+FOLDS = [
+    "-s",
+    "data.clients=20",
+    "-s",
+    "data.held_out=5",
+    "-s",
+    "training.rounds=40",
+    "-s",
+    "run.evaluate_every=40",
+    "-s",
+    "run.engine=serial",
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +52,9 @@ def data_of(run: package.Run, client: str, part: str = "train") -> tuple[np.ndar
 
 def everything(run: package.Run) -> tuple[np.ndarray, np.ndarray]:
     """The samples of all participants."""
-    x, y = zip(*(data_of(run, client, part) for client in run.setup.federation.ids for part in ("train", "test")), strict=True)
+    x, y = zip(
+        *(data_of(run, client, part) for client in run.setup.federation.ids for part in ("train", "test")), strict=True
+    )
     return np.concatenate(x), np.concatenate(y)
 
 
@@ -67,7 +80,10 @@ def test_the_lowest_point_is_no_higher_than_any_of_a_fine_grid() -> None:
         assert float(found.min()) >= 0
         grid = torch.tensor([[i, j, 50 - i - j] for i in range(51) for j in range(51 - i)], dtype=torch.float64) / 50
         mixed = torch.einsum("am,mnc->acn", grid, corners)
-        assert float(loss(found)) <= float(cross_entropy(mixed, y.expand(len(grid), -1), reduction="none").mean(1).min()) + 1e-6
+        assert (
+            float(loss(found))
+            <= float(cross_entropy(mixed, y.expand(len(grid), -1), reduction="none").mean(1).min()) + 1e-6
+        )
 
 
 def test_what_cannot_be_minimised_is_an_error() -> None:
@@ -99,7 +115,9 @@ def test_held_out_clients_are_reported_against_what_they_could_have_otherwise(di
     assert {int(r["samples"]) for r in table} >= {5, 10, 20, 50}
 
     def mean(model: str, least: int, most: int) -> float:
-        return float(np.mean([float(r["loss"]) for r in table if r["model"] == model and least <= int(r["samples"]) <= most]))
+        return float(
+            np.mean([float(r["loss"]) for r in table if r["model"] == model and least <= int(r["samples"]) <= most])
+        )
 
     for least, most in ((5, 5), (10, 10), (20, 20), (51, 1000)):
         assert mean("placed", least, most) < min(mean("global", least, most), mean("local", least, most))
@@ -146,7 +164,9 @@ def test_samples_that_are_left_out_do_not_place_anybody() -> None:
         ([0, 1, 2, 1], [[1, 2], [3, 0]], 1 / 2, (2 / 5) * (1 / 5) * (2 / 5) * (1 / 5)),
     ],
 )
-def test_a_guess_is_the_commonest_label_and_the_frequencies_of_those_that_are_not_left_out(y: list[int], parts: list[list[int]], accuracy: float, likelihood: float) -> None:
+def test_a_guess_is_the_commonest_label_and_the_frequencies_of_those_that_are_not_left_out(
+    y: list[int], parts: list[list[int]], accuracy: float, likelihood: float
+) -> None:
     guess = Guess.of(torch.tensor(y), [torch.tensor(p) for p in parts], 3)
     assert (guess.samples, guess.accuracy) == (len(y), accuracy)
     assert guess.loss == pytest.approx(-math.log(likelihood) / len(y), abs=1e-12)
@@ -167,19 +187,27 @@ def test_a_guess_is_the_commonest_label_and_the_frequencies_of_those_that_are_no
         (Guess(2, 1.0, 1.7), 0.0, 5.0, True),
     ],
 )
-def test_a_guess_beats_a_model_that_is_worse_by_both_measures_and_by_more_than_accident(guess: Guess, accuracy: float, loss: float, beaten: bool) -> None:
+def test_a_guess_beats_a_model_that_is_worse_by_both_measures_and_by_more_than_accident(
+    guess: Guess, accuracy: float, loss: float, beaten: bool
+) -> None:
     assert guess.beats(accuracy, loss) == beaten
 
 
 @pytest.mark.parametrize("samples", [6, 20, 60])
 @pytest.mark.parametrize("how", ["swapped", "shifted", "far"])
-def test_a_newcomer_whose_labels_are_coded_otherwise_gets_no_model(digits: Path, tmp_path: Path, how: str, samples: int) -> None:
+def test_a_newcomer_whose_labels_are_coded_otherwise_gets_no_model(
+    digits: Path, tmp_path: Path, how: str, samples: int
+) -> None:
     run = package.open_run(digits)
     for client in ("client-15", "client-17"):
         x, y = (part[:samples] for part in data_of(run, client))
         assert not tried(run.setup, run.progress.state, *run.setup.federation.form.labelled(x, y)).refusal
         wrong = recoded(y, how)
-        with pytest.raises(FlocoError, match=rf"no better than a guess: of {samples} samples.*recognises.*commonest label.*its loss is.*check that labels and samples are coded"):
+        with pytest.raises(
+            FlocoError,
+            match=rf"no better than a guess: of {samples} samples.*recognises.*commonest label.*its loss is"
+            ".*check that labels and samples are coded",
+        ):
             run.place(x, wrong)
     np.savez(tmp_path / "new.npz", x=x, y=wrong)
     done = floco("place", digits, tmp_path / "new.npz", "-o", tmp_path / "new.onnx")
@@ -205,11 +233,16 @@ def test_a_newcomer_with_few_samples_or_nearly_one_label_gets_its_model(digits: 
 
 
 @pytest.mark.filterwarnings("default")
-def test_a_model_that_is_only_less_often_right_than_the_commonest_label_comes_with_a_warning(digits: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_only_less_often_right_than_the_commonest_label_comes_with_a_warning(
+    digits: Path, tmp_path: Path
+) -> None:
     run = package.open_run(digits)
     x, y = everything(run)
     x, y = x[y == 9][:100], y[y == 9][:100]
-    with pytest.warns(UserWarning, match=r"of 100 samples, left out in turn, it recognises 9\d.0 %, and 100.0 % have the commonest label") as caught:
+    with pytest.warns(
+        UserWarning,
+        match=r"of 100 samples, left out in turn, it recognises 9\d.0 %, and 100.0 % have the commonest label",
+    ) as caught:
         placed = run.place(x, y)
     assert caught[0].filename == __file__
     assert placed.chosen.loss < placed.guess.loss
@@ -227,7 +260,10 @@ def test_held_out_clients_whose_model_is_refused_are_among_those_of_whom_means_a
     members, kept = federation.clients[:-1], federation.clients[-1]
     y = federation.y.clone()
     y[kept.train] = (y[kept.train] + 1) % 3
-    held = make(Floco(endpoints=3, assign_at=2), federation=type(federation)(federation.x, y, members, federation.names, held_out=(kept,)))
+    held = make(
+        Floco(endpoints=3, assign_at=2),
+        federation=type(federation)(federation.x, y, members, federation.names, held_out=(kept,)),
+    )
     table = newcomer_rows(held, train(held)[-1].state)
     refused = [r for r in table if r["model"] == "placed" and r["size"] == "all"]
     assert len(refused) == 1
@@ -254,7 +290,9 @@ def test_methods_without_a_simplex_report_newcomers_too() -> None:
     setup = make(FedAvg())
     federation = setup.federation
     members, kept = federation.clients[:-1], federation.clients[-1:]
-    held = make(FedAvg(), federation=type(federation)(federation.x, federation.y, members, federation.names, held_out=kept))
+    held = make(
+        FedAvg(), federation=type(federation)(federation.x, federation.y, members, federation.names, held_out=kept)
+    )
     table = newcomer_rows(held, train(held)[-1].state)
     assert {r["model"] for r in table} == {"global", "global+ft", "local"}
     assert {r["client"] for r in table} == {kept[0].id}
@@ -262,7 +300,13 @@ def test_methods_without_a_simplex_report_newcomers_too() -> None:
 
 def test_a_run_that_is_killed_before_its_newcomers_are_written_writes_them_when_resumed(tmp_path: Path) -> None:
     source = write_blobs(tmp_path / "blobs.npz")
-    settings = [f"data.source=npz:{source}", "data.split=natural", "data.held_out=2", "training.rounds=2", "run.engine=serial"]
+    settings = [
+        f"data.source=npz:{source}",
+        "data.split=natural",
+        "data.held_out=2",
+        "training.rounds=2",
+        "run.engine=serial",
+    ]
     assert floco("run", *[w for s in settings for w in ("-s", s)], "--out", tmp_path / "run").exit_code == 0
     written = (tmp_path / "run" / "newcomers.csv").read_bytes()
     (tmp_path / "run" / "newcomers.csv").unlink()
@@ -280,13 +324,31 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tu
     owner = np.where(g.random(len(y)) < 0.9, y // 2, g.integers(5, size=len(y)))
     later = g.random(len(y)) < 0.3
     np.savez(folder / "now.npz", x=x[~later], y=y[~later], client=np.array([f"c{i}" for i in owner[~later]]))
-    settings = [f"data.source=npz:{folder / 'now.npz'}", "data.split=natural", "data.test_share=0.4", "algorithm.endpoints=5", "training.rounds=30", "training.fraction=1.0"]
-    done = floco("run", *[w for s in settings for w in ("-s", s)], "-s", "run.evaluate_every=30", "-s", "run.engine=serial", "--out", folder / "run")
+    settings = [
+        f"data.source=npz:{folder / 'now.npz'}",
+        "data.split=natural",
+        "data.test_share=0.4",
+        "algorithm.endpoints=5",
+        "training.rounds=30",
+        "training.fraction=1.0",
+    ]
+    done = floco(
+        "run",
+        *[w for s in settings for w in ("-s", s)],
+        "-s",
+        "run.evaluate_every=30",
+        "-s",
+        "run.engine=serial",
+        "--out",
+        folder / "run",
+    )
     assert done.exit_code == 0, done.output
     return folder / "run", {f"c{i}": (x[later & (owner == i)], y[later & (owner == i)]) for i in range(5)}
 
 
-def test_a_subregion_fits_later_data_of_its_client_and_no_other_groups(groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], tmp_path: Path) -> None:
+def test_a_subregion_fits_later_data_of_its_client_and_no_other_groups(
+    groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], tmp_path: Path
+) -> None:
     path, later = groups
     run = package.open_run(path)
     verdicts: list[str] = []
@@ -310,7 +372,9 @@ def test_a_subregion_fits_later_data_of_its_client_and_no_other_groups(groups: t
 
 @pytest.mark.parametrize("how", ["swapped", "shifted", "far"])
 @pytest.mark.parametrize("samples", [10, 200])
-def test_labels_that_are_coded_otherwise_are_strange_to_the_whole_simplex(groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], how: str, samples: int) -> None:
+def test_labels_that_are_coded_otherwise_are_strange_to_the_whole_simplex(
+    groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], how: str, samples: int
+) -> None:
     run = package.open_run(groups[0])
     for client, (x, y) in groups[1].items():
         found = run.check(client, x[:samples], recoded(y, how)[:samples])
@@ -319,7 +383,9 @@ def test_labels_that_are_coded_otherwise_are_strange_to_the_whole_simplex(groups
         assert found.evidence[-1]["loss_new"] < found.loss_best  # without a model
 
 
-def test_a_client_has_not_moved_to_a_point_that_is_worse_than_its_center(groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_has_not_moved_to_a_point_that_is_worse_than_its_center(
+    groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("floco.deliver.drift.LEVEL", 3.0)  # both tests find a change everywhere
     run = package.open_run(groups[0])
     found = [run.check(client, *later) for client, later in groups[1].items()]
@@ -327,7 +393,9 @@ def test_a_client_has_not_moved_to_a_point_that_is_worse_than_its_center(groups:
     assert {f.verdict for f in found if f.loss_best < f.loss_center} == {"moved"}
 
 
-def test_a_better_point_that_is_still_no_better_than_a_guess_is_strange(groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_better_point_that_is_still_no_better_than_a_guess_is_strange(
+    groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers = iter([0.0, 1.0])  # the advantage is larger, and the loss at the center is not
     monkeypatch.setattr("floco.deliver.drift._p_larger", lambda *_: next(answers))
     x, y = groups[1]["c1"]
@@ -348,7 +416,10 @@ def test_floco_plus_places_and_finds_the_best_point_on_the_clients_own_simplex()
     setup = make(package.FlocoPlus(endpoints=3, assign_at=2), fraction=1.0)
     progress = train(setup)[-1]
     run = package.Run(setup, progress)
-    shared, own = (package.Run(make(a, fraction=1.0), progress) for a in (Floco(endpoints=3, assign_at=2), package.FlocoPlus(endpoints=3, assign_at=2)))
+    shared, own = (
+        package.Run(make(a, fraction=1.0), progress)
+        for a in (Floco(endpoints=3, assign_at=2), package.FlocoPlus(endpoints=3, assign_at=2))
+    )
     assert not same(dict(shared.personal("north").state_dict()), dict(own.personal("north").state_dict()))
     best = run.personal("east", at="best")
     client: Client = setup.federation.client("east")
@@ -361,8 +432,12 @@ def test_a_clients_model_is_at_its_center_or_at_the_best_mixture_for_its_trainin
     setup = make(Floco(endpoints=3, assign_at=2), fraction=1.0)
     run = package.Run(setup, train(setup)[-1])
     client, mixing, shared = setup.federation.client("north"), setup.algorithm.mixing, run.progress.state.shared
-    best = Mixtures(setup, mixing, shared, setup.federation.x[client.train]).best(setup.federation.y[client.train], near=run.progress.state.by_client["north"]["center"])
-    assert torch.equal(run.personal("north", at="best").get_parameter("2.weight"), mixing(shared, best.float())["2.weight"])
+    best = Mixtures(setup, mixing, shared, setup.federation.x[client.train]).best(
+        setup.federation.y[client.train], near=run.progress.state.by_client["north"]["center"]
+    )
+    assert torch.equal(
+        run.personal("north", at="best").get_parameter("2.weight"), mixing(shared, best.float())["2.weight"]
+    )
     center = run.progress.state.by_client["north"]["center"]
     assert torch.equal(run.personal("north").get_parameter("2.weight"), mixing(shared, center.float())["2.weight"])
     assert not torch.equal(best, center)
@@ -385,7 +460,11 @@ def test_a_rule_that_the_network_cannot_bear_is_named_and_the_others_remain() ->
     assert "more than 1 value" in placed.problems["signal"]
     federation = setup.federation
     kept = Client("new", torch.tensor([0]), torch.tensor([1, 2, 3]))
-    held = make(Floco(endpoints=3, assign_at=2), model=Normed, federation=type(federation)(federation.x, federation.y, federation.clients, federation.names, held_out=(kept,)))
+    held = make(
+        Floco(endpoints=3, assign_at=2),
+        model=Normed,
+        federation=type(federation)(federation.x, federation.y, federation.clients, federation.names, held_out=(kept,)),
+    )
     table = {r["model"]: r for r in newcomer_rows(held, train(held)[-1].state)}
     assert table["global"]["problem"] == ""
     assert table["local"]["accuracy"] is None
@@ -401,13 +480,19 @@ def test_newcomers_are_placed_in_runs_whose_logits_are_not_linear_or_not_exact(s
     assert len(placed.candidates) == 3
 
 
-def test_a_check_is_not_more_easily_alarmed_by_more_samples(groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]]) -> None:
-    """New data of the client's own kind, many times as many as it has tested: with all of them, the best mixture would be a better one."""
+def test_a_check_is_not_more_easily_alarmed_by_more_samples(
+    groups: tuple[Path, dict[str, tuple[np.ndarray, np.ndarray]]],
+) -> None:
+    """Data of the client's own kind, many times as many as it has tested: with all, the best mixture would win."""
     run = package.open_run(groups[0])
     x, y = data_of(run, "c1", "test")
     few = Client("c1", run.setup.federation.client("c1").train, run.setup.federation.client("c1").test[:15])
-    federation = replace(run.setup.federation, clients=tuple(few if c.id == "c1" else c for c in run.setup.federation.clients))
+    federation = replace(
+        run.setup.federation, clients=tuple(few if c.id == "c1" else c for c in run.setup.federation.clients)
+    )
     small = package.Run(replace(run.setup, federation=federation), run.progress)
     g = np.random.default_rng(0)
-    verdicts = [small.check("c1", x[chosen], y[chosen]).verdict for chosen in (g.permutation(len(y)) for _ in range(20))]
+    verdicts = [
+        small.check("c1", x[chosen], y[chosen]).verdict for chosen in (g.permutation(len(y)) for _ in range(20))
+    ]
     assert verdicts.count("fits") >= 18

@@ -3,15 +3,17 @@
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from html import unescape
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from conftest import floco, make, rows, train, write_blobs
+from conftest import PATIENCE, floco, make, rows, train, write_blobs
 from floco.algorithms import FedAvg, Floco
 from floco.analysis.landscape import barrier, between, common_sample, landscape, measured, network_of
 from floco.analysis.report.sections import write
@@ -23,7 +25,16 @@ from floco.core.values import ServerState
 from floco.deliver.mixtures import Mixtures
 
 CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
 NAMES = ("north", "south</script><script>document.title='broken'</script>", "east <b>", "west & co", "ü", "0")
 
 
@@ -41,7 +52,10 @@ def test_endpoints_and_middle_are_the_networks_with_these_weights(mix: str) -> N
     for m, point in enumerate(found.endpoints):
         network = {n: t[m] if n in setup.algorithm.mixing.names else t for n, t in state.shared.items()}
         expected = score(logits(setup, network, x), y)
-        assert (point.loss, point.accuracy) == (pytest.approx(expected.loss, rel=1e-5), pytest.approx(expected.accuracy))
+        assert (point.loss, point.accuracy) == (
+            pytest.approx(expected.loss, rel=1e-5),
+            pytest.approx(expected.accuracy),
+        )
         assert point.alpha == tuple(float(i == m) for i in range(3))
     middle = score(logits(setup, network_of(setup, state), x), y)
     assert found.middle.loss == pytest.approx(middle.loss, rel=1e-5)
@@ -56,7 +70,10 @@ def test_the_short_way_for_a_last_layer_is_the_long_way() -> None:
     assert mixtures.linear
     for alpha, point in zip(alphas, measured(mixtures, alphas, y), strict=True):
         expected = score(logits(setup, setup.algorithm.mixing(state.shared, alpha.float()), x), y)
-        assert (point.loss, point.accuracy) == (pytest.approx(expected.loss, rel=1e-4), pytest.approx(expected.accuracy))
+        assert (point.loss, point.accuracy) == (
+            pytest.approx(expected.loss, rel=1e-4),
+            pytest.approx(expected.accuracy),
+        )
 
 
 def test_a_first_layer_is_not_taken_for_linear() -> None:
@@ -97,13 +114,24 @@ def test_points_of_a_subregion_lie_in_it_and_are_judged_on_the_clients_own_test_
         assert len(inside) == 5
         assert all((torch.tensor(p.alpha, dtype=torch.float64) - beta).abs().sum() <= 0.3 + 1e-9 for p in inside)
         test = setup.federation.client(client).test
-        expected = score(logits(setup, setup.algorithm.mixing(state.shared, beta.float()), setup.federation.x[test]), setup.federation.y[test])
+        expected = score(
+            logits(setup, setup.algorithm.mixing(state.shared, beta.float()), setup.federation.x[test]),
+            setup.federation.y[test],
+        )
         assert center.loss == pytest.approx(expected.loss, rel=1e-4)
 
 
 def settings(folder: Path, **more: Any) -> list[str]:
     data = write_blobs(folder / "blobs.npz", NAMES, test=60)
-    pairs = {"data.source": f"npz:{data}", "data.split": "natural", "model.name": "mlp", "training.rounds": 6, "run.engine": "serial", "run.evaluate_every": 2, **more}
+    pairs = {
+        "data.source": f"npz:{data}",
+        "data.split": "natural",
+        "model.name": "mlp",
+        "training.rounds": 6,
+        "run.engine": "serial",
+        "run.evaluate_every": 2,
+        **more,
+    }
     return [part for key, value in pairs.items() for part in ("-s", f"{key}={value}")]
 
 
@@ -111,7 +139,18 @@ def settings(folder: Path, **more: Any) -> list[str]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report on a comparison whose clients have awkward names."""
     folder = tmp_path_factory.mktemp("report")
-    done = floco("compare", *settings(folder), "-a", "floco,fedavg,fedavg+ft", "--seeds", 2, "-s", "algorithm.mix=all", "--out", folder / "out")
+    done = floco(
+        "compare",
+        *settings(folder),
+        "-a",
+        "floco,fedavg,fedavg+ft",
+        "--seeds",
+        2,
+        "-s",
+        "algorithm.mix=all",
+        "--out",
+        folder / "out",
+    )
     assert done.exit_code == 0, done.output
     made = floco("report", folder / "out")
     assert made.exit_code == 0, made.output
@@ -122,7 +161,16 @@ def test_the_page_needs_no_network_and_names_all_that_it_shows(page: Path) -> No
     text = page.read_text()
     body = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
     assert not re.findall(r'(?:src|href)="(?!#|data:)', body)
-    for title in ("Comparison", "Curves", "Paired tests", "Clients", "Who has what", "Clients on the simplex", "Loss over the simplex", "Settings and environment"):
+    for title in (
+        "Comparison",
+        "Curves",
+        "Paired tests",
+        "Clients",
+        "Who has what",
+        "Clients on the simplex",
+        "Loss over the simplex",
+        "Settings and environment",
+    ):
         assert f"<h2>{title}</h2>" in body
     assert "The highest rise of the loss on an edge" in body
     assert "Between whole networks trained from different initial weights" in body
@@ -149,7 +197,10 @@ def table(page: Path, number: int) -> list[dict[str, str]]:
     """A table of the page as its rows."""
     found = unescape(re.findall(r"<table>(.*?)</table>", page.read_text(), re.S)[number])
     head = re.findall(r"<th>(.*?)</th>", found)
-    return [dict(zip(head, re.findall(r"<td[^>]*>(.*?)</td>", row), strict=True)) for row in re.findall(r"<tr>(<td.*?)</tr>", found)]
+    return [
+        dict(zip(head, re.findall(r"<td[^>]*>(.*?)</td>", row), strict=True))
+        for row in re.findall(r"<tr>(<td.*?)</tr>", found)
+    ]
 
 
 def test_the_tables_of_the_page_are_those_of_the_files(page: Path) -> None:
@@ -158,7 +209,9 @@ def test_the_tables_of_the_page_are_those_of_the_files(page: Path) -> None:
     for name, row in methods.items():
         assert accuracy[name]["seeds"] == "2"
         apart = 100 * float(row["accuracy_personal_seed_std"])
-        shown = f"{100 * float(row['accuracy_personal']):.1f}" + (f" ± {apart:.1f}" if apart else "")  # seeds may happen to agree
+        shown = f"{100 * float(row['accuracy_personal']):.1f}" + (
+            f" ± {apart:.1f}" if apart else ""
+        )  # seeds may happen to agree
         assert accuracy[name]["personal %"] == shown
         assert calibration[name]["NLL, global"].startswith(f"{float(row['loss_global']):.3f} ± ")
         assert cost[name]["bytes up / FedAvg's"] == f"{float(row['bytes_up_ratio']):.2f}"
@@ -168,14 +221,22 @@ def test_the_tables_of_the_page_are_those_of_the_files(page: Path) -> None:
 
 
 def test_runs_of_other_data_or_lengths_are_not_put_into_one_table(tmp_path: Path) -> None:
-    for name, more in (("one", {}), ("longer", {"training.rounds": 8}), ("other", {"data.split": "iid", "data.clients": 6}), ("wider", {"algorithm.radius": 0.5})):
+    for name, more in (
+        ("one", {}),
+        ("longer", {"training.rounds": 8}),
+        ("other", {"data.split": "iid", "data.clients": 6}),
+        ("wider", {"algorithm.radius": 0.5}),
+    ):
         assert floco("run", *settings(tmp_path, **more), "--out", tmp_path / name).exit_code == 0
     for second in ("longer", "other"):
         refused = floco("report", tmp_path / "one", tmp_path / second, "-o", tmp_path / "x.html")
         assert refused.exit_code == 2
         assert "cannot be compared" in refused.output
         assert not (tmp_path / "x.html").exists()
-    assert floco("report", tmp_path / "one", tmp_path / "wider", tmp_path / "one", "-o", tmp_path / "x.html").exit_code == 0
+    assert (
+        floco("report", tmp_path / "one", tmp_path / "wider", tmp_path / "one", "-o", tmp_path / "x.html").exit_code
+        == 0
+    )
     assert [r["method"] for r in table(tmp_path / "x.html", 0)] == ["floco", "floco (wider)"]
     assert "2 finished runs" in (tmp_path / "x.html").read_text()
 
@@ -196,7 +257,11 @@ def test_a_comparison_that_is_not_complete_says_so(page: Path, tmp_path: Path) -
     assert made.exit_code == 0, made.output
     report = tmp_path / "part" / "report.html"
     assert "Not finished, and not in any table: floco-seed0, fedavg-seed1." in report.read_text()
-    assert [(r["method"], r["seeds"]) for r in table(report, 0)] == [("floco", "1"), ("fedavg", "1"), ("fedavg+ft", "2")]
+    assert [(r["method"], r["seeds"]) for r in table(report, 0)] == [
+        ("floco", "1"),
+        ("fedavg", "1"),
+        ("fedavg+ft", "2"),
+    ]
     assert "serves worst under seed 1" in report.read_text()  # the seed of the run whose data are shown
 
 
@@ -220,7 +285,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS, timeout=1000 * PATIENCE)
         yield opened
         opened.close()
 
@@ -228,19 +293,23 @@ def browser() -> Iterator[Any]:
 def looked_at(browser: Any, page: Path, width: int, scheme: str) -> tuple[Any, list[str], list[str]]:
     """The page in a window, what it complained about, and what it asked the network for."""
     window = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    window.set_default_timeout(1000 * PATIENCE)
     complaints: list[str] = []
     asked: list[str] = []
     window.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
     window.on("pageerror", lambda e: complaints.append(str(e)))
     window.on("request", lambda r: asked.append(r.url))
     window.goto(page.as_uri())
-    window.wait_for_function("document.querySelectorAll('.figure .main-svg').length > 0")
+    figures = "[...document.querySelectorAll('.figure')]"
+    window.wait_for_function(f"{figures}.length && {figures}.every(f => f.querySelector('.main-svg'))")
     return window, complaints, [url for url in asked if not url.startswith(("file:", "data:"))]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
-def test_in_a_browser_all_charts_are_there_and_nothing_complains(browser: Any, page: Path, width: int, scheme: str) -> None:
+def test_in_a_browser_all_charts_are_there_and_nothing_complains(
+    browser: Any, page: Path, width: int, scheme: str
+) -> None:
     window, complaints, asked = looked_at(browser, page, width, scheme)
     assert complaints == []
     assert asked == []
@@ -267,8 +336,14 @@ def test_text_of_page_and_charts_stands_out_in_both_colour_schemes(browser: Any,
     window, _, _ = looked_at(browser, page, 1400, scheme)
     paper = brightness(window, "getComputedStyle(document.body).backgroundColor")
     assert (paper > 200) == (scheme == "light")
-    for element in ("document.body", "document.querySelector('.figure .xtick text')", "document.querySelector('.figure .gtitle')"):
-        ink = brightness(window, f"getComputedStyle({element}).fill" if "figure" in element else f"getComputedStyle({element}).color")
+    for element in (
+        "document.body",
+        "document.querySelector('.figure .xtick text')",
+        "document.querySelector('.figure .gtitle')",
+    ):
+        ink = brightness(
+            window, f"getComputedStyle({element}).fill" if "figure" in element else f"getComputedStyle({element}).color"
+        )
         assert abs(paper - ink) > 120, element
     window.context.close()
 
@@ -286,14 +361,16 @@ def test_hovering_over_a_client_tells_its_name_labels_and_accuracy(browser: Any,
     window, complaints, _ = looked_at(browser, page, 1400, "light")
     chart = next(c for c in window.query_selector_all(".figure") if "clients on the simplex" in c.text_content())
     chart.scroll_into_view_if_needed()
-    seen = []
-    for point in chart.query_selector_all(".scatterlayer .trace .points path.point"):
+    told, end = set[str](), time.monotonic() + PATIENCE
+    for point in cycle(chart.query_selector_all(".scatterlayer .trace .points path.point")):
         box = point.bounding_box()
         window.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         window.wait_for_timeout(120)
-        seen += [label.text_content() for label in chart.query_selector_all(".hoverlayer .hovertext")]
-    told = [text for text in seen if re.search(r"client .*\d+ of .*personal accuracy [\d.]+ %", text)]
-    assert len(told) >= 3, seen
+        seen = {label.text_content() for label in chart.query_selector_all(".hoverlayer .hovertext")}
+        told |= {text for text in seen if re.search(r"client .*\d+ of .*personal accuracy [\d.]+ %", text)}
+        if len(told) >= 3:
+            break
+        assert time.monotonic() < end, (seen, told)
     assert window.title() == "Federated learning: floco, fedavg, fedavg+ft"  # no name of a client ran as a script
     assert complaints == []
     window.context.close()

@@ -16,7 +16,14 @@ def test_fit_leaves_tables_and_personal_models() -> None:
     run = floco.fit(small_net, federation, floco.Floco(endpoints=3, assign_at=2), **QUICK)
     assert run.history["round"].tolist() == [2, 4]
     assert run.clients["client"].tolist() == list(IDS)
-    assert set(run.clients.columns) >= {"n_train", "n_test", "participated", "accuracy_personal", "accuracy_global_local", "center"}
+    assert set(run.clients.columns) >= {
+        "n_train",
+        "n_test",
+        "participated",
+        "accuracy_personal",
+        "accuracy_global_local",
+        "center",
+    }
     assert all(sum(c) == pytest.approx(1) for c in run.clients["center"])
     assert len(run.failures) == 0
 
@@ -44,11 +51,17 @@ def test_the_users_module_is_left_as_it_was() -> None:
 
 def test_rounds_yields_evaluations_while_it_trains() -> None:
     seen = [(e.round, e.history["accuracy_global"]) for e in floco.rounds(small_net, blobs(), floco.FedAvg(), **QUICK)]
-    assert seen == list(floco.fit(small_net, blobs(), floco.FedAvg(), **QUICK).history[["round", "accuracy_global"]].itertuples(index=False, name=None))
+    assert seen == list(
+        floco.fit(small_net, blobs(), floco.FedAvg(), **QUICK)
+        .history[["round", "accuracy_global"]]
+        .itertuples(index=False, name=None)
+    )
 
 
 def test_rounds_can_be_left_early() -> None:
-    for evaluation in floco.rounds(small_net, blobs(), floco.FedAvg(), **{**QUICK, "engine": "processes", "workers": 2}):
+    for evaluation in floco.rounds(
+        small_net, blobs(), floco.FedAvg(), **{**QUICK, "engine": "processes", "workers": 2}
+    ):
         assert evaluation.round == 2
         break
 

@@ -28,7 +28,15 @@ def test_sgd_is_torchs(momentum: float, decay: float) -> None:
     step = Step(plain_loss, tuple(tensors))
     velocity: list[torch.Tensor] = []
     for _ in range(5):
-        sgd_step(step, lambda t, x: torch.func.functional_call(ours, dict(t), (x,)), tensors, velocity, None, Batch(x, y), training)
+        sgd_step(
+            step,
+            lambda t, x: torch.func.functional_call(ours, dict(t), (x,)),
+            tensors,
+            velocity,
+            None,
+            Batch(x, y),
+            training,
+        )
         optimizer.zero_grad()
         nn.functional.cross_entropy(theirs(x), y).backward()
         optimizer.step()
@@ -42,11 +50,22 @@ def test_a_step_is_the_same_in_any_memory_order() -> None:
     w, dw = ({n: torch.randn(s, generator=g) for n, s in shapes.items()} for _ in range(2))
     step = Step(plain_loss, tuple(shapes))
     moved = []
-    for order in (lambda t: t.clone(), lambda t: t.to(memory_format=torch.channels_last) if t.ndim == 4 else t.mT.clone().mT if t.ndim == 3 else t.clone()):
+    for order in (
+        lambda t: t.clone(),
+        lambda t: (
+            t.to(memory_format=torch.channels_last) if t.ndim == 4 else t.mT.clone().mT if t.ndim == 3 else t.clone()
+        ),
+    ):
         for gradient_order in (lambda t: t, order):
             tensors, velocity = {n: order(t) for n, t in w.items()}, []
             for _ in range(3):
-                move(step, tensors, [gradient_order(dw[n]) for n in shapes], velocity, Training(lr=0.1, momentum=0.5, weight_decay=0.01))
+                move(
+                    step,
+                    tensors,
+                    [gradient_order(dw[n]) for n in shapes],
+                    velocity,
+                    Training(lr=0.1, momentum=0.5, weight_decay=0.01),
+                )
             moved.append(tensors)
     assert all(same(moved[0], other) for other in moved[1:])
 
@@ -84,7 +103,10 @@ def test_coefficients_move_without_momentum_and_decay_and_stay_in_their_range() 
     assert after["d"] == pytest.approx(0.5 - 3 * 0.1 * 3)
 
 
-@pytest.mark.parametrize(("n", "batch", "sizes"), [(8, 4, [4, 4]), (10, 4, [4, 4, 2]), (9, 4, [4, 5]), (1, 4, [1]), (3, 1, [1, 1, 1]), (3, 10, [3])])
+@pytest.mark.parametrize(
+    ("n", "batch", "sizes"),
+    [(8, 4, [4, 4]), (10, 4, [4, 4, 2]), (9, 4, [4, 5]), (1, 4, [1]), (3, 1, [1, 1, 1]), (3, 10, [3])],
+)
 def test_batches_cover_an_epoch_and_none_has_one_sample_by_accident(n: int, batch: int, sizes: list[int]) -> None:
     assert batch_sizes(n, batch) == sizes
 
@@ -93,7 +115,11 @@ def batchnorm_net() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 
 
-@pytest.mark.parametrize("algorithm", [FedAvg(), Ditto(), Floco(endpoints=3, assign_at=3), FlocoPlus(endpoints=3, assign_at=3)], ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "algorithm",
+    [FedAvg(), Ditto(), Floco(endpoints=3, assign_at=3), FlocoPlus(endpoints=3, assign_at=3)],
+    ids=lambda a: a.name,
+)
 def test_batchnorm_buffers_are_averaged_and_never_leak_into_the_module(algorithm: FedAvg) -> None:
     setup = make(algorithm, model=batchnorm_net, batch_size=4)
     before = {n: t.clone() for n, t in setup.network.module.state_dict().items()}
@@ -180,7 +206,12 @@ def test_pretrained_values_need_a_stated_noise_and_get_it() -> None:
     net = network(small_net, seed=0, weights=values)
     with pytest.raises(FlocoError, match="noise"):
         loop.begin(Setup(blobs(), net, Floco(endpoints=3, assign_at=1).resolved(Training(), net.layout), Training()))
-    exact, noisy = (loop.begin(Setup(blobs(), net, Floco(endpoints=3, noise=s).resolved(Training(), net.layout), Training())).state.shared["2.weight"] for s in (0.0, 0.1))
+    exact, noisy = (
+        loop.begin(
+            Setup(blobs(), net, Floco(endpoints=3, noise=s).resolved(Training(), net.layout), Training())
+        ).state.shared["2.weight"]
+        for s in (0.0, 0.1)
+    )
     assert (exact == 0.5).all()
     assert torch.equal(noisy[0], exact[0])
     assert 0.01 < float((noisy[1] - 0.5).std()) < 0.1
@@ -227,7 +258,9 @@ def test_bf16_is_close_to_float32() -> None:
 
 
 def test_binary_labels() -> None:
-    last = train(make(Floco(endpoints=2, assign_at=3), federation=blobs(classes=2), model=lambda: small_net(classes=2)))[-1]
+    last = train(
+        make(Floco(endpoints=2, assign_at=3), federation=blobs(classes=2), model=lambda: small_net(classes=2))
+    )[-1]
     assert last.evaluation.history["accuracy_personal"] > 0.6
 
 
