@@ -29,14 +29,14 @@ import torch
 from floco.algorithms import FedAvg, Floco
 from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
-from floco.core.network import network
+from floco.core.network import build_network
 from floco.core.values import Training
 from floco.data.federation import Client, Federation
 from floco.data.models import model
 from floco.data.partition import Folds
-from floco.data.schema import Normalization
+from floco.data.schema import Form, Normalization
 from floco.data.sources import load
-from floco.engines.engine import engine
+from floco.engines.engine import start_engine
 from floco.engines.jobs import Job, Result
 from floco.server import rounds as loop
 from floco.simplex import Assignment, assign
@@ -50,7 +50,7 @@ class Timed:
     """An engine that measures the time of a round's training jobs."""
 
     def __init__(self, setup: Setup) -> None:
-        self._engine = engine(setup, "auto", bare.PROCESSES)
+        self._engine = start_engine(setup, "auto", bare.PROCESSES)
         self.training = 0.0
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
@@ -89,16 +89,18 @@ def w1(algorithm: Algorithm, **settings: object) -> Setup:
     parts = [part.split((400, 100)) for part in torch.arange(50_000).split(500)]
     clients = tuple(Client(str(i), train, test) for i, (train, test) in enumerate(parts))
     normalization = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    federation = Federation(x, y, clients, tuple(map(str, range(10))), x_test, y_test, normalization=normalization)
+    federation = Federation(
+        x, y, clients, tuple(map(str, range(10))), x_test, y_test, forms={"": Form(normalization=normalization)}
+    )
     training = replace(Training(rounds=10_000, fraction=0.3, epochs=5, batch_size=50, lr=0.02), **settings)
-    net = network(model("cifar-cnn", federation), seed=0)
+    net = build_network(model("cifar-cnn", federation), seed=0)
     return Setup(federation, net, algorithm.resolved(training, net.layout), training)
 
 
 def w2() -> Setup:
     federation = load("digits").split(Folds(5, share=0.9), clients=20, seed=0)
     training = Training(rounds=10_000, fraction=1.0, epochs=3, batch_size=16, lr=0.02)
-    net = network(model("mlp", federation), seed=0)
+    net = build_network(model("mlp", federation), seed=0)
     return Setup(federation, net, FedAvg().resolved(training, net.layout), training)
 
 

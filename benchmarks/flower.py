@@ -21,13 +21,14 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from floco.algorithms import FedAvg
-from floco.client.predict import global_model, global_parts, judge
-from floco.client.round import concluded, prepared, scored
+from floco.client.predict import find_global_model, judge, split_test_part
+from floco.client.round import conclude, prepare, score
 from floco.client.setup import Setup
-from floco.client.sgd import run
+from floco.client.sgd import train_client as train_client
 from floco.core.random import stream
 from floco.core.values import Message as Model
 from floco.core.values import Tensors, Update
+from floco.tasks.classification import ClassificationScore
 
 ROUNDS = 3
 client_app, server_app = ClientApp(), ServerApp()
@@ -57,8 +58,9 @@ def who(message: Message, context: Context) -> Message:
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    work = prepared(setup(), client(context), model(message), None)
-    update, _ = concluded(setup(), work, run(setup(), work))
+    work = prepare(setup(), client(context), model(message), None)
+    tensors = train_client(setup(), work)
+    update, _ = conclude(setup(), work.client, work.message, work.facts, tensors)
     content = {"arrays": ArrayRecord(dict(update.shared)), "metrics": MetricRecord({"weight": update.weight})}
     return Message(RecordDict(content), reply_to=message)
 
@@ -69,16 +71,16 @@ def evaluate(message: Message, context: Context) -> Message:
     if stop:
         right = evaluate_globally(model(message), start, stop)
     else:
-        work = prepared(setup(), client(context), model(message), None)
-        score = scored(setup(), work, run(setup(), work)).personal
-        assert score is not None
-        right = sum(score.right)
+        work = prepare(setup(), client(context), model(message), None)
+        found = score(setup(), work, train_client(setup(), work)).personal
+        assert isinstance(found, ClassificationScore)
+        right = sum(found.right)
     return Message(RecordDict({"metrics": MetricRecord({"right": right})}), reply_to=message)
 
 
 def evaluate_globally(message: Model, start: int, stop: int) -> int:
     """Return the number of correct predictions of the global model on a part of the global test data."""
-    tensors, x, y = global_model(setup(), message), setup().federation.x_test, setup().federation.y_test
+    tensors, x, y = find_global_model(setup(), message), setup().federation.x_test, setup().federation.y_test
     assert tensors is not None
     assert x is not None
     assert y is not None
@@ -103,7 +105,7 @@ def main(grid: Grid, context: Context) -> None:
         updates = [update_of(r) for r in replies]
         trained = time.perf_counter() - start
         state = s.algorithm.aggregate(state, updates, clients=dict.fromkeys(map(str, range(100)), 1))
-        parts, everybody = global_parts(s), list(node.values())
+        parts, everybody = split_test_part(s), list(node.values())
         ranges = [*parts, *[(0, 0)] * len(node)]
         exchange(grid, [*everybody[: len(parts)], *everybody], state.shared, number, "evaluate", ranges)
         whole = time.perf_counter() - start

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pandas as pd
 
-from floco.analysis import comparison, tables
+from floco.analysis import comparison, pairs, tables
 from floco.analysis.report import sections as report
 from floco.analysis.tables import Results
 from floco.storage.tables import read_table
@@ -41,7 +41,7 @@ def merged(new: Results, folder: Path) -> Results:
 if __name__ == "__main__":
     path, folder = Path(sys.argv[1]), Path(sys.argv[2])
     results = merged(comparison.results(comparison.reopen(path)), folder)
-    tables.write(results, folder, results.names[0])
+    pairs.write(results, folder, results.names[0])
     with patch("floco.analysis.tables.load", lambda *_: results):
         report.write([path], path / "report.html")
     (folder / "report-landscape.csv").write_bytes((path / "report-landscape.csv").read_bytes())

@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 import floco
-from floco.core.metrics import METRICS, score
 from floco.core.random import stream
 from floco.deliver.mixtures import Mixtures
-from floco.deliver.personal import own_point
+from floco.deliver.personal import find_point
 from floco.simplex import sample_subregion
+from floco.tasks import Classification
 
 DRAWS = 20
 
@@ -27,18 +27,18 @@ def points(path: Path) -> pd.DataFrame:
     setup, rows = run.setup, []
     for client in setup.federation.clients:
         x, y = setup.federation.x[client.test], setup.federation.y[client.test]
-        algorithm, simplex, center = own_point(setup, run.progress, client.id)
-        _, _, best = own_point(setup, run.progress, client.id, "best")
-        mixtures = Mixtures(setup, algorithm.mixing, simplex, x)
-        drawn = sample_subregion(center, algorithm.radius, DRAWS, generator=stream(setup.seed, "predict", client.id))
+        mixing, simplex, center = find_point(setup, run.progress, client.id)
+        _, _, best = find_point(setup, run.progress, client.id, "best")
+        mixtures = Mixtures(setup, mixing, simplex, x)
+        drawn = sample_subregion(center, mixing.radius, DRAWS, generator=stream(setup.seed, "predict", client.id))
         found = {
-            "center": mixtures.logits(center),
-            "best": mixtures.logits(best),
-            "middle": mixtures.logits(mixtures.middle),
-            f"mean of {DRAWS}": mixtures.mean_probabilities(drawn).clamp_min(1e-12).log(),
+            "center": mixtures.outputs(center),
+            "best": mixtures.outputs(best),
+            "middle": mixtures.outputs(mixtures.middle),
+            f"mean of {DRAWS}": mixtures.mean_predictions(drawn).clamp_min(1e-12).log(),
         }
         for name, logits in found.items():
-            metrics = {m: getattr(score(logits, y), m) for m in METRICS}
+            metrics = Classification().values(Classification().score(logits, y))
             rows.append({"point": name, "samples": len(client.train), **metrics})
     table = pd.DataFrame(rows)
     won = table[table.point == "best"].accuracy.to_numpy() - table[table.point == "center"].accuracy.to_numpy()

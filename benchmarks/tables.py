@@ -8,15 +8,25 @@ from pathlib import Path
 
 import pandas as pd
 
-from floco.analysis.columns import ACCURACY, CALIBRATION, COST, methods_table
+from floco.analysis.columns import cost_columns, main_columns, methods_table, other_columns
 from floco.storage.tables import read_table
+from floco.tasks import Classification
 
 DOCS = Path(__file__).parents[1] / "docs"
-KINDS = {"accuracy": ACCURACY, "calibration": CALIBRATION, "cost": COST}
+_METRICS = Classification.metrics
+KINDS = {
+    "accuracy": main_columns(_METRICS),
+    "calibration": other_columns(_METRICS),
+    "cost": cost_columns(_METRICS),
+}
 
 
 def markdown(table: pd.DataFrame) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    rows = [
+        [str(c).replace("|", "\\|") for c in table.columns],
+        ["---"] * len(table.columns),
+        *table.astype(str).values.tolist(),
+    ]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -26,7 +26,7 @@ from typer.testing import CliRunner, Result
 from floco.cli import app
 from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
-from floco.core.network import network
+from floco.core.network import build_network
 from floco.core.values import Tensors, Training
 from floco.data.federation import Client, Federation
 from floco.engines.engine import Engine, Serial
@@ -80,7 +80,7 @@ def make(
 ) -> Setup:
     """A setup of 6 rounds, half of the clients each, batches of 8."""
     settings = Training(**{"rounds": 6, "fraction": 0.5, "epochs": 2, "batch_size": 8, "lr": 0.1, **training})
-    net = network(small_net if model is None else model, seed=seed)
+    net = build_network(small_net if model is None else model, seed=seed)
     return Setup(
         blobs() if federation is None else federation, net, algorithm.resolved(settings, net.layout), settings, seed
     )
@@ -158,8 +158,8 @@ def two_classes_move_west(data: Path) -> None:
 def alone(config: Config, out: Path) -> Path:
     """The run of a configuration in this process, without Flower."""
     setup = session.prepare(config)
-    session.create(session.placed(config, setup), setup, out)
-    session.carry(out, setup, lambda setup, start: lambda progress: None)
+    session.create(session.resolve_engine(config, setup), setup, out)
+    session.continue_run(out, setup, lambda setup, start: lambda progress: None)
     return out
 
 

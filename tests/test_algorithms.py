@@ -195,7 +195,7 @@ def test_centers_are_the_assignment_of_the_signals() -> None:
     for c in setup.federation.ids:
         message = setup.algorithm.message(before, c, "probe")
         update = perform(setup, Job(c, "probe", message)).update
-        signals.append(Mixing(("2.weight",)).signal(before.shared, update.shared))
+        signals.append(Mixing(("2.weight",), 4, 0.1).signal(before.shared, update.shared))
     expected = assign(torch.stack(signals), 3).centers
     order = {c: i for i, c in enumerate(setup.federation.ids)}
     for client, own in after.by_client.items():
@@ -303,7 +303,7 @@ def test_mix_all_copies_one_dimensional_parameters() -> None:
 
 
 def test_endpoint_gradients_are_alpha_times_the_gradient() -> None:
-    mixing, alpha = Mixing(("w",)), torch.tensor([0.2, 0.5, 0.3])
+    mixing, alpha = Mixing(("w",), 3, 0.1), torch.tensor([0.2, 0.5, 0.3])
     w = torch.randn(3, 4, 5, requires_grad=True)
     effective = mixing({"w": w}, alpha)["w"]
     upstream = torch.randn(4, 5)
@@ -422,11 +422,11 @@ def test_a_late_client_is_placed_by_the_stored_map() -> None:
         c: perform(setup, Job(c, "train", algorithm.message(start, c, "train"))).update for c in setup.federation.ids
     }
     early = [u for c, u in updates.items() if c != "0"]
-    mixing = Mixing(("2.weight",))
+    mixing = Mixing(("2.weight",), 4, 0.1)
     expected = assign(torch.stack([mixing.signal(start.shared, u.shared) for u in early]), 3)
-    after = algorithm.aggregate(start, early, clients=setup.federation.sizes)
+    after = algorithm.aggregate(start, early, clients=setup.sizes)
     late = perform(setup, Job("0", "train", algorithm.message(after, "0", "train"))).update
-    placed = algorithm.aggregate(after, [late], clients=setup.federation.sizes).by_client["0"]["center"]
+    placed = algorithm.aggregate(after, [late], clients=setup.sizes).by_client["0"]["center"]
     assert torch.allclose(placed, expected.place(mixing.signal(after.shared, late.shared)[None])[0])
     assert not torch.allclose(placed, torch.full((3,), 1 / 3, dtype=torch.float64))
 

@@ -16,11 +16,11 @@ from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
 from floco.client.setup import Setup
 from floco.client.sgd import Work
 from floco.core.algorithm import Algorithm
-from floco.core.values import RECEIVED, Batch, Facts, Message, Phase, Predict, Step, Tensors, prefixed, under
+from floco.core.values import RECEIVED, Batch, Facts, Message, Phase, Predict, Step, Tensors, add_prefix, strip_prefix
 from floco.data.federation import Federation
 from floco.engines import tracing as programs
 from floco.engines.cohort import Cohorts, refusal
-from floco.engines.engine import Serial, engine
+from floco.engines.engine import Serial, start_engine
 from floco.engines.processes import Processes
 from floco.server import rounds as loop
 from floco.server.rounds import Plan, Progress
@@ -135,7 +135,7 @@ def test_what_cannot_be_batched_is_said_once_and_trained_one_at_a_time(
     setup = make(FedAvg(), model=model, rounds=2)
     assert reason in (refusal(setup) or "")
     with pytest.warns(UserWarning, match="one at a time.*network cannot be batched") as said:
-        running = engine(setup, "cohort", 1)
+        running = start_engine(setup, "cohort", 1)
     assert len(said) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -247,14 +247,14 @@ class Distilled(Algorithm):
     name: ClassVar[str] = "distilled"
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
-        return {**message.shared, **prefixed(message.shared, RECEIVED)}
+        return {**message.shared, **add_prefix(message.shared, RECEIVED)}
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         return (Phase("shared", (Step(_distilled, facts.layout.parameters),)),)
 
 
 def _distilled(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
-    before = predict({**tensors, **under(tensors, RECEIVED)}, batch.x)
+    before = predict({**tensors, **strip_prefix(tensors, RECEIVED)}, batch.x)
     return cross_entropy(predict(tensors, batch.x), batch.y) + 3 * (predict(tensors, batch.x) - before).square().mean()
 
 

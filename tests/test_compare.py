@@ -16,10 +16,10 @@ import torch
 
 from conftest import PATIENCE, blobs, floco, rows, started, until, write_blobs
 from floco.algorithms import ALGORITHMS
-from floco.analysis import comparison, tables, tuning
+from floco.analysis import comparison, pairs, tables, tuning
 from floco.analysis.tables import Results
 from floco.core.errors import FlocoError
-from floco.runs.config import read
+from floco.runs.toml import read
 from floco.storage.tables import read_table
 
 METHODS = ("floco", "fedavg", "fedavg+ft", "local")
@@ -153,7 +153,7 @@ def test_pairs_are_wilcoxons_test_of_the_same_clients_with_holms_correction() ->
         "seed": [s for _ in a for s in (0, 1) for _ in range(12)],
         "client": [str(i) for _ in a for _ in (0, 1) for i in range(12)],
     }
-    found = tables.pairs(
+    found = pairs.pairs(
         results(curves(**{m: [0.1] for m in a}), {**clients, "accuracy_personal": np.concatenate(list(a.values()))}),
         "floco",
     ).set_index("method")
@@ -184,7 +184,7 @@ def test_equal_gaps_are_equal_to_the_test() -> None:
         "client": [str(i) for i in range(20)] * 2,
         "accuracy_personal": (right / 18).ravel(),
     }
-    found = tables.pairs(results(curves(floco=[0.1], fedavg=[0.1]), clients), "floco")
+    found = pairs.pairs(results(curves(floco=[0.1], fedavg=[0.1]), clients), "floco")
     assert found["p"].iloc[0] == pytest.approx(wilcoxon(right[0] - right[1]).pvalue)
 
 
@@ -196,7 +196,7 @@ def test_a_number_that_is_none_does_not_break_a_table(tmp_path: Path) -> None:
 
 
 def test_equal_methods_are_not_told_apart() -> None:
-    table = tables.pairs(results(curves(floco=[0.1], fedavg=[0.1]), one_client("floco", "fedavg")), "floco")
+    table = pairs.pairs(results(curves(floco=[0.1], fedavg=[0.1]), one_client("floco", "fedavg")), "floco")
     assert table[["equal", "p", "p_holm"]].values.tolist() == [[1, 1, 1]]
 
 
@@ -227,9 +227,9 @@ def test_clients_that_were_not_evaluated_under_both_methods_are_left_out_and_cou
         row["better_than_local"] == 1.0
     )  # of a alone: b has no accuracy under floco, c and d none under local, x none under floco
     assert row["better_than_local_left_out"] == 4
-    assert "floco against local 4" in tables.left_out(tables.methods(found))
+    assert "floco against local 4" in tables.name_left_out(tables.methods(found))
     everybody = results(curves(floco=[0.1], local=[0.1]), one_client("floco", "local"))
-    assert tables.left_out(tables.methods(everybody)) == ""
+    assert tables.name_left_out(tables.methods(everybody)) == ""
 
 
 def test_runs_of_a_method_are_seeds_of_one_another_only_if_all_else_is_equal(tmp_path: Path) -> None:
@@ -249,8 +249,8 @@ def test_runs_of_a_method_are_seeds_of_one_another_only_if_all_else_is_equal(tmp
         "fedavg (a)": [0],
         "fedavg (a 2)": [0],
     }
-    assert "training.epochs (3, 2)" in tables.unequal(found.paths.values())
-    assert tables.unequal([tmp_path / "a", tmp_path / "b"]) == ""
+    assert "training.epochs (3, 2)" in tables.name_differences(found.paths.values())
+    assert tables.name_differences([tmp_path / "a", tmp_path / "b"]) == ""
 
 
 def test_seeds_of_a_comparison_stay_together_though_each_was_tuned_by_itself(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_seeds_of_a_comparison_stay_together_though_each_was_tuned_by_itself(tmp
 
 def test_methods_differ_in_their_algorithm_only_and_share_what_they_inherit() -> None:
     base = read(None, ["algorithm.radius=0.25", "training.rounds=10", "algorithm.assign_at=3"])
-    made = comparison.configurations(
+    made = comparison.configure(
         base, ["floco", "floco+", "ditto"], {"ditto": {"pull": 0.5}, "floco+": {"endpoints": 7}}
     )
     assert made["floco"].algorithm == base.algorithm
@@ -287,9 +287,7 @@ def test_methods_differ_in_their_algorithm_only_and_share_what_they_inherit() ->
         (m.training, m.data, m.model, m.run, m.seed) == (base.training, base.data, base.model, base.run, base.seed)
         for m in made.values()
     )
-    from_ditto = comparison.configurations(
-        read(None, ["algorithm.name=ditto", "algorithm.pull=0.1"]), ["pfedme", "ditto"]
-    )
+    from_ditto = comparison.configure(read(None, ["algorithm.name=ditto", "algorithm.pull=0.1"]), ["pfedme", "ditto"])
     assert from_ditto["pfedme"].algorithm == ALGORITHMS["pfedme"]()  # another method's pull
 
 
@@ -427,23 +425,23 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_every_method_is_tuned_by_the_same_number_of_trials() -> None:
     base = read(None)
-    grids = {name: tuning.grid(comparison.configurations(base, [name])[name]) for name in ALGORITHMS}
+    grids = {name: tuning.list_trials(comparison.configure(base, [name])[name]) for name in ALGORITHMS}
     assert {len(g) for g in grids.values()} == {6}
     for name, grid in grids.items():
         assert len({json.dumps(t) for t in grid}) == 6, name
-        made = comparison.configurations(base, [name])[name]
-        assert made in [tuning.changed(made, t) for t in grid], name  # the defaults are among the trials
+        made = comparison.configure(base, [name])[name]
+        assert made in [tuning.apply_trial(made, t) for t in grid], name  # the defaults are among the trials
 
 
 def test_tuning_cuts_from_the_training_parts_and_cannot_reach_a_test_part() -> None:
     federation = blobs()
-    cut = tuning.for_tuning(federation, 0)
+    cut = tuning.cut_validation(federation, 0)
     assert cut.x_test is None
     for before, after in zip(federation.clients, cut.clients, strict=True):
         assert sorted([*after.train.tolist(), *after.test.tolist()]) == before.train.tolist()
         assert len(after.test) == round(0.25 * len(before.train))
         assert not {*after.train.tolist(), *after.test.tolist()} & set(before.test.tolist())
-    assert not torch.equal(cut.clients[0].test, tuning.for_tuning(federation, 1).clients[0].test)
+    assert not torch.equal(cut.clients[0].test, tuning.cut_validation(federation, 1).clients[0].test)
 
 
 def test_where_samples_have_an_order_the_latest_are_cut_and_each_recording_loses_the_one_before() -> None:
@@ -454,7 +452,7 @@ def test_where_samples_have_an_order_the_latest_are_cut_and_each_recording_loses
         [*range(0, 32, 2), *range(0, 32, 4)]
     )  # two recordings of the same time, one with half as many samples
     one = Client("a", torch.arange(len(when)), torch.tensor([30]), when=when)
-    cut = tuning.for_tuning(replace(federation, clients=(one,)), 0).clients[0]
+    cut = tuning.cut_validation(replace(federation, clients=(one,)), 0).clients[0]
     assert when[cut.train].max() < when[cut.test].min()
     assert cut.test.tolist() == [12, 13, 14, 15, 22, 23]
     assert cut.train.tolist() == [*range(11), *range(16, 21)]
@@ -479,7 +477,7 @@ def test_a_client_with_one_training_sample_cannot_be_tuned_on() -> None:
     federation = blobs()
     small = replace(federation, clients=(replace(federation.clients[0], train=torch.tensor([3])),))
     with pytest.raises(FlocoError, match='client "north" has 1 training samples, too few for two parts'):
-        tuning.for_tuning(small, 0)
+        tuning.cut_validation(small, 0)
 
 
 def test_tuned_runs_use_the_best_trial_and_all_training_data_and_trials_are_not_repeated(tmp_path: Path) -> None:
@@ -518,11 +516,11 @@ def test_tuned_runs_use_the_best_trial_and_all_training_data_and_trials_are_not_
 def test_test_parts_do_not_matter_to_tuning(tmp_path: Path) -> None:
     from floco.runs import session
 
-    config = comparison.configurations(read(None, settings(tmp_path)[1::2]), ["fedprox"])["fedprox"]
+    config = comparison.configure(read(None, settings(tmp_path)[1::2]), ["fedprox"])["fedprox"]
     federation = session.federation(config)
     everything = torch.cat([c.test for c in federation.clients])
     poisoned = replace(
         federation, x=federation.x.index_fill(0, everything, float("nan")), y=federation.y.index_fill(0, everything, 0)
     )
-    trial = tuning.grid(config)[0]
+    trial = tuning.list_trials(config)[0]
     assert tuning.try_out(config, federation, trial) == tuning.try_out(config, poisoned, trial)

@@ -6,7 +6,9 @@ import pytest
 from floco.algorithms import ALGORITHMS, Ditto, Floco, FlocoPlus
 from floco.core.errors import FlocoError
 from floco.core.values import Training
-from floco.runs.config import Config, methods, parse, read, reference, to_toml
+from floco.runs.config import Config
+from floco.runs.reference import methods, reference
+from floco.runs.toml import parse, read, to_toml
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 
@@ -55,7 +57,7 @@ BAD = [
     ("[algorithm]\nradius = -0.1\n", "algorithm.radius must be >= 0, got -0.1"),
     ("[algorithm]\nassign_at = 500\n", "assign_at must be at most training.rounds (100), got 500"),
     ('[algorithm]\nname = "fedavg"\nradius = 0.1\n', "algorithm: unknown key 'radius'"),
-    ('[data]\nsplit = "fold"\n', "data.split must be one of 'folds'"),
+    ('[data]\nsplit = "fold"\n', "data.split must be one of folds, dirichlet"),
     ('[data]\nnormalize = "fixed"\n', 'mean and std belong to normalize = "fixed"'),
     ("seed = -1\n", "seed must be >= 0, got -1"),
     ("data = 3\n", "data must be a table, got 3"),
@@ -94,7 +96,7 @@ def test_the_papers_settings() -> None:
     assert folds.algorithm == Floco(endpoints=10, assign_at=250, radius=0.1)
     assert released.algorithm == Floco(endpoints=10, assign_at=250, radius=0.1, sampler="released", normalize=False)
     assert dirichlet.algorithm == Floco(endpoints=10, assign_at=250, radius=0.3)
-    assert (folds.data.share, released.data.share, dirichlet.data.alpha) == (0.8, 0.84, 0.5)
+    assert (folds.data.split.share, released.data.split.share, dirichlet.data.split.alpha) == (0.8, 0.84, 0.5)
     assert {(c.data.clients, c.data.samples, c.data.test_share) for c in (folds, released, dirichlet)} == {
         (100, 500, 0.2)
     }

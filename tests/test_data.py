@@ -344,9 +344,9 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         (Iid(), {"clients": 5, "samples": -5}, "data.samples 2, got 5 and -5"),
         (Iid(), {"clients": -1}, "1 at least"),
         (Folds(5, share=1.0), {"clients": 5, "samples": 359}, "runs out of samples"),
-        (Pathological(11), {"clients": 5}, "cannot deal"),
+        (Pathological(11), {"clients": 5}, "cannot assign"),
         (Pathological(1), {"clients": 3, "samples": 190}, "only"),
-        (DirichletSizes(0.001), {"clients": 50}, "cannot deal"),
+        (DirichletSizes(0.001), {"clients": 50}, "cannot assign"),
         (Natural(), {}, 'needs a source with a column "client"'),
         (Iid(), {"clients": 5, "test_share": 1.0}, "test_share"),
         (Iid(), {"clients": 5, "held_out": 5}, "held_out"),
@@ -362,7 +362,7 @@ def test_splits_that_cannot_deliver_say_why(split: Folds, options: dict[str, obj
 def test_fingerprints_tell_data_apart() -> None:
     a, b, c = DIGITS.split(Iid(), clients=4), DIGITS.split(Iid(), clients=4), DIGITS.split(Iid(), clients=4, seed=1)
     assert a.fingerprint() == b.fingerprint() != c.fingerprint()
-    changed = Federation(a.x.clone(), a.y, a.clients, a.names, normalization=a.normalization)
+    changed = Federation(a.x.clone(), a.y, a.clients, a.names, forms=a.forms)
     changed.x[0, 0, 0, 0] += 1
     assert changed.fingerprint() != a.fingerprint()
 
@@ -389,7 +389,7 @@ def test_a_single_client_has_everything_and_labels_can_be_told_beforehand() -> N
     x, y = np.arange(24, dtype=np.float32).reshape(12, 2), np.array([3, 1] * 6)
     federation = load((x, y), labels=("1", "2", "3")).split(Single("north"))
     assert federation.ids == ("north",)
-    assert (federation.names, federation.form.values) == (("1", "2", "3"), ("1", "2", "3"))
+    assert (federation.names, federation.schema.labels.values) == (("1", "2", "3"), ("1", "2", "3"))
     assert federation.y.tolist() == [2, 0] * 6
     client = federation.client("north")
     assert sorted([*client.train.tolist(), *client.test.tolist()]) == list(range(12))

@@ -13,7 +13,7 @@ from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError, RunFailed
 from floco.core.values import Message
 from floco.engines.engine import Serial, resolve
-from floco.engines.jobs import Job, units
+from floco.engines.jobs import Job, group_jobs
 from floco.engines.processes import Processes, _dumps
 from floco.server.rounds import Plan, begin
 
@@ -183,6 +183,6 @@ def test_units_are_even_and_parts_of_the_global_test_stand_alone() -> None:
     jobs = [Job(c, "evaluate", Message(1, "evaluate", {})) for c in setup.federation.ids] + [
         Job("all", "test", Message(1, "evaluate", {}))
     ] * 2
-    found = units(setup, jobs, 4, 2)
+    found = group_jobs(setup, jobs, 4, 2)
     assert sorted(map(len, found)) == [1, 1, 3, 3]
     assert sorted(i for unit in found for i in unit) == list(range(8))

@@ -23,24 +23,25 @@ from flwr.supercore.task_identity import TaskIdentity
 import floco as package
 from conftest import PATIENCE, Clock, alone, dealt, ending, floco, rows, same, two_classes_move_west
 from floco.core.errors import FlocoError
-from floco.core.metrics import Score
 from floco.core.values import Tensors
 from floco.flower import answering, client_app, demo, roster
 from floco.flower.answering import answer
-from floco.flower.checks import Form, checked
+from floco.flower.checks import Expected, check_answer
 from floco.flower.demo import SITES, LocalFederation
-from floco.flower.dispatch import form
-from floco.flower.joining import introduced
+from floco.flower.dispatch import expect
+from floco.flower.joining import admit
 from floco.flower.protocol import FORMAT, Answer, Ask
 from floco.flower.roster import Nodes
-from floco.flower.scaffold import settings as run_settings
+from floco.flower.scaffold import read_settings as run_settings
 from floco.flower.scaffold import write
-from floco.flower.site import SiteConfig, joined
+from floco.flower.site import SiteConfig, introduce
 from floco.runs import session
 from floco.runs.checkpoint import Store
-from floco.runs.config import Config, Flower, as_dict, read
+from floco.runs.config import Config, Flower
+from floco.runs.toml import as_dict, read
 from floco.server.rounds import begin
 from floco.storage.files import read_json, read_tensors
+from floco.tasks.classification import ClassificationScore as Score
 
 SETTINGS = [
     "training.fraction=0.67",
@@ -52,11 +53,11 @@ SETTINGS = [
 ]
 
 
-def settings(folder: Path, name: str, *more: str) -> Config:
+def read_settings(folder: Path, name: str, *more: str) -> Config:
     own = ["algorithm.assign_at=2", "algorithm.endpoints=3"] if name.startswith("floco") else []
     data = [f"data.source=npz:{folder / 'data' / 'all.npz'}", "data.split=natural"]
     given = [*data, f"algorithm.name={name}", *own, "training.rounds=4", *SETTINGS, *more]
-    return session.settled(read(None, given))
+    return session.resolve_paths(read(None, given))
 
 
 def node(folder: Path, site: str, **more: Any) -> dict[str, Any]:
@@ -99,12 +100,12 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         for i in range(0, len(methods), 4):
             started = {}
             for name in methods[i : i + 4]:
-                write(folder / name, settings(folder, name, f"training.rounds={rounds}"))
+                write(folder / name, read_settings(folder, name, f"training.rounds={rounds}"))
                 started[name] = running.run(folder / name, "--run-config", f'out="{folder / f"run-{name}"}"')
             for name, process in started.items():
                 logs[name] = "".join(running.lines(process))
     for name in methods:
-        alone(settings(folder, name, f"training.rounds={rounds}"), folder / f"local-{name}")
+        alone(read_settings(folder, name, f"training.rounds={rounds}"), folder / f"local-{name}")
     return Federated(folder, rounds, logs)
 
 
@@ -231,7 +232,7 @@ def begun(folder: Path, rounds: int, broken: int, *more: str) -> None:
     dealt(folder)
     two_classes_move_west(folder / "data")
     base = [f"training.rounds={rounds}", "training.fraction=1.0", "flower.quorum=0.3", *more]
-    write(folder / "app", settings(folder, "floco+", *base))
+    write(folder / "app", read_settings(folder, "floco+", *base))
     (folder / "app" / "federation" / "client_app.py").write_text(CORRUPT.replace("ROUND", str(broken - 1)))
 
 
@@ -418,7 +419,7 @@ def test_a_node_that_is_one_message_behind_is_woken_and_a_busy_one_is_not(monkey
 def site_alone(tmp_path: Path) -> tuple[Path, SiteConfig, str, Any]:
     """A site without Flower: its folder and configuration, the run's, and a question that trains Floco+ in round 3."""
     dealt(tmp_path)
-    config = settings(
+    config = read_settings(
         tmp_path,
         "floco+",
         "data.labels=" + json.dumps([str(i) for i in range(10)]),
@@ -498,15 +499,15 @@ def test_a_lost_state_directory_is_told_and_the_client_begins_anew(site_alone: A
 
 def test_a_site_is_told_what_does_not_fit(site_alone: Any) -> None:
     folder, site, text, ask = site_alone
-    told = joined(site, text)
+    told = introduce(site, text)
     assert (told["n_train"], told["n_test"], told["count"]) == (320, 80, 0)
     data = np.load(folder / "data" / "north.npz")
     np.savez(folder / "wide.npz", x=np.zeros((9, 8, 9), np.uint8), y=np.arange(9) % 3)
     with pytest.raises(FlocoError, match=r"samples of shape \(8, 8\), and those of .*wide.npz have \(8, 9\)"):
-        joined(replace(site, data=f"npz:{folder / 'wide.npz'}"), text)
+        introduce(replace(site, data=f"npz:{folder / 'wide.npz'}"), text)
     np.savez(folder / "other.npz", x=data["x"], y=data["y"] + 5)
     with pytest.raises(FlocoError, match=r"labels 10, 11, 12, 13, 14 are not among data.labels"):
-        joined(replace(site, data=f"npz:{folder / 'other.npz'}"), text)
+        introduce(replace(site, data=f"npz:{folder / 'other.npz'}"), text)
     with pytest.raises(FlocoError, match="the network here is not the server's"):
         answer(site, ask(model="0123"))
     for key in ("client-id", "data", "state-dir"):
@@ -516,8 +517,8 @@ def test_a_site_is_told_what_does_not_fit(site_alone: Any) -> None:
             SiteConfig.of(config)
 
 
-def problem(found: Answer, question: Ask, honest: Form) -> str | None:
-    judged = checked(found, question, honest)
+def problem(found: Answer, question: Ask, honest: Expected) -> str | None:
+    judged = check_answer(found, question, honest)
     return next((r.failure for r in (judged.trained, judged.evaluated) if r is not None and r.failure), None)
 
 
@@ -525,7 +526,7 @@ def test_what_a_site_sends_is_checked(site_alone: Any) -> None:
     _, site, text, ask = site_alone
     question = ask()
     found = answer(site, question)
-    honest = form(session.prepare(site.config(text)), "north", question)
+    honest = expect(session.prepare(site.config(text)), "north", question)
     assert problem(found, question, honest) is None
     judged = answer(site, ask(evaluate=True))
     assert problem(judged, question, honest) is None
@@ -659,7 +660,7 @@ def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: 
     from flwr.clientapp.mod import LocalDpMod
 
     dealt(tmp_path)
-    config = settings(
+    config = read_settings(
         tmp_path,
         name,
         "data.labels=" + json.dumps([str(i) for i in range(10)]),
@@ -686,7 +687,7 @@ def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: 
     assert moved(plain) > 0.1
     assert moved(clipped) == pytest.approx(0.01, rel=1e-3)
     assert moved(noisy) > 2 * moved(clipped)
-    assert problem(noisy, question, form(setup, "north", question)) is None
+    assert problem(noisy, question, expect(setup, "north", question)) is None
     assert noisy.evaluated is not None
     assert noisy.evaluated.scores == plain.evaluated.scores if plain.evaluated else False
 
@@ -695,7 +696,7 @@ def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: 
 def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: Path) -> None:
     dealt(tmp_path)
     raw = ["data.normalize=none", "training.rounds=2", "training.lr=0.001"]  # numbers up to 16: a small step
-    config = settings(
+    config = read_settings(
         tmp_path, name, "data.labels=" + json.dumps([str(i) for i in range(10)]), "flower.shape=[8,8]", *raw
     )
     text, site = (
@@ -707,7 +708,7 @@ def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: 
     message = setup.algorithm.message(state, "north", "train")
     question = Ask("run1", 0, "train", True, message.shared, message.own, 0, text, setup.network.fingerprint())
     found = Answer.of(answer(site, Ask.of(question.records())).records(share_labels=False))
-    assert problem(found, question, form(setup, "north", question)) is None
+    assert problem(found, question, expect(setup, "north", question)) is None
     assert found.trained is not None
     assert found.trained.update is not None
     setup.algorithm.aggregate(state, [found.trained.update], clients={"north": found.trained.update.weight})
@@ -749,12 +750,12 @@ FACTS = {
 )
 def test_what_a_site_tells_when_it_joins_is_checked(change: dict[str, Any], words: str) -> None:
     config = replace(read(None), flower=Flower(shape=(8, 8)))
-    assert introduced(FACTS, config, {"west": FACTS}) == (
+    assert admit(FACTS, config, {"west": FACTS}) == (
         "west",
         {k: v for k, v in FACTS.items() if k not in ("format", "client", "problem")},
     )
     with pytest.raises(FlocoError, match=words):
-        introduced({**FACTS, **change}, config, {"west": FACTS})
+        admit({**FACTS, **change}, config, {"west": FACTS})
 
 
 def test_share_labels_is_yes_or_no() -> None:
@@ -791,7 +792,7 @@ def test_a_state_directory_of_another_client_is_refused_when_it_joins(site_alone
     _, site, text, ask = site_alone
     answer(site, ask())
     with pytest.raises(FlocoError, match='belongs to client "north": give client "nroth" one of its own'):
-        joined(replace(site, client="nroth"), text)
+        introduce(replace(site, client="nroth"), text)
 
 
 def test_what_is_added_to_a_checkpoint_stays_when_the_run_is_continued(tmp_path: Path) -> None:

@@ -23,11 +23,12 @@ from floco import ALGORITHMS
 from floco.core.errors import FlocoError, RunFailed
 from floco.flower import client_app, roster
 from floco.flower.demo import SITES
-from floco.flower.joining import introduced
+from floco.flower.joining import admit
 from floco.flower.protocol import FORMAT
 from floco.flower.server_app import _Server
 from floco.runs import session
-from floco.runs.config import Config, read
+from floco.runs.config import Config
+from floco.runs.toml import read
 from floco.storage.files import read_tensors, to_safetensors
 
 NODES = dict(zip((10, 11, 12), SITES, strict=True))
@@ -101,7 +102,7 @@ def configuration(folder: Path, name: str, *more: str) -> Config:
         "flower.deadline=300",
         "flower.wait=40",
     ]
-    return session.settled(read(None, [*data, f"algorithm.name={name}", *own, *base, *more]))
+    return session.resolve_paths(read(None, [*data, f"algorithm.name={name}", *own, *base, *more]))
 
 
 def carried(folder: Path, config: Config, grid: Any) -> list[tuple[int, str, str]]:
@@ -515,12 +516,12 @@ def test_sums_that_samples_can_have_are_taken(total: float, square: float) -> No
         "square": [square],
     }
     config = read(None, ["flower.shape=[8,8]", "flower.most_samples=3"])
-    assert introduced(told, config, {})[1]["square"] == [square]
+    assert admit(told, config, {})[1]["square"] == [square]
     with pytest.raises(
         FlocoError,
         match="it has 3 samples to train and 1 to test: each must be at least 1, and at most flower.most_samples = 2",
     ):
-        introduced(told, replace(config, flower=replace(config.flower, most_samples=2)), {})
+        admit(told, replace(config, flower=replace(config.flower, most_samples=2)), {})
 
 
 def test_a_client_that_always_fails_does_not_stop_the_run(tmp_path: Path) -> None:

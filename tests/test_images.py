@@ -74,7 +74,7 @@ def test_every_folder_is_a_class_whatever_its_name_and_every_picture_below_is_re
 ) -> None:
     samples = load(grown(tmp_path, files))
     expected = [f.split("/")[0] for f in files]
-    assert samples.names == samples.form.values == tuple(sorted(set(expected)))
+    assert samples.names == samples.schema.labels.values == tuple(sorted(set(expected)))
     assert np.bincount(samples.y).tolist() == [expected.count(c) for c in samples.names]
     assert samples.x_test is None
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from conftest import make
 from floco.algorithms import FedAvg
-from floco.client.predict import logits, logits_of_each
+from floco.client.predict import compute_outputs, compute_outputs_of_each
 from floco.client.setup import Setup
 from floco.core.values import Tensors
 
@@ -65,9 +65,9 @@ def two(setup: Setup) -> list[Tensors]:
 def test_models_with_one_body_have_the_logits_that_each_has_alone(kind: str, precision: str) -> None:
     setup = make(FedAvg(), model=lambda: Net(kind), precision=precision)
     models, x = two(setup), setup.federation.x
-    found = logits_of_each(setup, models, x)
+    found = compute_outputs_of_each(setup, models, x)
     assert (setup.split is not None) == (kind == "plain")
-    assert all(torch.equal(a, logits(setup, m, x)) for a, m in zip(found, models, strict=True))
+    assert all(torch.equal(a, compute_outputs(setup, m, x)) for a, m in zip(found, models, strict=True))
 
 
 @pytest.mark.parametrize(("model", "passes"), [(lambda: Net("plain"), 1), (lambda: Net("calls the head twice"), 2)])
@@ -77,7 +77,7 @@ def test_a_common_body_runs_once(model: Callable[[], nn.Module], passes: int) ->
     setup.network.module.body.register_forward_hook(lambda *_: seen.append(1))  # type: ignore[union-attr, operator]
     assert (setup.split is not None) == (passes == 1)
     seen.clear()
-    logits_of_each(setup, two(setup), setup.federation.x)
+    compute_outputs_of_each(setup, two(setup), setup.federation.x)
     assert len(seen) == passes
 
 
@@ -85,5 +85,5 @@ def test_models_that_differ_below_the_head_run_by_themselves() -> None:
     setup = make(FedAvg(), model=lambda: Net("plain"))
     one, other = two(setup)
     other = {**other, "body.weight": other["body.weight"] + 1}
-    found = logits_of_each(setup, [one, other], setup.federation.x)
-    assert torch.equal(found[1], logits(setup, other, setup.federation.x))
+    found = compute_outputs_of_each(setup, [one, other], setup.federation.x)
+    assert torch.equal(found[1], compute_outputs(setup, other, setup.federation.x))

@@ -10,7 +10,7 @@ from torch import nn
 
 import floco
 from floco.core.errors import FlocoError
-from floco.data.federation import joined, normalization, sums
+from floco.data.federation import fit_normalization, join_sums, sum_channels
 from floco.data.partition import DirichletSizes, Iid, Natural, Pathological
 from floco.data.schema import Normalization
 from floco.data.sources import load
@@ -144,7 +144,7 @@ def test_large_numbers_are_centered_before_they_lose_their_digits(x: np.ndarray,
     exact = middle.astype(float)
     expected = (exact - exact[rows].mean(0)) / exact[rows].std(0)
     assert np.abs(f.inputs(torch.arange(60)).numpy() - expected).max() < 1e-3
-    assert np.abs(f.normalization(f.form.samples(x, "x")).numpy() - expected).max() < 1e-3  # and so does predict
+    assert np.abs(f.normalize(f.schema.samples(x, "x")).numpy() - expected).max() < 1e-3  # and so does predict
 
 
 def test_a_model_for_large_numbers_takes_them_in_a_file_too(tmp_path: object) -> None:
@@ -158,11 +158,11 @@ def test_a_model_for_large_numbers_takes_them_in_a_file_too(tmp_path: object) ->
 
 def test_statistics_of_clients_add_up_without_losing_a_small_spread() -> None:
     x = torch.from_numpy(1e6 + np.random.default_rng(0).normal(size=(9000, 2))).float()
-    whole = normalization([sums(x, torch.arange(9000))])
-    parts = normalization([sums(x, torch.arange(i, 9000, 7)) for i in range(7)])
+    whole = fit_normalization([sum_channels(x, torch.arange(9000))])
+    parts = fit_normalization([sum_channels(x, torch.arange(i, 9000, 7)) for i in range(7)])
     assert whole.std == pytest.approx(x.double().std(0, unbiased=False).tolist(), rel=1e-9)
     assert parts.std == pytest.approx(whole.std, rel=1e-9)
-    assert joined([(1, (2.0,), (0.0,)), (3, (0.0,), (6.0,))]) == (4, (2.0,), (9.0,))
+    assert join_sums([(1, (2.0,), (0.0,)), (3, (0.0,), (6.0,))]) == (4, (2.0,), (9.0,))
 
 
 def test_ids_among_the_features_that_float32_makes_equal_are_said() -> None:
@@ -182,7 +182,7 @@ def test_bytes_are_divided_by_255_where_there_are_statistics_and_else_left_as_th
     none, fixed = (samples.split(Iid(), clients=2, normalize=n) for n in ("none", Normalization((0.5,), (0.25,))))
     assert torch.equal(none.inputs(torch.arange(60)), torch.from_numpy(x).float()[:, None])
     assert torch.allclose(fixed.inputs(torch.arange(60)), (torch.from_numpy(x).float()[:, None] / 255 - 0.5) / 0.25)
-    assert (none.form.divisor, fixed.form.divisor) == (1, 255)
+    assert (none.schema.form.divisor, fixed.schema.form.divisor) == (1, 255)
 
 
 @pytest.mark.parametrize("given", ["trian", "fixed", "", None, 3])
@@ -253,17 +253,17 @@ def test_a_few_samples_of_a_test_part_may_be_far_out_and_are_said() -> None:
     with pytest.warns(UserWarning, match="x_test: sample 20 holds 500"):
         assert len(load(parts(x[:30], x[30:])).y_test) == 30
     with pytest.raises(FlocoError, match="x: sample 20 holds 500"):
-        load((x[:30], np.arange(30) % 2)).form.samples(x[30:], "x")
+        load((x[:30], np.arange(30) % 2)).schema.samples(x[30:], "x")
 
 
 def test_numbers_that_float32_holds_are_left_as_they_are() -> None:
-    assert load(arrays(x=2020 + np.arange(60.0)[:, None] % 2)).offset == ()
+    assert load(arrays(x=2020 + np.arange(60.0)[:, None] % 2)).schema.form.offset == ()
 
 
 def test_a_feature_that_never_varied_and_now_does_is_said() -> None:
     x = np.random.default_rng(0).normal(size=(60, 2))
     x[:, 1] = 3
-    form = load(arrays(x=x)).form
+    form = load(arrays(x=x)).schema.form
     form.samples(x, "x")
     with pytest.warns(UserWarning, match="channel 1 is always the same"):
         form.samples(x + [0, 1], "x")
@@ -271,7 +271,7 @@ def test_a_feature_that_never_varied_and_now_does_is_said() -> None:
 
 def test_a_table_to_predict_has_the_columns_of_the_one_that_was_trained_on() -> None:
     table = pd.DataFrame({"age": np.arange(60.0), "bmi": np.arange(60.0)[::-1], "crp": np.ones(60)})
-    form = load((table, Y)).split(Iid(), clients=2).form
+    form = load((table, Y)).split(Iid(), clients=2).schema.form
     assert form.samples(table, "x").shape == form.samples(table.to_numpy(), "x").shape
     with pytest.raises(FlocoError, match="columns age, bmi, crp, in this order"):
         form.samples(table[["crp", "age", "bmi"]], "x")
@@ -380,8 +380,8 @@ def test_features_that_come_last_have_statistics_of_their_own_and_stay_last() ->
     assert last.shape == (STEPS, FEATURES)
     assert torch.equal(last.inputs(torch.arange(90)), first.inputs(torch.arange(90)).transpose(1, 2))
     assert last.normalization.std == first.normalization.std
-    assert (last.form.shape, first.form.shape) == ((STEPS, FEATURES), (FEATURES, STEPS))
-    assert torch.equal(last.normalization(last.form.samples(x, "x")), last.inputs(torch.arange(90)))
+    assert (last.schema.form.shape, first.schema.form.shape) == ((STEPS, FEATURES), (FEATURES, STEPS))
+    assert torch.equal(last.normalize(last.schema.samples(x, "x")), last.inputs(torch.arange(90)))
 
 
 class Gru(nn.Module):
@@ -460,7 +460,7 @@ def test_pictures_of_bytes_have_their_channels_found(
     samples = load(arrays(x=np.zeros(shape, np.uint8)), **options)
     assert tuple(samples.x.shape[1:]) == stored
     assert samples.split(Iid(), clients=2).shape == network
-    assert samples.form.shape == shape[1:]
+    assert samples.schema.form.shape == shape[1:]
 
 
 # -- how many samples

@@ -21,7 +21,7 @@ from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError
 from floco.core.random import derive, stream
-from floco.core.values import OWN, ServerState, Tensors, Update, under
+from floco.core.values import PERSONAL, ServerState, Tensors, Update, strip_prefix
 from floco.data.federation import Federation
 from floco.engines.engine import Serial
 from floco.engines.jobs import Job, perform
@@ -163,7 +163,7 @@ def test_apfl_moves_the_mixture_by_its_gradient_and_w_by_its_own_loss() -> None:
     w = v = setup.network.parameters
     v = {n: t + 0.1 for n, t in v.items()}  # apart from w, else a has no gradient
     a = torch.tensor(0.3)
-    memory = {**{OWN + n: t for n, t in v.items()}, "mixture/a": a}
+    memory = {**{PERSONAL + n: t for n, t in v.items()}, "mixture/a": a}
     update, after = trained(setup, first(setup), memory)
     sgd_w, sgd_v = SGD(), SGD()
     for _ in range(2):
@@ -173,14 +173,14 @@ def test_apfl_moves_the_mixture_by_its_gradient_and_w_by_its_own_loss() -> None:
         a = (a - LR * slope).clamp(0, 1)
         w = sgd_w.step(w, gradient(lambda t: cross_entropy(net(t, x), y), w))
     assert close(update.shared, w)
-    assert close(under(after, OWN), v)
+    assert close(strip_prefix(after, PERSONAL), v)
     assert after["mixture/a"] == pytest.approx(float(a), abs=1e-5)
     assert abs(float(a) - 0.3) > 1e-3
 
 
 def test_apfls_mixture_stays_in_its_range() -> None:
     setup = alone(APFL(a=1.0), lr=3.0, epochs=6)
-    far = {**{OWN + n: t + 0.5 for n, t in setup.network.parameters.items()}, "mixture/a": torch.tensor(1.0)}
+    far = {**{PERSONAL + n: t + 0.5 for n, t in setup.network.parameters.items()}, "mixture/a": torch.tensor(1.0)}
     assert 0 <= float(trained(setup, first(setup), far)[1]["mixture/a"]) <= 1
 
 
@@ -201,7 +201,7 @@ def test_fedrod_trains_the_body_by_the_balanced_loss_and_its_own_head_on_top_of_
         p = sgd_p.step(p, g_p)
     update, memory = trained(setup, first(setup))
     assert close(update.shared, w)
-    assert close(under(memory, OWN), p)
+    assert close(strip_prefix(memory, PERSONAL), p)
     both = models(setup, "a", setup.algorithm.message(ServerState(update.shared, round=1), "a", "evaluate"), memory)
     features = torch.tanh(nn.functional.linear(x, w["0.weight"], w["0.bias"]))
     summed = net(w, x) + nn.functional.linear(features, p["2.weight"], p["2.bias"])
@@ -229,13 +229,13 @@ def test_superfed_trains_both_endpoints_of_a_random_mixture() -> None:
     setup = alone(SuPerFed(mu=0.3, nu=0.5, start_share=0.0))
     x, y = data(setup)
     start = setup.network.parameters
-    own = under(setup.algorithm.start(setup.network, seed=derive(0, "start", "a")), OWN)
+    own = strip_prefix(setup.algorithm.start(setup.network, seed=derive(0, "start", "a")), PERSONAL)
     w, v = start, own
     draws = torch.rand(2, generator=stream(0, "train", 1, "a", "shared", "draws"), dtype=torch.float64).float()
     sgd_w, sgd_v = SGD(), SGD()
 
     def loss(t: Tensors, a: torch.Tensor) -> torch.Tensor:
-        w, v = under(t, "w/"), under(t, "v/")
+        w, v = strip_prefix(t, "w/"), strip_prefix(t, "v/")
         flat_w, flat_v, flat_start = (torch.cat([q[n].flatten() for n in start]) for q in (w, v, start))
         cosine = flat_w @ flat_v / (flat_w.norm() * flat_v.norm())
         distance = (flat_w - flat_start).norm() if not torch.equal(flat_w, flat_start) else 0.0
@@ -245,10 +245,10 @@ def test_superfed_trains_both_endpoints_of_a_random_mixture() -> None:
         g = gradient(
             lambda t, a=a: loss(t, a), {**{"w/" + n: t for n, t in w.items()}, **{"v/" + n: t for n, t in v.items()}}
         )
-        w, v = sgd_w.step(w, under(g, "w/")), sgd_v.step(v, under(g, "v/"))
+        w, v = sgd_w.step(w, strip_prefix(g, "w/")), sgd_v.step(v, strip_prefix(g, "v/"))
     update, memory = trained(setup, first(setup))
     assert close(update.shared, w)
-    assert close(under(memory, OWN), v)
+    assert close(strip_prefix(memory, PERSONAL), v)
     both = models(setup, "a", setup.algorithm.message(ServerState(update.shared, round=1), "a", "evaluate"), memory)
     assert close({n: both.personal[n] for n in w}, {n: (w[n] + v[n]) / 2 for n in w})
     assert close({n: both.global_[n] for n in w}, w)
@@ -257,7 +257,7 @@ def test_superfed_trains_both_endpoints_of_a_random_mixture() -> None:
 def test_superfeds_personal_endpoints_differ_and_serve_only_once_trained() -> None:
     setup = make(SuPerFed(start_share=0.5), rounds=4)
     starts = [setup.algorithm.start(setup.network, seed=derive(0, "start", c)) for c in ("north", "south")]
-    assert not torch.equal(starts[0][OWN + "0.weight"], starts[1][OWN + "0.weight"])
+    assert not torch.equal(starts[0][PERSONAL + "0.weight"], starts[1][PERSONAL + "0.weight"])
     progress = train(setup)
     assert [bool(p.memories) for p in progress] == [False, False, True, True]
     assert all(r["loss_personal"] == r["loss_global_local"] for p in progress[:2] for r in p.evaluation.clients)
@@ -288,13 +288,13 @@ def test_scaffold_corrects_steps_by_its_variates_and_renews_them() -> None:
         w = sgd.step(w, {n: plain[n] - own[n] + c[n] for n in w})
     new = {n: own[n] - c[n] + (start[n] - w[n]) / (2 * LR) for n in w}
     assert close(update.shared, w)
-    assert close(under(memory, "own variate/"), new)
-    assert close(under(update.extra, "variate/"), {n: new[n] - own[n] for n in w})
+    assert close(strip_prefix(memory, "own variate/"), new)
+    assert close(strip_prefix(update.extra, "variate/"), {n: new[n] - own[n] for n in w})
 
 
 def variates_apart(federation: Federation, progress: Progress) -> float:
     """|c - sum_i p_i c_i| / |c|, with p_i = n_i / n over all clients."""
-    n, shared = {c.id: len(c.train) for c in federation.clients}, under(progress.state.shared, "variate/")
+    n, shared = {c.id: len(c.train) for c in federation.clients}, strip_prefix(progress.state.shared, "variate/")
     means = {
         name: sum(n[c] * m["own variate/" + name] for c, m in progress.memories.items()) / sum(n.values())
         for name in shared
@@ -331,7 +331,7 @@ def test_pfedme_solves_for_theta_and_moves_w_towards_it() -> None:
         w = {n: w[n] - 0.05 * 4.0 * (w[n] - theta[n]) for n in w}
     update, memory = trained(setup, first(setup))
     assert close(update.shared, w)
-    assert close(under(memory, OWN), theta)
+    assert close(strip_prefix(memory, PERSONAL), theta)
     again, _ = trained(setup, first(setup), memory)
     assert same(again.shared, update.shared)  # theta starts at what was received
     both = models(setup, "a", setup.algorithm.message(ServerState(update.shared, round=1), "a", "evaluate"), memory)
@@ -407,7 +407,7 @@ class Constant(nn.Module):
 @pytest.mark.parametrize("model", [Constant, Constant()], ids=["factory", "module"])
 def test_superfed_copies_what_cannot_be_drawn_anew(model: Any) -> None:
     setup = make(SuPerFed(start_share=0.0), model=model, rounds=2)
-    own = under(setup.algorithm.start(setup.network, seed=1), OWN)
+    own = strip_prefix(setup.algorithm.start(setup.network, seed=1), PERSONAL)
     assert torch.equal(own["shift"], torch.zeros(1, 5))
     assert not torch.equal(own["head.weight"], setup.network.parameters["head.weight"])
     assert train(setup)[-1].evaluation.history["loss_personal"] < 2

@@ -6,11 +6,13 @@ import torch
 from conftest import make, train
 from floco.algorithms import FedAvgFT, Floco
 from floco.client.round import Scores
-from floco.client.setup import batch_sizes
-from floco.core.metrics import METRICS, Score, mean, pooled, score, worst
-from floco.core.values import Layout
-from floco.server.evaluation import Counts, client_row, evaluation, update_spread
+from floco.client.setup import split_batches
+from floco.core.metrics import mean, pooled, worst
+from floco.core.values import ClientInfo, Layout
+from floco.server.evaluation import Counts, client_row, summarize, update_spread
 from floco.server.rounds import Plan
+from floco.tasks import Classification
+from floco.tasks.classification import ClassificationScore as Score
 
 
 def test_scores_are_those_of_scikit_learn() -> None:
@@ -19,7 +21,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
     g = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(50, 4, generator=g), torch.randint(3, (50,), generator=g)  # class 3 never occurs
     guesses = logits.argmax(1)
-    got = score(logits, labels)
+    got = Classification().score(logits, labels)
     assert got.accuracy == pytest.approx(accuracy_score(labels, guesses))
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
         assert got.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, guesses))
@@ -47,12 +49,18 @@ def test_scores_of_disjoint_parts_add_to_the_score_of_their_union() -> None:
     g = torch.Generator().manual_seed(1)
     logits, labels = 2 * torch.randn(90, 4, generator=g), torch.randint(4, (90,), generator=g)
     whole, parts = (
-        score(logits, labels),
-        pooled([score(logits[:7], labels[:7]), score(logits[7:60], labels[7:60]), score(logits[60:], labels[60:])]),
+        Classification().score(logits, labels),
+        pooled(
+            [
+                Classification().score(logits[:7], labels[:7]),
+                Classification().score(logits[7:60], labels[7:60]),
+                Classification().score(logits[60:], labels[60:]),
+            ]
+        ),
     )
     assert parts is not None
     assert parts.n == 90
-    for metric in METRICS:
+    for metric in Classification.metrics:
         assert getattr(parts, metric) == pytest.approx(getattr(whole, metric), abs=1e-12)
     assert pooled([]) is None
 
@@ -64,7 +72,7 @@ def test_calibration_error_is_that_of_torchmetrics(scale: float) -> None:
     g = torch.Generator().manual_seed(2)
     logits, labels = scale * torch.randn(400, 5, generator=g), torch.randint(5, (400,), generator=g)
     expected = float(multiclass_calibration_error(logits.softmax(1), labels, num_classes=5, n_bins=15))
-    assert score(logits, labels).ece == pytest.approx(expected, abs=1e-6)
+    assert Classification().score(logits, labels).ece == pytest.approx(expected, abs=1e-6)
     assert expected > 0.004
 
 
@@ -73,19 +81,19 @@ def test_brier_score_is_that_of_scikit_learn_for_two_classes_and_by_hand_for_thr
 
     g = torch.Generator().manual_seed(3)
     logits, labels = torch.randn(60, 2, generator=g), torch.randint(2, (60,), generator=g)
-    assert score(logits, labels).brier == pytest.approx(
+    assert Classification().score(logits, labels).brier == pytest.approx(
         2 * brier_score_loss(labels, logits.double().softmax(1)[:, 1])
     )  # both classes count here
-    assert score(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([2])).brier == pytest.approx(
+    assert Classification().score(torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([2])).brier == pytest.approx(
         0.25 + 0.0625 + 0.5625
     )
 
 
 def test_rows_of_an_evaluation() -> None:
     scores = {"a": Scores(made(10, 5, 10.0), made(10, 9, 1.0)), "b": Scores(made(30, 21, 30.0), made(30, 9, 9.0))}
-    rows = [client_row(7, c, 40, 1, s) for c, s in scores.items()]
+    rows = [client_row(Classification(), 7, ClientInfo(c, 40, 10), 1, s) for c, s in scores.items()]
     counts = Counts(2, 2, 12, 5, 6, 30, 40, {"update_variance": 3.0, "update_variance_relative": 1.0})
-    done = evaluation(7, rows, made(100, 65, 110.0), counts, adapted=8)
+    done = summarize(Classification(), 7, rows, made(100, 65, 110.0), counts, adapted=8)
     h = done.history
     assert (h["round"], h["accuracy_global"], h["clients_failed"], h["bytes_down"], h["bytes_up"]) == (
         7,
@@ -119,7 +127,9 @@ def test_rows_of_an_evaluation() -> None:
 
 def test_a_method_without_global_model_has_empty_cells() -> None:
     scores = {"a": Scores(None, made(10, 9))}
-    h = evaluation(1, [client_row(1, "a", 5, 0, scores["a"])], None, Counts()).history
+    h = summarize(
+        Classification(), 1, [client_row(Classification(), 1, ClientInfo("a", 5, 10), 0, scores["a"])], None, Counts()
+    ).history
     assert [
         h[k]
         for k in (
@@ -170,7 +180,7 @@ def test_the_variance_of_a_simplex_is_that_of_the_model_in_its_middle() -> None:
 def test_history_counts_steps_and_what_was_sent() -> None:
     setup = make(FedAvgFT(personal_epochs=3), fraction=1.0, rounds=2)
     row = train(setup, plan=Plan(evaluate_every=2))[-1].evaluation.history
-    batches = sum(len(batch_sizes(len(c.train), 8)) for c in setup.federation.clients)
+    batches = sum(len(split_batches(len(c.train), 8)) for c in setup.federation.clients)
     assert (row["steps"], row["steps_adapt"]) == (2 * 2 * batches, 3 * batches)  # two rounds of two epochs
     assert (
         row["parameters_down"]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from floco.core.errors import FlocoError
-from floco.core.network import network
+from floco.core.network import build_network
 from floco.data.models import MODELS, cifar_cnn, factory, femnist_cnn
 
 
@@ -55,7 +55,7 @@ def test_named_models_fit_their_inputs(name: str, shape: tuple[int, ...]) -> Non
 
 
 def test_xavier_weights() -> None:
-    w = network(factory("mlp", (400,), 100), seed=0).parameters["1.weight"]
+    w = build_network(factory("mlp", (400,), 100), seed=0).parameters["1.weight"]
     assert float(w.std()) == pytest.approx((2 / (400 + 128)) ** 0.5, rel=0.02)
 
 
@@ -83,7 +83,7 @@ def test_models_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_initial_weights_follow_the_seed() -> None:
-    a, b, c = (network(factory("mlp", (4,), 2), seed=s).parameters["1.weight"] for s in (0, 0, 1))
+    a, b, c = (build_network(factory("mlp", (4,), 2), seed=s).parameters["1.weight"] for s in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
     assert set(MODELS) == {"cnn", "mlp", "cifar-cnn", "femnist-cnn"}

@@ -15,14 +15,14 @@ from torch.nn.utils import parametrizations
 from conftest import blobs, make, same, small_net, train
 from floco.algorithms import FedAvg, FedPer, FedRep, FedRoD, Floco
 from floco.client.fitness import check_model
-from floco.client.predict import logits, logits_of_each
+from floco.client.predict import compute_outputs, compute_outputs_of_each
 from floco.client.round import models
-from floco.client.setup import Setup, batch_sizes, batches
+from floco.client.setup import Setup, count_batches, split_batches
 from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError
-from floco.core.network import network
+from floco.core.network import build_network
 from floco.core.random import global_stream, outside_torch
-from floco.engines.engine import Serial, engine, resolve
+from floco.engines.engine import Serial, resolve, start_engine
 from floco.engines.jobs import Job, perform
 from floco.server.rounds import begin
 
@@ -79,7 +79,7 @@ HEADS = (
 @pytest.mark.parametrize("seen", [True, False], ids=["forward pass", "code"])
 @pytest.mark.parametrize("kind", HEADS)
 def test_the_head_is_the_layer_that_gives_the_logits(kind: str, seen: bool) -> None:
-    net = network(lambda: Classifier(kind), seed=0, sample=blobs().sample if seen else None)
+    net = build_network(lambda: Classifier(kind), seed=0, sample=blobs().sample if seen else None)
     assert net.layout.head == ("classifier.weight", "classifier.bias")
     assert net.layout.last == "classifier.weight"
 
@@ -96,7 +96,7 @@ NO_HEAD = {
 @pytest.mark.parametrize("algorithm", [Floco(endpoints=2), FedPer(), FedRep(), FedRoD()], ids=lambda a: a.name)
 @pytest.mark.parametrize("name", NO_HEAD)
 def test_a_network_without_such_a_layer_is_refused_by_methods_that_need_one(name: str, algorithm: Algorithm) -> None:
-    net = network(NO_HEAD[name], seed=0, sample=blobs().sample)
+    net = build_network(NO_HEAD[name], seed=0, sample=blobs().sample)
     assert net.layout.head == ()
     with pytest.raises(
         FlocoError, match=r"algorithm\.mix" if algorithm.name == "floco" else "nn.Linear that gives the logits"
@@ -111,7 +111,7 @@ def test_a_frozen_head_is_seen_and_is_not_trained() -> None:
         net.classifier.requires_grad_(False)
         return net
 
-    assert network(frozen, seed=0, sample=blobs().sample).layout.last is None
+    assert build_network(frozen, seed=0, sample=blobs().sample).layout.last is None
 
 
 @pytest.mark.parametrize("kind", ["registered first", "a projection beside", "attention below"])
@@ -151,8 +151,10 @@ def test_a_way_that_only_some_samples_take_is_the_networks_own(quantile: float) 
     federation = blobs(sizes=(40,) * 60)
     above = float(federation.x[:, 0].quantile(quantile))
     setup = make(FedAvg(), model=lambda: Masked(above), federation=federation)
-    found = logits_of_each(setup, heads(setup), federation.x)
-    assert all(torch.equal(a, logits(setup, m, federation.x)) for a, m in zip(found, heads(setup), strict=True))
+    found = compute_outputs_of_each(setup, heads(setup), federation.x)
+    assert all(
+        torch.equal(a, compute_outputs(setup, m, federation.x)) for a, m in zip(found, heads(setup), strict=True)
+    )
 
 
 ABOVE = 5.5
@@ -177,15 +179,15 @@ def test_where_the_cut_disagrees_with_the_network_it_is_not_made_and_said() -> N
     assert bool((federation.x[:, 0] > ABOVE).any())
     assert setup.split is None
     with pytest.warns(UserWarning, match="evaluations run the whole network for every model"):
-        engine(setup, "serial", 1).close()
+        start_engine(setup, "serial", 1).close()
 
 
 def test_the_cut_is_tried_on_samples_of_all_clients_and_in_more_than_one_chunk() -> None:
-    from floco.client.trial import CHUNK, some_rows
+    from floco.client.trial import CHUNK, choose_rows
 
     for sizes in ((40,) * 60, (400,) * 5, (8,) * 2000):
         federation = blobs(sizes=sizes)
-        rows = set(some_rows(federation, 2 * CHUNK).tolist())
+        rows = set(choose_rows(federation, 2 * CHUNK).tolist())
         assert all(rows & {*c.train.tolist(), *c.test.tolist()} for c in federation.clients)
         assert len(rows) > CHUNK
 
@@ -292,12 +294,12 @@ def test_a_forward_pass_that_is_no_function_is_trained_one_client_at_a_time_to_t
         train(make(FedAvg(), model=lambda: Drawing(kind), fraction=1.0, rounds=4, epochs=4), run)[-1]
         for run in (None, None)
     ]
-    for running in (engine(setup, "cohort", 1), engine(setup, "processes", 2)):
+    for running in (start_engine(setup, "cohort", 1), start_engine(setup, "processes", 2)):
         found.append(train(setup, running)[-1])
         running.close()
     assert all(same(found[0].state.shared, f.state.shared) for f in found[1:])
     with pytest.warns(UserWarning, match="clients train one at a time"):
-        engine(setup, "serial", 1)
+        start_engine(setup, "serial", 1)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +414,7 @@ def test_a_simplex_of_everything_with_batch_norm_is_warned_of() -> None:
 )
 def test_modules_that_cannot_be_used_are_refused_in_words(model: Any, says: str) -> None:
     with pytest.raises(FlocoError, match=says):
-        network(model, seed=0)
+        build_network(model, seed=0)
 
 
 class Locked(nn.Module):
@@ -541,7 +543,7 @@ def test_a_gradient_hook_that_would_not_run_is_refused() -> None:
         return net
 
     with pytest.raises(FlocoError, match="'0.weight' has a gradient hook"):
-        network(masked, seed=0)
+        build_network(masked, seed=0)
 
 
 def test_ids_that_are_normalised_before_an_embedding_are_said() -> None:
@@ -599,7 +601,7 @@ class Whole(nn.Module):
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 7])
 def test_the_number_of_batches_is_that_of_their_sizes(batch: int) -> None:
-    assert all(batches(n, batch) == len(batch_sizes(n, batch)) for n in range(1, 40))
+    assert all(count_batches(n, batch) == len(split_batches(n, batch)) for n in range(1, 40))
 
 
 def test_a_trial_leaves_nothing_behind() -> None:

@@ -18,8 +18,9 @@ from floco.algorithms import FedAvg, Floco
 from floco.core.errors import FlocoError
 from floco.data.federation import Client
 from floco.deliver.mixtures import Mixtures
-from floco.deliver.newcomers import Guess, newcomer_rows, place, tried
+from floco.deliver.newcomers import newcomer_rows, place, try_place
 from floco.simplex.optimum import lowest
+from floco.tasks.guess import LabelGuess
 
 FOLDS = [
     "-s",
@@ -101,7 +102,7 @@ def test_the_best_mixture_has_no_lower_neighbour(mix: Any) -> None:
     best = mixtures.best(y)
 
     def objective(alpha: torch.Tensor) -> float:
-        return float(cross_entropy(mixtures.logits(alpha), y) + (alpha - 1 / 3).square().sum() / len(y))
+        return float(cross_entropy(mixtures.outputs(alpha), y) + (alpha - 1 / 3).square().sum() / len(y))
 
     for other in torch.eye(3, dtype=torch.float64):
         for step in (0.02, 0.2, 1.0):
@@ -149,10 +150,10 @@ def test_samples_that_are_left_out_do_not_place_anybody() -> None:
     state = train(setup)[-1].state
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(40, 5, generator=g), torch.randint(3, (40,), generator=g)
-    placed = tried(setup, state, x, y)
+    placed = try_place(setup, state, x, y)
     by_rule = {c.rule: c for c in placed.candidates}
     mixtures = Mixtures(setup, setup.algorithm.mixing, state.shared, x)
-    seen = float(cross_entropy(mixtures.logits(by_rule["data"].alpha), y))
+    seen = float(cross_entropy(mixtures.outputs(by_rule["data"].alpha), y))
     assert seen < by_rule["data"].loss
 
 
@@ -167,7 +168,7 @@ def test_samples_that_are_left_out_do_not_place_anybody() -> None:
 def test_a_guess_is_the_commonest_label_and_the_frequencies_of_those_that_are_not_left_out(
     y: list[int], parts: list[list[int]], accuracy: float, likelihood: float
 ) -> None:
-    guess = Guess.of(torch.tensor(y), [torch.tensor(p) for p in parts], 3)
+    guess = LabelGuess.of(torch.tensor(y), [torch.tensor(p) for p in parts], 3)
     assert (guess.samples, guess.accuracy) == (len(y), accuracy)
     assert guess.loss == pytest.approx(-math.log(likelihood) / len(y), abs=1e-12)
 
@@ -175,20 +176,25 @@ def test_a_guess_is_the_commonest_label_and_the_frequencies_of_those_that_are_no
 @pytest.mark.parametrize(
     ("guess", "accuracy", "loss", "beaten"),
     [
-        (Guess(50, 0.4, 1.6), 0.02, 6.0, True),  # exchanged labels
-        (Guess(6, 0.5, 1.87), 1 / 6, 3.5, True),
-        (Guess(6, 1 / 3, 2.3), 1 / 3, 3.5, True),  # no better than the commonest label is as bad
-        (Guess(50, 0.4, 1.6), 0.42, 2.0, False),  # a better accuracy is of use, however sure of itself the model is
-        (Guess(50, 0.4, 1.6), 0.38, 1.5, False),  # so is a better loss
-        (Guess(500, 1.0, 0.02), 0.94, 0.2, False),  # one label: nothing can be better than to name it
-        (Guess(500, 0.98, 0.12), 0.93, 0.3, False),
-        (Guess(500, 0.98, 0.12), 0.02, 5.0, True),
-        (Guess(2, 1.0, 1.7), 0.0, 2.5, False),  # twice unlucky
-        (Guess(2, 1.0, 1.7), 0.0, 5.0, True),
+        (LabelGuess(50, 0.4, 1.6), 0.02, 6.0, True),  # exchanged labels
+        (LabelGuess(6, 0.5, 1.87), 1 / 6, 3.5, True),
+        (LabelGuess(6, 1 / 3, 2.3), 1 / 3, 3.5, True),  # no better than the commonest label is as bad
+        (
+            LabelGuess(50, 0.4, 1.6),
+            0.42,
+            2.0,
+            False,
+        ),  # a better accuracy is of use, however sure of itself the model is
+        (LabelGuess(50, 0.4, 1.6), 0.38, 1.5, False),  # so is a better loss
+        (LabelGuess(500, 1.0, 0.02), 0.94, 0.2, False),  # one label: nothing can be better than to name it
+        (LabelGuess(500, 0.98, 0.12), 0.93, 0.3, False),
+        (LabelGuess(500, 0.98, 0.12), 0.02, 5.0, True),
+        (LabelGuess(2, 1.0, 1.7), 0.0, 2.5, False),  # twice unlucky
+        (LabelGuess(2, 1.0, 1.7), 0.0, 5.0, True),
     ],
 )
 def test_a_guess_beats_a_model_that_is_worse_by_both_measures_and_by_more_than_accident(
-    guess: Guess, accuracy: float, loss: float, beaten: bool
+    guess: LabelGuess, accuracy: float, loss: float, beaten: bool
 ) -> None:
     assert guess.beats(accuracy, loss) == beaten
 
@@ -201,7 +207,7 @@ def test_a_newcomer_whose_labels_are_coded_otherwise_gets_no_model(
     run = package.open_run(digits)
     for client in ("client-15", "client-17"):
         x, y = (part[:samples] for part in data_of(run, client))
-        assert not tried(run.setup, run.progress.state, *run.setup.federation.form.labelled(x, y)).refusal
+        assert not try_place(run.setup, run.progress.state, *run.setup.federation.schema.labelled(x, y)).refusal
         wrong = recoded(y, how)
         with pytest.raises(
             FlocoError,
@@ -229,7 +235,7 @@ def test_a_newcomer_with_few_samples_or_nearly_one_label_gets_its_model(digits: 
         chosen = np.concatenate([np.flatnonzero(y == label)[:main], np.flatnonzero(y == (label + 1) % 10)[:others]])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert run.place(x[chosen], y[chosen]).chosen.accuracy >= 0.5
+            assert run.place(x[chosen], y[chosen]).chosen.value >= 0.5
 
 
 @pytest.mark.filterwarnings("default")
@@ -455,7 +461,7 @@ class Normed(nn.Module):
 def test_a_rule_that_the_network_cannot_bear_is_named_and_the_others_remain() -> None:
     """BatchNorm cannot train on the one sample that is left of two."""
     setup = make(Floco(endpoints=3, assign_at=2), model=Normed)
-    placed = tried(setup, train(setup)[-1].state, torch.randn(2, 5), torch.tensor([0, 1]))
+    placed = try_place(setup, train(setup)[-1].state, torch.randn(2, 5), torch.tensor([0, 1]))
     assert [c.rule for c in placed.candidates] == ["global", "data"]
     assert "more than 1 value" in placed.problems["signal"]
     federation = setup.federation

@@ -15,14 +15,14 @@ import torch
 
 from conftest import PATIENCE, floco, make, rows, train, write_blobs
 from floco.algorithms import FedAvg, Floco
-from floco.analysis.landscape import barrier, between, common_sample, landscape, measured, network_of
+from floco.analysis.landscape import barrier, between, common_sample, landscape, measure, network_of
 from floco.analysis.report.sections import write
-from floco.client.predict import logits
+from floco.client.predict import compute_outputs
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
-from floco.core.metrics import score
 from floco.core.values import ServerState
 from floco.deliver.mixtures import Mixtures
+from floco.tasks import Classification
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
@@ -46,18 +46,18 @@ def trained(algorithm: Floco | FedAvg, **more: Any) -> tuple[Setup, ServerState]
 @pytest.mark.parametrize("mix", ["last", "all"])
 def test_endpoints_and_middle_are_the_networks_with_these_weights(mix: str) -> None:
     setup, state = trained(Floco(endpoints=3, assign_at=2, mix=mix))
-    found = landscape(setup, setup.algorithm, state)
+    found = landscape(setup, setup.algorithm.mixing, state)
     x, y = common_sample(setup.federation)
     assert found.samples == len(y) == 24
     for m, point in enumerate(found.endpoints):
         network = {n: t[m] if n in setup.algorithm.mixing.names else t for n, t in state.shared.items()}
-        expected = score(logits(setup, network, x), y)
-        assert (point.loss, point.accuracy) == (
+        expected = Classification().score(compute_outputs(setup, network, x), y)
+        assert (point.loss, point.value) == (
             pytest.approx(expected.loss, rel=1e-5),
             pytest.approx(expected.accuracy),
         )
         assert point.alpha == tuple(float(i == m) for i in range(3))
-    middle = score(logits(setup, network_of(setup, state), x), y)
+    middle = Classification().score(compute_outputs(setup, network_of(setup, state), x), y)
     assert found.middle.loss == pytest.approx(middle.loss, rel=1e-5)
 
 
@@ -68,9 +68,11 @@ def test_the_short_way_for_a_last_layer_is_the_long_way() -> None:
     alphas /= alphas.sum(1, keepdim=True)
     mixtures = Mixtures(setup, setup.algorithm.mixing, state.shared, x)
     assert mixtures.linear
-    for alpha, point in zip(alphas, measured(mixtures, alphas, y), strict=True):
-        expected = score(logits(setup, setup.algorithm.mixing(state.shared, alpha.float()), x), y)
-        assert (point.loss, point.accuracy) == (
+    for alpha, point in zip(alphas, measure(setup.task, mixtures, alphas, y), strict=True):
+        expected = Classification().score(
+            compute_outputs(setup, setup.algorithm.mixing(state.shared, alpha.float()), x), y
+        )
+        assert (point.loss, point.value) == (
             pytest.approx(expected.loss, rel=1e-4),
             pytest.approx(expected.accuracy),
         )
@@ -80,15 +82,15 @@ def test_a_first_layer_is_not_taken_for_linear() -> None:
     setup, state = trained(Floco(endpoints=3, assign_at="never", mix=("0.weight",)))
     x, y = common_sample(setup.federation)
     alpha = torch.tensor([[0.5, 0.2, 0.3]])
-    expected = score(logits(setup, setup.algorithm.mixing(state.shared, alpha[0]), x), y).loss
+    expected = Classification().score(compute_outputs(setup, setup.algorithm.mixing(state.shared, alpha[0]), x), y).loss
     mixtures = Mixtures(setup, setup.algorithm.mixing, state.shared, x)
     assert not mixtures.linear
-    assert measured(mixtures, alpha, y)[0].loss == pytest.approx(expected, rel=1e-5)
+    assert measure(setup.task, mixtures, alpha, y)[0].loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_mixed_last_layer_has_no_barrier() -> None:
     setup, state = trained(Floco(endpoints=4, assign_at=2))
-    assert landscape(setup, setup.algorithm, state).barrier <= 1e-9
+    assert landscape(setup, setup.algorithm.mixing, state).barrier <= 1e-9
 
 
 def test_a_barrier_is_the_rise_above_the_straight_line() -> None:
@@ -98,14 +100,14 @@ def test_a_barrier_is_the_rise_above_the_straight_line() -> None:
     _, two = trained(FedAvg(), rounds=2, seed=5)
     line = between(setup, network_of(setup, one), network_of(setup, two))
     x, y = common_sample(setup.federation)
-    assert line[0][0] == pytest.approx(score(logits(setup, one.shared, x), y).loss, rel=1e-5)
-    assert line[-1][0] == pytest.approx(score(logits(setup, two.shared, x), y).loss, rel=1e-5)
+    assert line[0][0] == pytest.approx(Classification().score(compute_outputs(setup, one.shared, x), y).loss, rel=1e-5)
+    assert line[-1][0] == pytest.approx(Classification().score(compute_outputs(setup, two.shared, x), y).loss, rel=1e-5)
     assert len(line) == 11
 
 
 def test_points_of_a_subregion_lie_in_it_and_are_judged_on_the_clients_own_test_part() -> None:
     setup, state = trained(Floco(endpoints=4, assign_at=2, radius=0.3))
-    found = landscape(setup, setup.algorithm, state, draws=5)
+    found = landscape(setup, setup.algorithm.mixing, state, draws=5)
     assert set(found.subregions) == set(setup.federation.ids)
     for client, (center, middle, *inside) in found.subregions.items():
         beta = state.by_client[client]["center"]
@@ -114,8 +116,8 @@ def test_points_of_a_subregion_lie_in_it_and_are_judged_on_the_clients_own_test_
         assert len(inside) == 5
         assert all((torch.tensor(p.alpha, dtype=torch.float64) - beta).abs().sum() <= 0.3 + 1e-9 for p in inside)
         test = setup.federation.client(client).test
-        expected = score(
-            logits(setup, setup.algorithm.mixing(state.shared, beta.float()), setup.federation.x[test]),
+        expected = Classification().score(
+            compute_outputs(setup, setup.algorithm.mixing(state.shared, beta.float()), setup.federation.x[test]),
             setup.federation.y[test],
         )
         assert center.loss == pytest.approx(expected.loss, rel=1e-4)

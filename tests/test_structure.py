@@ -90,7 +90,7 @@ def test_half_of_all_functions_are_very_short() -> None:
 
 
 def test_the_package_stays_within_its_budget() -> None:
-    assert sum(len(code_lines(p)) for p in FILES) <= 10_200
+    assert sum(len(code_lines(p)) for p in FILES) <= 10_400
 
 
 def test_public_names_are_few_explicit_and_documented() -> None:

@@ -6,14 +6,15 @@ from torch import nn
 
 from conftest import IDS, blobs, make, same, small_net, train
 from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
-from floco.client.predict import global_model, logits
+from floco.client.predict import compute_outputs, find_global_model
 from floco.client.round import models
-from floco.client.setup import Setup, batch_sizes
-from floco.client.sgd import Work, move, run, sgd_step
+from floco.client.setup import Setup, split_batches
+from floco.client.sgd import Work, move, sgd_step, train_client
 from floco.core.errors import FlocoError
-from floco.core.network import Network, network
+from floco.core.network import Network, build_network
 from floco.core.values import Batch, Message, Phase, Step, Tensors, Training, plain_loss
 from floco.server import rounds as loop
+from floco.tasks import Classification
 
 
 @pytest.mark.parametrize(("momentum", "decay"), [(0.0, 0.0), (0.9, 0.0), (0.5, 0.01)])
@@ -25,7 +26,7 @@ def test_sgd_is_torchs(momentum: float, decay: float) -> None:
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=momentum, weight_decay=decay, fused=True)
     training = Training(lr=0.1, momentum=momentum, weight_decay=decay)
     tensors = {n: p.detach().clone().requires_grad_() for n, p in ours.named_parameters()}
-    step = Step(plain_loss, tuple(tensors))
+    step = Step(plain_loss(Classification()), tuple(tensors))
     velocity: list[torch.Tensor] = []
     for _ in range(5):
         sgd_step(
@@ -48,7 +49,7 @@ def test_a_step_is_the_same_in_any_memory_order() -> None:
     g = torch.Generator().manual_seed(0)
     shapes = {"conv": (4, 3, 5, 5), "stacked": (3, 6, 7), "plain": (8,)}
     w, dw = ({n: torch.randn(s, generator=g) for n, s in shapes.items()} for _ in range(2))
-    step = Step(plain_loss, tuple(shapes))
+    step = Step(plain_loss(Classification()), tuple(shapes))
     moved = []
     for order in (
         lambda t: t.clone(),
@@ -83,7 +84,7 @@ def test_a_step_repeats_and_has_its_own_rate() -> None:
         return 10 * tensors["a"] + 0 * predict(tensors, batch.x).sum()
 
     step = Step(loss, ("a",), lr=0.02, momentum=0, weight_decay=0, repeat=2)
-    after = run(setup, work(setup, (Phase("alpha", (step,), epochs=1),), tensors))
+    after = train_client(setup, work(setup, (Phase("alpha", (step,), epochs=1),), tensors))
     assert after["a"] == pytest.approx(0.1)
     assert same({n: after[n] for n in setup.network.parameters}, setup.network.parameters)
 
@@ -96,10 +97,10 @@ def test_coefficients_move_without_momentum_and_decay_and_stay_in_their_range() 
         return 2 * tensors["a"] + 10 * tensors["b"] - 10 * tensors["c"] + 3 * tensors["d"]
 
     step = Step(loss, ("a",), coefficients={"b": (0.2, 1.0), "c": (0.0, 0.55), "d": (-99.0, 99.0)})
-    after = run(setup, work(setup, (Phase("alpha", (step,), epochs=1),), tensors))
+    after = train_client(setup, work(setup, (Phase("alpha", (step,), epochs=1),), tensors))
     assert after["a"] == pytest.approx(0.9 - 0.1 * (2 + 0.3 * 0.9))
     assert (after["b"], after["c"]) == (pytest.approx(0.2), pytest.approx(0.55))
-    after = run(setup, work(setup, (Phase("alpha", (step,), epochs=3),), tensors))
+    after = train_client(setup, work(setup, (Phase("alpha", (step,), epochs=3),), tensors))
     assert after["d"] == pytest.approx(0.5 - 3 * 0.1 * 3)
 
 
@@ -108,7 +109,7 @@ def test_coefficients_move_without_momentum_and_decay_and_stay_in_their_range() 
     [(8, 4, [4, 4]), (10, 4, [4, 4, 2]), (9, 4, [4, 5]), (1, 4, [1]), (3, 1, [1, 1, 1]), (3, 10, [3])],
 )
 def test_batches_cover_an_epoch_and_none_has_one_sample_by_accident(n: int, batch: int, sizes: list[int]) -> None:
-    assert batch_sizes(n, batch) == sizes
+    assert split_batches(n, batch) == sizes
 
 
 def batchnorm_net() -> nn.Module:
@@ -140,7 +141,7 @@ def test_local_buffers_stay_on_the_client() -> None:
     client = next(iter(kept))
     both = models(setup, client, setup.algorithm.message(progress[-1].state, client, "evaluate"), kept[client])
     assert torch.equal(both.personal["1.running_mean"], kept[client]["buffers/1.running_mean"])
-    assert global_model(setup, setup.algorithm.message(progress[-1].state, "", "evaluate")) is None
+    assert find_global_model(setup, setup.algorithm.message(progress[-1].state, "", "evaluate")) is None
 
 
 @pytest.mark.parametrize("algorithm", [FedAvg(), Ditto(), Floco(endpoints=2, assign_at=2)], ids=lambda a: a.name)
@@ -182,7 +183,7 @@ def test_tied_parameters_travel_once_and_move_together() -> None:
     own = Tied()
     own.load_state_dict(last.state.shared, strict=False)
     x = torch.randn(4, 5)
-    assert torch.allclose(logits(setup, last.state.shared, x), own(x), atol=1e-6)
+    assert torch.allclose(compute_outputs(setup, last.state.shared, x), own(x), atol=1e-6)
 
 
 def test_a_last_layer_tied_to_another_is_mixed_under_its_known_name() -> None:
@@ -203,7 +204,7 @@ def test_a_last_layer_tied_to_another_is_mixed_under_its_known_name() -> None:
 
 def test_pretrained_values_need_a_stated_noise_and_get_it() -> None:
     values = {n: torch.full_like(t, 0.5) for n, t in small_net().state_dict().items()}
-    net = network(small_net, seed=0, weights=values)
+    net = build_network(small_net, seed=0, weights=values)
     with pytest.raises(FlocoError, match="noise"):
         loop.begin(Setup(blobs(), net, Floco(endpoints=3, assign_at=1).resolved(Training(), net.layout), Training()))
     exact, noisy = (
@@ -219,9 +220,9 @@ def test_pretrained_values_need_a_stated_noise_and_get_it() -> None:
 
 def test_weights_that_do_not_fit_are_named() -> None:
     with pytest.raises(FlocoError, match=r"'2.wieght'.*did you mean '2.weight'"):
-        network(small_net, seed=0, weights={"2.wieght": torch.zeros(3, 7)})
+        build_network(small_net, seed=0, weights={"2.wieght": torch.zeros(3, 7)})
     with pytest.raises(FlocoError, match=r"must have shape \(3, 7\), got \(4, 7\)"):
-        network(small_net, seed=0, weights={"2.weight": torch.zeros(4, 7)})
+        build_network(small_net, seed=0, weights={"2.weight": torch.zeros(4, 7)})
 
 
 def test_a_model_without_linear_layer_names_the_key() -> None:
@@ -271,14 +272,14 @@ def test_unequal_clients_keep_their_ids() -> None:
 
 def test_a_network_is_not_a_string() -> None:
     with pytest.raises(FlocoError, match="nn.Module"):
-        network(lambda: "mlp", seed=0)  # type: ignore[arg-type,return-value]
+        build_network(lambda: "mlp", seed=0)  # type: ignore[arg-type,return-value]
     with pytest.raises(FlocoError, match="frozen"):
-        network(nn.Linear(1, 1).requires_grad_(False), seed=0)
+        build_network(nn.Linear(1, 1).requires_grad_(False), seed=0)
 
 
 def test_the_networks_own_values_are_copies() -> None:
     module = small_net()
-    net = network(module, seed=0)
+    net = build_network(module, seed=0)
     module[0].weight.data.zero_()
     assert isinstance(net, Network)
     assert not (net.parameters["0.weight"] == 0).all()

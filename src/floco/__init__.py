@@ -8,10 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from floco.core.objects import lazy
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from floco import simplex as simplex
+    from floco import testing as testing
     from floco.algorithms import ALGORITHMS as ALGORITHMS
     from floco.algorithms import Ditto as Ditto
     from floco.algorithms import FedAvg as FedAvg
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from floco.api import rounds as rounds
     from floco.core.algorithm import Algorithm as Algorithm
     from floco.core.errors import FlocoError as FlocoError
+    from floco.core.task import Task as Task
     from floco.data.federation import Federation as Federation
     from floco.data.models import model as model
     from floco.data.partition import Dirichlet as Dirichlet
@@ -32,27 +36,25 @@ if TYPE_CHECKING:
     from floco.data.partition import Natural as Natural
     from floco.data.sources import load as load
 
-_HOMES = {
-    "algorithms": ("ALGORITHMS", "Ditto", "FedAvg", "FedAvgFT", "Floco", "FlocoPlus", "Local"),
-    "core.algorithm": ("Algorithm",),
-    "core.errors": ("FlocoError",),
-    "data.federation": ("Federation",),
-    "data.models": ("model",),
-    "data.partition": ("Dirichlet", "Folds", "Natural"),
-    "api": ("Run", "fit", "open_run", "rounds"),
-    "data.sources": ("load",),
-}
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
-
-__all__ = [*sorted(_HOME), "simplex"]
+_get, _names = lazy(
+    __name__,
+    {
+        "floco.algorithms": ("ALGORITHMS", "Ditto", "FedAvg", "FedAvgFT", "Floco", "FlocoPlus", "Local"),
+        "floco.api": ("Run", "fit", "open_run", "rounds"),
+        "floco.core.algorithm": ("Algorithm",),
+        "floco.core.errors": ("FlocoError",),
+        "floco.core.task": ("Task",),
+        "floco.data.federation": ("Federation",),
+        "floco.data.models": ("model",),
+        "floco.data.partition": ("Dirichlet", "Folds", "Natural"),
+        "floco.data.sources": ("load",),
+    },
+)
+__all__ = [*_names, "simplex", "testing"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "simplex":
-        return importlib.import_module("floco.simplex")
-    if name not in _HOME:
-        raise AttributeError(f"module 'floco' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"floco.{_HOME[name]}"), name)
+    return importlib.import_module(f"floco.{name}") if name in ("simplex", "testing") else _get(name)
 
 
 def __dir__() -> list[str]:

@@ -14,15 +14,14 @@ from floco.client.fitness import check_model
 from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
 from floco.core.errors import warn
-from floco.core.network import Factory, network
+from floco.core.network import Factory, build_network
 from floco.core.settings import build
 from floco.core.values import Row, Training
 from floco.data.federation import Federation
-from floco.engines.engine import engine
+from floco.engines.engine import start_engine
 from floco.runs import session
 from floco.runs.checkpoint import run_directory
-from floco.runs.config import Config, Data, Model
-from floco.runs.config import Run as RunSettings
+from floco.runs.config import Config, Data, Model, RunSettings, check_importable
 from floco.runs.machine import device
 from floco.runs.results import Run as Run
 from floco.server import rounds as loop
@@ -39,9 +38,9 @@ def open_run(path: Path | str) -> Run:
     directory = run_directory(Path(path))
     config, store = session.reopen(directory)
     with closing(store):
-        setup = session.prepare(session.here(config))
+        setup = session.prepare(session.move_here(config))
         session.check(store, setup)
-        return Run(setup, store.load(config.run.memory_budget), directory, session.shown_source(config))
+        return Run(setup, store.load(config.run.memory_budget), directory, session.show_source(config))
 
 
 def _configured(
@@ -53,12 +52,12 @@ def _configured(
     run = build(RunSettings, {k: v for k, v in settings.items() if k in names})
     training = build(Training, {k: v for k, v in settings.items() if k not in names})
     data, named = Data(source=session.PYTHON), Model(session.PYTHON)
-    config = Config(seed, data, named, algorithm.resolved(training), training, run)
-    net = network(model, seed=config.seed, sample=federation.sample)
+    config = Config(seed, data, federation.task, named, algorithm.resolved(training), training, run)
+    net = build_network(model, seed=config.seed, sample=federation.sample)
     method = algorithm.resolved(training, net.layout)
     setup = Setup(federation, net, method, training, config.seed, device(config.run.device))
     check_model(setup)
-    return session.placed(config, setup), setup
+    return session.resolve_engine(config, setup), setup
 
 
 def fit(
@@ -102,6 +101,7 @@ def fit(
         start = loop.begin(setup, Memories(budget=config.run.memory_budget))
         return _said(Run(setup, session.advance(setup, config.run, None, start, keep), rows=rows))
     path = Path(out)
+    check_importable(config)
     if not (resume and (path / "run.json").exists()):
         session.create(config, setup, path)
     stored, store = session.reopen(path)
@@ -142,7 +142,7 @@ def rounds(
     config, setup = _configured(model, federation, algorithm, settings)
     plan = Plan(config.run.evaluate_every, config.run.max_failed)
     start = loop.begin(setup, Memories(budget=config.run.memory_budget))
-    with closing(engine(setup, config.run.engine, config.run.workers)) as running:
+    with closing(start_engine(setup, config.run.engine, config.run.workers)) as running:
         for progress in loop.rounds(setup, running, plan, start):
             if progress.evaluation is not None:
                 yield progress.evaluation

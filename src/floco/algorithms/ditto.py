@@ -12,7 +12,7 @@ from floco.algorithms.fedavg import FedAvg
 from floco.core.algorithm import Algorithm
 from floco.core.settings import setting
 from floco.core.values import (
-    OWN,
+    PERSONAL,
     RECEIVED,
     Facts,
     Loss,
@@ -22,11 +22,11 @@ from floco.core.values import (
     Step,
     Tensors,
     Update,
-    personally,
+    add_prefix,
+    personalize,
     plain_loss,
-    prefixed,
     pull,
-    under,
+    strip_prefix,
 )
 
 Draws = Callable[[Tensors, int, torch.Generator], torch.Tensor]
@@ -34,7 +34,11 @@ Draws = Callable[[Tensors, int, torch.Generator], torch.Tensor]
 
 def with_personal(message: Message, memory: Tensors) -> Tensors:
     """Return the shared tensors w, the client's own v (initially w), and the target w_t of the pull."""
-    return {**message.shared, **(memory or prefixed(message.shared, OWN)), **prefixed(message.shared, RECEIVED)}
+    return {
+        **message.shared,
+        **(memory or add_prefix(message.shared, PERSONAL)),
+        **add_prefix(message.shared, RECEIVED),
+    }
 
 
 def personal_phase(
@@ -42,23 +46,24 @@ def personal_phase(
 ) -> Phase:
     """Return the phase that trains the client's own v on `loss`, with `strength * (v - w_t)` added to the gradient."""
     names = facts.layout.parameters
-    step = Step(personally(loss), tuple(OWN + n for n in names), correction=pull(names, strength, OWN))
+    step = Step(personalize(loss), tuple(PERSONAL + n for n in names), correction=pull(names, strength, PERSONAL))
     return Phase("personal", (step,), epochs, draws)
 
 
-def own(tensors: Tensors) -> Tensors:
+def keep_personal(tensors: Tensors) -> Tensors:
     """Return the tensors that stay on the client."""
-    return {n: t for n, t in tensors.items() if n.startswith(OWN)}
+    return {n: t for n, t in tensors.items() if n.startswith(PERSONAL)}
 
 
 @dataclass(frozen=True)
 class Ditto(Algorithm):
     """Ditto (Li et al., ICML 2021, algorithm 1): FedAvg, and on each client v with gradient + lambda (v - w_t).
 
-    w_t are the parameters received in this round. Global model: w; personal: v.
+    w_t are the parameters received in this round.
     """
 
     name: ClassVar[str] = "ditto"
+    personal_model: ClassVar[str] = "v"
     tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (1.0, 0.1)}
     pull: float = setting(1.0, "lambda: strength of the pull of the personal model towards the received one", low=0)
     personal_epochs: int | None = setting(
@@ -71,13 +76,13 @@ class Ditto(Algorithm):
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return FedAvg's phase, then the personal one."""
-        personal = personal_phase(facts, plain_loss, strength=self.pull, epochs=self.personal_epochs)
+        personal = personal_phase(facts, plain_loss(facts.task), strength=self.pull, epochs=self.personal_epochs)
         return *FedAvg().phases(message, facts), personal
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return FedAvg's update to send, and v to keep."""
-        return FedAvg().finish(tensors, message, client, facts)[0], own(tensors)
+        return FedAvg().finish(tensors, message, client, facts)[0], keep_personal(tensors)
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return w and v."""
-        return Models(tensors, under(tensors, OWN))
+        return Models(tensors, strip_prefix(tensors, PERSONAL))

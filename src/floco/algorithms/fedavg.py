@@ -13,8 +13,6 @@ from floco.core.values import Facts, Message, Phase, Step, plain_loss
 class FedAvg(Algorithm):
     """Federated averaging (McMahan et al., AISTATS 2017, algorithm 1): w <- sum_k n_k w_k / sum_k n_k.
 
-    Global and personal model: w.
-
     >>> FedAvg().name
     'fedavg'
     """
@@ -23,4 +21,4 @@ class FedAvg(Algorithm):
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return one phase: all parameters, on the cross-entropy."""
-        return (Phase("shared", (Step(plain_loss, facts.layout.parameters),)),)
+        return (Phase("shared", (Step(plain_loss(facts.task), facts.layout.parameters),)),)

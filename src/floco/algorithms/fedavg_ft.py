@@ -8,17 +8,30 @@ from typing import ClassVar
 from floco.algorithms.fedavg import FedAvg
 from floco.core.algorithm import Algorithm
 from floco.core.settings import setting
-from floco.core.values import OWN, Facts, Message, Models, Phase, Step, Tensors, personally, plain_loss, prefixed, under
+from floco.core.values import (
+    PERSONAL,
+    Facts,
+    Message,
+    Models,
+    Phase,
+    Step,
+    Tensors,
+    add_prefix,
+    personalize,
+    plain_loss,
+    strip_prefix,
+)
 
 
 @dataclass(frozen=True)
 class FedAvgFT(Algorithm):
     """FedAvg; before evaluation, each client trains a copy of the global model for e' epochs, then discards it.
 
-    The baseline that personalized methods have to beat. Global model: w; personal: w after the local epochs.
+    The baseline that personalized methods have to beat.
     """
 
     name: ClassVar[str] = "fedavg+ft"
+    personal_model: ClassVar[str] = "w after the local epochs"
     personal_epochs: int | None = setting(
         None, "e': local epochs from the global model before evaluation (empty: training.epochs)", low=1
     )
@@ -29,13 +42,13 @@ class FedAvgFT(Algorithm):
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w twice: shared, and as the copy to train."""
-        return {**message.shared, **prefixed(message.shared, OWN)}
+        return {**message.shared, **add_prefix(message.shared, PERSONAL)}
 
     def adapt(self, facts: Facts) -> tuple[Phase, ...]:
         """Return e' epochs on the copy of w."""
-        moves = tuple(OWN + n for n in facts.layout.parameters)
-        return (Phase("personal", (Step(personally(plain_loss), moves),), self.personal_epochs),)
+        moves = tuple(PERSONAL + n for n in facts.layout.parameters)
+        return (Phase("personal", (Step(personalize(plain_loss(facts.task)), moves),), self.personal_epochs),)
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return w and its fine-tuned copy."""
-        return Models(tensors, under(tensors, OWN))
+        return Models(tensors, strip_prefix(tensors, PERSONAL))

@@ -16,6 +16,9 @@ from floco.core.values import Facts, Layout, Message, Models, Phase, ServerState
 class OwnHead(Algorithm):
     """Base of FedPer and FedRep: the last linear layer stays on the client, the body is averaged."""
 
+    global_model: ClassVar[str] = "none"
+    personal_model: ClassVar[str] = "the body under the client's own head"
+
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
         """Check that there is a head, and a body below it."""
         if layout is not None and not set() < set(layout.head) < set(layout.parameters):
@@ -52,8 +55,7 @@ class OwnHead(Algorithm):
 class FedPer(OwnHead):
     """FedPer (Arivazhagan et al., arXiv 1912.00818, 2019): train body and head together, average only the body.
 
-    The head is the weight and bias of the last linear layer (the paper's K_P = 1). Global model: none; personal: the
-    body under the client's own head.
+    The head is the weight and bias of the last linear layer (the paper's K_P = 1).
     """
 
     name: ClassVar[str] = "fedper"

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from floco.core.algorithm import Algorithm
 from floco.core.settings import setting
-from floco.core.values import RECEIVED, Facts, Message, Phase, Step, Tensors, plain_loss, prefixed, pull
+from floco.core.values import RECEIVED, Facts, Message, Phase, Step, Tensors, add_prefix, plain_loss, pull
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class FedProx(Algorithm):
     """FedProx (Li et al., MLSys 2020, algorithm 2): FedAvg with gradient + mu (w - w_t).
 
     This is the gradient of the local loss plus mu/2 |w - w_t|^2; w_t are the parameters received in this round.
-    Global and personal model: w. With mu = 0 it is FedAvg.
+    With mu = 0 it is FedAvg.
     """
 
     name: ClassVar[str] = "fedprox"
@@ -25,9 +25,9 @@ class FedProx(Algorithm):
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w and w_t."""
-        return {**message.shared, **prefixed(message.shared, RECEIVED)}
+        return {**message.shared, **add_prefix(message.shared, RECEIVED)}
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return FedAvg's phase with the pull towards w_t."""
         names = facts.layout.parameters
-        return (Phase("shared", (Step(plain_loss, names, correction=pull(names, self.mu)),)),)
+        return (Phase("shared", (Step(plain_loss(facts.task), names, correction=pull(names, self.mu)),)),)

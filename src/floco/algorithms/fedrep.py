@@ -14,8 +14,7 @@ from floco.core.values import Facts, Message, Phase, Step, plain_loss
 class FedRep(OwnHead):
     """FedRep (Collins et al., ICML 2021, algorithm 1): train the head with a fixed body, then the body.
 
-    The head is fixed in the second phase. Only the body is averaged. Global model: none; personal: the body under the
-    client's own head.
+    The head is fixed in the second phase. Only the body is averaged.
     """
 
     name: ClassVar[str] = "fedrep"
@@ -29,5 +28,5 @@ class FedRep(OwnHead):
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return the phase of the head, then that of the body."""
         body = tuple(n for n in facts.layout.parameters if n not in facts.layout.head)
-        head = Phase("head", (Step(plain_loss, facts.layout.head),), self.head_epochs)
-        return head, Phase("shared", (Step(plain_loss, body),))
+        head = Phase("head", (Step(plain_loss(facts.task), facts.layout.head),), self.head_epochs)
+        return head, Phase("shared", (Step(plain_loss(facts.task), body),))

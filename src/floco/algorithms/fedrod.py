@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError
 from floco.core.network import Network
 from floco.core.values import (
-    OWN,
+    PERSONAL,
     Batch,
     Facts,
     Layout,
@@ -37,10 +36,13 @@ class FedRoD(Algorithm):
     the loss is `CE(z + log n_c, y) + CE(sg(z) + P h(x), y)`; n_c counts the client's training labels, h(x) are the
     features, and sg stops the gradient: the first term trains body and G, the second only P. Heads are linear, so
     adding logits is adding weights; the body runs twice a step, and its buffers are updated the first time. P starts at
-    zero and stays on the client. Global model: body and G; personal: body and G + P.
+    zero and stays on the client.
     """
 
     name: ClassVar[str] = "fedrod"
+    global_model: ClassVar[str] = "body and G"
+    personal_model: ClassVar[str] = "body and G + P"
+    labelled: ClassVar[bool] = True
 
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
         """Check that there is a head."""
@@ -50,7 +52,7 @@ class FedRoD(Algorithm):
 
     def start(self, network: Network, *, seed: int) -> Tensors:
         """Return P = 0."""
-        return {OWN + n: torch.zeros_like(network.parameters[n]) for n in network.layout.head}
+        return {PERSONAL + n: torch.zeros_like(network.parameters[n]) for n in network.layout.head}
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return body, G, P and log n_c, which is minus infinity for labels that the client does not have."""
@@ -58,18 +60,19 @@ class FedRoD(Algorithm):
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return one phase: body and G on the balanced loss, P on the plain one."""
-        head, names, buffers = facts.layout.head, facts.layout.parameters, facts.layout.buffers
+        layout, task = facts.layout, facts.task
+        head, names, buffers = layout.head, layout.parameters, layout.buffers
 
         def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
-            generic = cross_entropy(predict(tensors, batch.x) + tensors[_LOG_COUNTS], batch.y)
+            generic = task.loss(predict(tensors, batch.x) + tensors[_LOG_COUNTS], batch.y)
             fixed = {**tensors, **{n: tensors[n].detach() for n in names}, **{b: tensors[b].clone() for b in buffers}}
-            return generic + cross_entropy(predict(_summed(fixed, head), batch.x), batch.y)
+            return generic + task.loss(predict(_summed(fixed, head), batch.x), batch.y)
 
-        return (Phase("shared", (Step(loss, (*names, *(OWN + n for n in head))),)),)
+        return (Phase("shared", (Step(loss, (*names, *(PERSONAL + n for n in head))),)),)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return body and G to send, and P to keep."""
-        personal = {OWN + n: tensors[OWN + n] for n in facts.layout.head}
+        personal = {PERSONAL + n: tensors[PERSONAL + n] for n in facts.layout.head}
         return Algorithm.finish(self, tensors, message, client, facts)[0], personal
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
@@ -78,4 +81,4 @@ class FedRoD(Algorithm):
 
 
 def _summed(tensors: Tensors, head: tuple[str, ...]) -> Tensors:
-    return {**tensors, **{n: tensors[n] + tensors[OWN + n] for n in head}}
+    return {**tensors, **{n: tensors[n] + tensors[PERSONAL + n] for n in head}}

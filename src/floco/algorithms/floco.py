@@ -11,17 +11,19 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError, warn
+from floco.core.mixing import CENTER, Mixing
 from floco.core.network import Network
 from floco.core.random import stream
 from floco.core.settings import setting
+from floco.core.task import Task
 from floco.core.values import (
     Batch,
     Facts,
     Layout,
+    Loss,
     Message,
     Models,
     Phase,
@@ -32,14 +34,13 @@ from floco.core.values import (
     Tensors,
     Training,
     Update,
-    averaged,
-    prefixed,
-    under,
+    add_prefix,
+    average,
+    strip_prefix,
 )
-from floco.simplex import Assignment, Mixing, assign, sample_released, sample_simplex, sample_subregion
+from floco.simplex import Assignment, assign, sample_released, sample_simplex, sample_subregion
 
 _CENTER = "center"  # in server state and messages
-AT = "at/center"  # in working tensors, whose names must not clash with the network's
 _MAP = "assignment/"
 
 
@@ -48,6 +49,10 @@ class OnSimplex(Algorithm):
     """Base of Floco and Floco+: the shared simplex, its training, and the assignment."""
 
     tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"radius": (0.1, 0.3)}
+    global_model: ClassVar[str] = "alpha = 1/M"
+    personal_model: ClassVar[str] = "alpha = beta_k"
+    prefix: ClassVar[str] = ""
+    """Prefix of a client's own simplex; "": it is the shared one."""
     endpoints: int = setting(10, "M: endpoints of the solution simplex", low=1)
     assign_at: int | str | None = setting(
         None, "tau: round of the assignment, counted from 1 (empty: half of the rounds)", low=1, choices=("never",)
@@ -78,7 +83,7 @@ class OnSimplex(Algorithm):
             raise FlocoError(f'assign_at must be at most {limit}, got {at}; "never" is legal')
         if layout is None:
             return replace(self, assign_at=at)
-        names = Mixing.of(layout, self.mix).names
+        names = Mixing.chosen(layout, self.mix)
         if layout.buffers and not {*names} <= {*layout.head}:
             below = sum(n not in layout.head for n in names)
             warn(
@@ -90,8 +95,9 @@ class OnSimplex(Algorithm):
 
     @property
     def mixing(self) -> Mixing:
-        """The mixed parameters, once `resolved`."""
-        return Mixing((self.mix,) if isinstance(self.mix, str) else self.mix)
+        """The mixed parameters and the shape of the simplex, once `resolved`."""
+        names = (self.mix,) if isinstance(self.mix, str) else self.mix
+        return Mixing(names, self.endpoints, self.radius, self.prefix)
 
     def init(self, network: Network, *, seed: int) -> ServerState:
         """Return the network with mixed parameters as M stacked endpoints (M, ...); endpoint 0 is the initial value."""
@@ -121,14 +127,14 @@ class OnSimplex(Algorithm):
 
     def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
         """Return the averaged state with centers: all are assigned in round tau, latecomers are placed afterwards."""
-        after = averaged(state, updates)
+        after = average(state, updates)
         late = [u for u in updates if u.client not in state.by_client]
         if after.round == self.assign_at:
             made = assign(self._signals(state, late), self.endpoints, normalize=self.normalize)
             kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64)}
-            return replace(after, kept=prefixed(kept, _MAP), by_client=_centers(late, made.centers))
-        if late and (stored := self.assignment(state)):
-            placed = _centers(late, stored.place(self._signals(state, late)))
+            return replace(after, kept=add_prefix(kept, _MAP), by_client=_centers(late, made.centers))
+        if late and self.assigned(state):
+            placed = _centers(late, self.place(state, self._signals(state, late)))
             return replace(after, by_client={**state.by_client, **placed})
         return after
 
@@ -142,20 +148,20 @@ class OnSimplex(Algorithm):
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return the shared tensors and the client's center, 1/M until it has one."""
-        return {**message.shared, AT: message.own.get(_CENTER, self._middle)}
-
-    @property
-    def _middle(self) -> torch.Tensor:
-        return torch.full((self.endpoints,), 1 / self.endpoints, dtype=torch.float64)
+        return {**message.shared, CENTER: message.own.get(_CENTER, self.mixing.middle)}
 
     def shared_phase(self, message: Message, facts: Facts) -> Phase:
         """Return the phase that trains the simplex, with one mixture drawn per batch."""
-        return Phase("shared", (Step(self.loss, facts.layout.parameters),), draws=self.draws(message))
+        return Phase("shared", (Step(self.loss(facts.task), facts.layout.parameters),), draws=self.draws(message))
 
-    def loss(self, predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
-        """Return the cross-entropy at the mixture `draw`, f(x; phi, W(alpha))."""
-        assert draw is not None
-        return cross_entropy(predict(self.mixing(tensors, draw), batch.x), batch.y)
+    def loss(self, task: Task) -> Loss:
+        """Return the loss at the mixture `draw`, that of f(x; phi, W(alpha))."""
+
+        def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+            assert draw is not None
+            return task.loss(predict(self.mixing(tensors, draw), batch.x), batch.y)
+
+        return loss
 
     def draws(self, message: Message) -> _Mixtures:
         """Return the sampler of the client's mixtures: its subregion, or the whole simplex until it has a center."""
@@ -172,20 +178,26 @@ class OnSimplex(Algorithm):
 
         The variance of single endpoints would be misleading, since their gradients are scaled by alpha.
         """
-        return self.mixing(shared, self._middle.float())
-
-    def own_simplex(self, tensors: Tensors) -> Tensors:
-        """Return the simplex that contains the client's personal model: the shared one."""
-        return tensors
+        return self.mixing(shared, self.mixing.middle.float())
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return the models at the middle of the shared simplex and at the client's center of its own simplex."""
-        personal = self.mixing(self.own_simplex(tensors), tensors[AT].float())
-        return Models(self.mixing(tensors, self._middle.float()), personal)
+        own, center = self.mixing.point(tensors)
+        return Models(self.mixing(tensors, self.mixing.middle.float()), self.mixing(own, center.float()))
+
+    def assigned(self, state: ServerState) -> bool:
+        """Return whether round tau is over."""
+        return self.assignment(state) is not None
+
+    def place(self, state: ServerState, signals: torch.Tensor) -> torch.Tensor:
+        """Return where the assignment's map puts new signals; nobody else moves."""
+        stored = self.assignment(state)
+        assert stored is not None
+        return stored.place(signals)
 
     def assignment(self, state: ServerState) -> Assignment | None:
         """Return the map of the assignment, without centers (0, M); None before the assignment."""
-        if not (kept := under(state.kept, _MAP)):
+        if not (kept := strip_prefix(state.kept, _MAP)):
             return None
         nobody = torch.empty(0, self.endpoints, dtype=torch.float64)
         return Assignment(nobody, float(kept["z"]), 0.0, kept["mean"], kept["components"], self.normalize)
@@ -207,7 +219,7 @@ class _Mixtures:
         if self.radius is None:
             return sample_simplex(n, self.endpoints, generator=generator)
         sample = sample_released if self.released else sample_subregion
-        return sample(tensors[AT].cpu(), self.radius, n, generator=generator)
+        return sample(tensors[CENTER].cpu(), self.radius, n, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -216,7 +228,7 @@ class Floco(OnSimplex):
 
     W(alpha) = sum_m alpha_m W_m, alpha ~ U(simplex) before round tau and ~ U(R_k) after it,
     R_k = {alpha on the simplex : ||alpha - beta_k||_1 <= rho}.
-    Global model: alpha = 1/M; personal: alpha = beta_k. With M = 1 it is FedAvg.
+    With M = 1 it is FedAvg.
 
     >>> Floco(endpoints=5, radius=0.3).resolved(Training(rounds=40)).assign_at
     20

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from floco.algorithms.ditto import own, personal_phase, with_personal
+from floco.algorithms.ditto import keep_personal, personal_phase, with_personal
 from floco.algorithms.floco import OnSimplex
 from floco.core.settings import setting
-from floco.core.values import OWN, Facts, Message, Phase, Tensors, Update, under
+from floco.core.values import PERSONAL, Facts, Message, Phase, Tensors, Update
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,12 @@ class FlocoPlus(OnSimplex):
     """Floco+ (NeurIPS 2024): Floco, and on each client its own simplex v_k with gradient + lambda (v_k - w_t).
 
     v_k starts from the first message, trains inside R_k for e' epochs a round, and is never sent. The shared simplex
-    equals Floco's to the bit. Global model: alpha = 1/M; personal: v_k at alpha = beta_k.
+    equals Floco's to the bit.
     """
 
     name: ClassVar[str] = "floco+"
+    personal_model: ClassVar[str] = "v_k at alpha = beta_k"
+    prefix: ClassVar[str] = PERSONAL
     pull: float = setting(1.0, "lambda: strength of the pull of the personal simplex towards the received one", low=0)
     personal_epochs: int | None = setting(
         None, "e': epochs of the personal simplex a round (empty: training.epochs)", low=1
@@ -35,12 +37,8 @@ class FlocoPlus(OnSimplex):
         if message.task == "probe":
             return (shared,)
         strength, epochs, draws = self.pull, self.personal_epochs, self.draws(message)
-        return shared, personal_phase(facts, self.loss, strength=strength, epochs=epochs, draws=draws)
+        return shared, personal_phase(facts, self.loss(facts.task), strength=strength, epochs=epochs, draws=draws)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return Floco's update to send, and v_k to keep."""
-        return OnSimplex.finish(self, tensors, message, client, facts)[0], own(tensors)
-
-    def own_simplex(self, tensors: Tensors) -> Tensors:
-        """Return the client's own simplex, v_k."""
-        return under(tensors, OWN)
+        return OnSimplex.finish(self, tensors, message, client, facts)[0], keep_personal(tensors)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from floco.core.algorithm import Algorithm
 from floco.core.network import Network
 from floco.core.values import (
-    OWN,
+    PERSONAL,
     Facts,
     Message,
     Models,
@@ -17,10 +17,10 @@ from floco.core.values import (
     Step,
     Tensors,
     Update,
-    personally,
+    add_prefix,
+    personalize,
     plain_loss,
-    prefixed,
-    under,
+    strip_prefix,
 )
 
 
@@ -28,10 +28,12 @@ from floco.core.values import (
 class Local(Algorithm):
     """Each client trains its own model, from common initial weights, in the rounds in which it is selected.
 
-    Nothing is sent. Global model: none; personal: the client's own.
+    Nothing is sent.
     """
 
     name: ClassVar[str] = "local"
+    global_model: ClassVar[str] = "none"
+    personal_model: ClassVar[str] = "the client's own"
 
     def init(self, network: Network, *, seed: int) -> ServerState:
         """Return an empty state."""
@@ -39,7 +41,7 @@ class Local(Algorithm):
 
     def start(self, network: Network, *, seed: int) -> Tensors:
         """Return the initial network."""
-        return prefixed({**network.parameters, **network.buffers}, OWN)
+        return add_prefix({**network.parameters, **network.buffers}, PERSONAL)
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return the client's own network."""
@@ -47,8 +49,8 @@ class Local(Algorithm):
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return FedAvg's phase, on the client's own network."""
-        moves = tuple(OWN + n for n in facts.layout.parameters)
-        return (Phase("shared", (Step(personally(plain_loss), moves),)),)
+        moves = tuple(PERSONAL + n for n in facts.layout.parameters)
+        return (Phase("shared", (Step(personalize(plain_loss(facts.task)), moves),)),)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return an empty update to send, and the network to keep."""
@@ -56,4 +58,4 @@ class Local(Algorithm):
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return no global model, and the client's own."""
-        return Models(None, under(tensors, OWN))
+        return Models(None, strip_prefix(tensors, PERSONAL))

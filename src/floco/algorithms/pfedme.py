@@ -12,7 +12,7 @@ from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError
 from floco.core.settings import setting
 from floco.core.values import (
-    OWN,
+    PERSONAL,
     Batch,
     Facts,
     Layout,
@@ -25,11 +25,11 @@ from floco.core.values import (
     Tensors,
     Training,
     Update,
-    averaged,
-    personally,
+    add_prefix,
+    average,
+    personalize,
     plain_loss,
-    prefixed,
-    under,
+    strip_prefix,
 )
 
 
@@ -40,10 +40,10 @@ class PFedMe(Algorithm):
     On each batch several steps theta <- theta - lr (grad f(theta) + lambda (theta - w)), then one step
     w <- w - eta lambda (w - theta); theta starts at the received parameters. The server takes
     w <- (1 - beta) w + beta mean. There is no momentum.
-    Global model: w; personal: theta after the client's last round.
     """
 
     name: ClassVar[str] = "pfedme"
+    personal_model: ClassVar[str] = "theta after the client's last round"
     tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (15.0, 1.0)}
     pull: float = setting(
         15.0, "lambda: strength of the pull of theta towards w; eta lambda must be at most 1", above=0
@@ -71,22 +71,22 @@ class PFedMe(Algorithm):
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w and theta: w itself for training, the client's last theta for evaluation."""
-        theta = memory if memory and message.task == "evaluate" else prefixed(message.shared, OWN)
+        theta = memory if memory and message.task == "evaluate" else add_prefix(message.shared, PERSONAL)
         return {**message.shared, **theta}
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return one phase of two steps per batch: theta several times, then w towards theta."""
         names = facts.layout.parameters
-        moves = tuple(OWN + n for n in names)
+        moves = tuple(PERSONAL + n for n in names)
 
         def towards_w(tensors: Tensors) -> Tensors:
-            return {OWN + n: self.pull * (tensors[OWN + n] - tensors[n]) for n in names}
+            return {PERSONAL + n: self.pull * (tensors[PERSONAL + n] - tensors[n]) for n in names}
 
         def distance(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
-            squares = [(tensors[n] - tensors[OWN + n].detach()).square().sum() for n in names]
+            squares = [(tensors[n] - tensors[PERSONAL + n].detach()).square().sum() for n in names]
             return self.pull / 2 * torch.stack(squares).sum()
 
-        loss, repeat = personally(plain_loss), self.inner_steps
+        loss, repeat = personalize(plain_loss(facts.task)), self.inner_steps
         inner = Step(loss, moves, towards_w, lr=self.personal_lr, momentum=0.0, repeat=repeat)
         outer = Step(distance, names, lr=self.outer_lr, momentum=0.0, weight_decay=0.0)
         epochs = self.local_epochs or max(1, round(facts.training.epochs / self.inner_steps))
@@ -94,13 +94,13 @@ class PFedMe(Algorithm):
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return w with the buffers of theta (w itself sees no data) to send, and theta to keep."""
-        shared = {n: tensors[OWN + n if n in facts.layout.buffers else n] for n in message.shared}
-        theta = {n: t for n, t in tensors.items() if n.startswith(OWN)}
+        shared = {n: tensors[PERSONAL + n if n in facts.layout.buffers else n] for n in message.shared}
+        theta = {n: t for n, t in tensors.items() if n.startswith(PERSONAL)}
         return Update(client, message.task, facts.n_train, shared), theta
 
     def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
         """Return (1 - beta) w + beta mean, also for buffers."""
-        after = averaged(state, updates)
+        after = average(state, updates)
         if self.server_share == 1:
             return after
         floating = {n: t for n, t in after.shared.items() if t.is_floating_point()}
@@ -109,4 +109,4 @@ class PFedMe(Algorithm):
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return w and theta."""
-        return Models(tensors, under(tensors, OWN))
+        return Models(tensors, strip_prefix(tensors, PERSONAL))

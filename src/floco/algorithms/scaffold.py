@@ -18,9 +18,9 @@ from floco.core.values import (
     Step,
     Tensors,
     Update,
-    averaged,
+    add_prefix,
+    average,
     plain_loss,
-    prefixed,
     weighted_mean,
 )
 
@@ -37,7 +37,7 @@ class SCAFFOLD(Algorithm):
     of training samples of all clients; all variates start at zero. Hence c = sum_i n_i / n c_i in every round, for any
     selection S. For clients of equal size this is the paper's c + |S| / K mean_S(c_i+ - c_i); the weights are those of
     FedAvg's objective. As in the derivation there is no momentum, whatever `training.momentum`; the global step size
-    is 1. Global and personal model: w.
+    is 1.
     """
 
     name: ClassVar[str] = "scaffold"
@@ -45,11 +45,11 @@ class SCAFFOLD(Algorithm):
     def init(self, network: Network, *, seed: int) -> ServerState:
         """Return the network, and c = 0."""
         zeros = {n: torch.zeros_like(t) for n, t in network.parameters.items()}
-        return ServerState({**network.parameters, **network.buffers, **prefixed(zeros, _C)})
+        return ServerState({**network.parameters, **network.buffers, **add_prefix(zeros, _C)})
 
     def start(self, network: Network, *, seed: int) -> Tensors:
         """Return c_i = 0."""
-        return prefixed({n: torch.zeros_like(t) for n, t in network.parameters.items()}, _CI)
+        return add_prefix({n: torch.zeros_like(t) for n, t in network.parameters.items()}, _CI)
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w, c and c_i."""
@@ -62,7 +62,7 @@ class SCAFFOLD(Algorithm):
         def correction(tensors: Tensors) -> Tensors:
             return {n: tensors[_C + n] - tensors[_CI + n] for n in names}
 
-        return (Phase("shared", (Step(plain_loss, names, correction, momentum=0.0),)),)
+        return (Phase("shared", (Step(plain_loss(facts.task), names, correction, momentum=0.0),)),)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return w_i and c_i+ - c_i to send, and c_i+ to keep."""
@@ -71,11 +71,11 @@ class SCAFFOLD(Algorithm):
         new = {n: tensors[_CI + n] - tensors[_C + n] + scale * (w[n] - tensors[n]) for n in names}
         change = {n: t - tensors[_CI + n] for n, t in new.items()}
         network = {n: tensors[n] for n in message.shared if not n.startswith(_C)}
-        return Update(client, message.task, facts.n_train, network, prefixed(change, _C)), prefixed(new, _CI)
+        return Update(client, message.task, facts.n_train, network, add_prefix(change, _C)), add_prefix(new, _CI)
 
     def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
         """Return the averaged network, and c as the mean of all clients' c_i (zero for those that never trained)."""
-        after, total = averaged(state, updates), sum(clients.values())
+        after, total = average(state, updates), sum(clients.values())
         change = weighted_mean([replace(u, shared=u.extra) for u in updates])
         part = sum(u.weight for u in updates) / total
         known = float(state.kept.get(_TOTAL, torch.tensor(total))) / total  # < 1 if clients joined, with c_i = 0

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cosine_similarity
 
 from floco.core.algorithm import Algorithm
 from floco.core.network import Network
 from floco.core.settings import setting
 from floco.core.values import (
-    OWN,
+    PERSONAL,
     RECEIVED,
     Batch,
     Facts,
@@ -25,7 +25,7 @@ from floco.core.values import (
     Step,
     Tensors,
     Update,
-    prefixed,
+    add_prefix,
 )
 
 _AT = "mixture/personal"  # the mixture of the personal model: 0 until w_l has been trained
@@ -33,7 +33,7 @@ _AT = "mixture/personal"  # the mixture of the personal model: 0 until w_l has b
 
 def _mixed(tensors: Tensors, names: tuple[str, ...], a: torch.Tensor) -> Tensors:
     """Return the network W(a) = (1 - a) w_f + a w_l."""
-    return {**tensors, **{n: (1 - a) * tensors[n] + a * tensors[OWN + n] for n in names}}
+    return {**tensors, **{n: (1 - a) * tensors[n] + a * tensors[PERSONAL + n] for n in names}}
 
 
 def _flat(tensors: Tensors, names: tuple[str, ...], prefix: str = "") -> torch.Tensor:
@@ -46,11 +46,12 @@ class SuPerFed(Algorithm):
 
     Loss `CE(W(a)) + mu |w_f - w_t| + nu cos^2(w_f, w_l)`; w_f is averaged, w_l stays on the client. Each client draws
     its own w_l from the initialiser (vectors, loaded values and tensors without a random initialiser are copied); it
-    takes part only after a share of the rounds. Global model: a = 0; personal: a = 0.5, but w_f itself until the
-    client's w_l has been trained.
+    takes part only after a share of the rounds.
     """
 
     name: ClassVar[str] = "superfed"
+    global_model: ClassVar[str] = "a = 0"
+    personal_model: ClassVar[str] = "a = 0.5, but w_f itself until the client's w_l has been trained"
     tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"nu": (1.0, 0.1)}
     mu: float = setting(0.01, "mu: strength of the distance to the received parameters", low=0)
     nu: float = setting(1.0, "nu: strength of the squared cosine between the two endpoints", low=0)
@@ -62,11 +63,11 @@ class SuPerFed(Algorithm):
         """Return the client's own w_l."""
         names = [n for n, t in network.parameters.items() if t.ndim > 1]
         drawn = network.redraw(names, seed=seed, draw=1, strict=False)
-        return {**prefixed({**network.parameters, **drawn}, OWN), _AT: torch.tensor(0.0)}
+        return {**add_prefix({**network.parameters, **drawn}, PERSONAL), _AT: torch.tensor(0.0)}
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w_f, w_l, w_t and the client's mixture."""
-        received = prefixed({n: message.shared[n] for n in facts.layout.parameters}, RECEIVED)
+        received = add_prefix({n: message.shared[n] for n in facts.layout.parameters}, RECEIVED)
         return {**message.shared, **memory, **received}
 
     def _active(self, message: Message, facts: Facts) -> bool:
@@ -75,27 +76,27 @@ class SuPerFed(Algorithm):
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return one phase: w_f alone in the first share of the rounds, then both endpoints."""
-        names = facts.layout.parameters
+        names, task = facts.layout.parameters, facts.task
         active = self._active(message, facts)
 
         def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
             at = tensors if draw is None else _mixed(tensors, names, draw)
-            value = cross_entropy(predict(at, batch.x), batch.y)
+            value = task.loss(predict(at, batch.x), batch.y)
             shared = _flat(tensors, names)
             if self.mu:
                 value = value + self.mu * torch.linalg.vector_norm(shared - _flat(tensors, names, RECEIVED))
             if self.nu and active:
-                value = value + self.nu * cosine_similarity(shared, _flat(tensors, names, OWN), dim=0).square()
+                value = value + self.nu * cosine_similarity(shared, _flat(tensors, names, PERSONAL), dim=0).square()
             return value
 
-        step = Step(loss, (*names, *(OWN + n for n in names)) if active else names)
+        step = Step(loss, (*names, *(PERSONAL + n for n in names)) if active else names)
         return (Phase("shared", (step,), draws=_uniform if active else None),)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return w_f to send, and w_l once it has been trained to keep."""
         update, memory = Algorithm.finish(self, tensors, message, client, facts)
         if self._active(message, facts):
-            memory = {**{OWN + n: tensors[OWN + n] for n in facts.layout.parameters}, _AT: torch.tensor(0.5)}
+            memory = {**{PERSONAL + n: tensors[PERSONAL + n] for n in facts.layout.parameters}, _AT: torch.tensor(0.5)}
         return update, memory
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from floco.core.metrics import Metrics
+
 
 class Column(NamedTuple):
     """A heading, and the scale and format of its values."""
@@ -27,54 +29,85 @@ def _kb(heading: str) -> Column:
     return Column(heading, 1e-3, ",.0f")
 
 
-COLUMNS = {
-    "seeds": _plain("seeds"),
-    "accuracy_global": _share("global %"),
-    "accuracy_personal": _share("personal %"),
-    "accuracy_personal_worst10": _share("worst 10 %"),
-    "loss_personal": _plain("NLL", ".3f"),
-    "ece_personal": _share("ECE %"),
-    "better_than_fedavg_ft": _share("beat FT %"),
-    "steps_per_client": _plain("steps"),
-    "bytes_up": _kb("kB up"),
-    "seconds": _plain("s"),
-}
-"""The columns of the terminal's table."""
-ACCURACY = {
-    "seeds": _plain("seeds"),
-    "accuracy_global": _share("global %"),
-    "accuracy_personal": _share("personal %"),
-    "accuracy_personal_weighted": _share("weighted by samples %"),
-    "accuracy_personal_std": _share("spread over clients"),
-    "accuracy_personal_worst5": _share("worst 5 % of clients"),
-    "accuracy_personal_worst10": _share("worst 10 %"),
-    "better_than_local": _share("clients better than local %"),
-    "better_than_fedavg_ft": _share("better than fedavg+ft %"),
-}
-CALIBRATION = {
-    f"{metric}_{which}": make(f"{text}, {which}")
-    for which in ("personal", "global")
-    for metric, text, make in (
-        ("loss", "NLL", lambda t: _plain(t, ".3f")),
-        ("ece", "ECE %", _share),
-        ("brier", "Brier", lambda t: _plain(t, ".3f")),
-    )
-}
-COST = {
-    "first_round_accuracy_global": _plain("first round at the target, global"),
-    "first_round_accuracy_personal": _plain("first round at the target, personal"),
-    "update_variance_relative": _plain("update variance / |mean update|²", ".3g"),
-    "update_variance": _plain("update variance", ".3g"),
-    "steps_per_client": _plain("optimiser steps a client"),
-    "parameters_down": _plain("parameters down a round"),
-    "parameters_up": _plain("parameters up a round"),
-    "bytes_down": _kb("kB down a round"),
-    "bytes_up": _kb("kB up a round"),
-    "bytes_up_ratio": _plain("bytes up / FedAvg's", ".2f"),
-    "seconds": _plain("seconds", ",.1f"),
-    "seconds_ratio": _plain("time / FedAvg's", ".2f"),
-}
-"""The columns of the report's three tables."""
+def _metric(metrics: Metrics, name: str, heading: str) -> Column:
+    """Return the column of a metric: a share in per cent, which the heading then says."""
+    return _share(f"{heading} %") if metrics[name].share else _plain(heading, ".4g")
+
+
+def terminal_columns(metrics: Metrics) -> dict[str, Column]:
+    """Return the columns of the terminal's table."""
+    name = metrics.primary
+    shown = {
+        "seeds": _plain("seeds"),
+        f"{name}_global": _metric(metrics, name, "global"),
+        f"{name}_personal": _metric(metrics, name, "personal"),
+        f"{name}_personal_worst10": _share("worst 10 %") if metrics[name].share else _plain("worst 10 %", ".4g"),
+    }
+    shown |= {f"{m}_personal": column for m, column in _named(metrics).items() if m in ("loss", "ece")}
+    return shown | {
+        "better_than_fedavg_ft": _share("beat FT %"),
+        "steps_per_client": _plain("steps"),
+        "bytes_up": _kb("kB up"),
+        "seconds": _plain("s"),
+    }
+
+
+def main_columns(metrics: Metrics) -> dict[str, Column]:
+    """Return the columns of the report's table of the primary metric."""
+    name = metrics.primary
+    make = _share if metrics[name].share else lambda heading: _plain(heading, ".4g")
+    return {
+        "seeds": _plain("seeds"),
+        f"{name}_global": _metric(metrics, name, "global"),
+        f"{name}_personal": _metric(metrics, name, "personal"),
+        f"{name}_personal_weighted": _metric(metrics, name, "weighted by samples"),
+        f"{name}_personal_std": make("spread over clients"),
+        f"{name}_personal_worst5": make("worst 5 % of clients"),
+        f"{name}_personal_worst10": make("worst 10 %"),
+        "better_than_local": _share("clients better than local %"),
+        "better_than_fedavg_ft": _share("better than fedavg+ft %"),
+    }
+
+
+_SHOWN = {"loss": "NLL", "ece": "ECE %", "brier": "Brier"}
+_LEFT_OUT = ("balanced_accuracy",)
+
+
+def _named(metrics: Metrics) -> dict[str, Column]:
+    """Return a column for each metric but the primary one."""
+    columns = {}
+    for name in metrics:
+        if name != metrics.primary and name not in _LEFT_OUT:
+            heading = _SHOWN.get(name, name) if "brier" in metrics else name
+            columns[name] = _share(heading) if metrics[name].share else _plain(heading, ".3f")
+    return columns
+
+
+def other_columns(metrics: Metrics) -> dict[str, Column]:
+    """Return the columns of the report's table of the other metrics."""
+    return {
+        f"{name}_{which}": column._replace(heading=f"{column.heading}, {which}")
+        for which in ("personal", "global")
+        for name, column in _named(metrics).items()
+    }
+
+
+def cost_columns(metrics: Metrics) -> dict[str, Column]:
+    """Return the columns of the report's table of what methods cost."""
+    return {
+        f"first_round_{metrics.primary}_global": _plain("first round at the target, global"),
+        f"first_round_{metrics.primary}_personal": _plain("first round at the target, personal"),
+        "update_variance_relative": _plain("update variance / |mean update|²", ".3g"),
+        "update_variance": _plain("update variance", ".3g"),
+        "steps_per_client": _plain("optimiser steps a client"),
+        "parameters_down": _plain("parameters down a round"),
+        "parameters_up": _plain("parameters up a round"),
+        "bytes_down": _kb("kB down a round"),
+        "bytes_up": _kb("kB up a round"),
+        "bytes_up_ratio": _plain("bytes up / FedAvg's", ".2f"),
+        "seconds": _plain("seconds", ",.1f"),
+        "seconds_ratio": _plain("time / FedAvg's", ".2f"),
+    }
 
 
 def cell(row: Any, key: str, column: Column, *, spread: bool = False) -> str:

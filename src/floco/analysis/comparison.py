@@ -19,17 +19,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from floco.algorithms import ALGORITHMS
-from floco.analysis import tables, tuning
+from floco.analysis import pairs, tables, tuning
 from floco.analysis.tables import Results
 from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
-from floco.core.errors import FlocoError, RunFailed, nearest
+from floco.core.errors import FlocoError, RunFailed
 from floco.core.settings import build, names
 from floco.core.values import Row
 from floco.data.federation import Federation
 from floco.runs import session
-from floco.runs.config import Config, as_dict, parse
+from floco.runs.config import REGISTRIES, Config
+from floco.runs.toml import as_dict, parse
 from floco.server.rounds import Progress
 from floco.storage.files import csv_text, read_json, replace_file, to_json, write_file
 
@@ -57,7 +57,7 @@ class Comparison:
         return {(m, s): runs / f"{m}-seed{s}" for s in range(first, first + self.seeds) for m in self.configs}
 
 
-def configurations(
+def configure(
     base: Config, methods: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Config]:
     """Return a configuration for each method; they differ in `algorithm` only.
@@ -67,22 +67,22 @@ def configurations(
 
     Args:
         base: the common configuration.
-        methods: names from the registry, without repetition.
-        settings: method -> its own settings, which override all others.
+        methods: names as `algorithm.name` takes them, without repetition.
+        settings: method (its `name`) -> its own settings, which override all others.
     """
-    for name in [*methods, *(settings or {})]:
-        if name not in ALGORITHMS:
-            raise FlocoError(f"there is no method {name!r}{nearest(name, ALGORITHMS)}")
-    if not methods or len(set(methods)) < len(methods):
-        raise FlocoError(f"a comparison needs methods, each once, got {', '.join(methods) or 'none'}")
+    registry = REGISTRIES["algorithm"]
+    classes = [registry.find(name) for name in methods]
+    words = [cls.name for cls in classes]
+    if not methods or len(set(words)) < len(words):
+        raise FlocoError(f"a comparison needs methods, each once, got {', '.join(words) or 'none'}")
     for name in settings or {}:
-        if name not in methods:
-            raise FlocoError(f"settings for {name}, which is not compared: {', '.join(methods)}")
+        if name not in words:
+            raise FlocoError(f"settings for {name}, which is not compared: {', '.join(words)}")
     made = {}
-    for name in methods:
-        own = {**_inherited(ALGORITHMS[name], base.algorithm), **(settings or {}).get(name, {})}
+    for name, cls in zip(words, classes, strict=True):
+        own = {**_inherited(cls, base.algorithm), **(settings or {}).get(name, {})}
         try:
-            made[name] = replace(base, algorithm=build(ALGORITHMS[name], own).resolved(base.training))
+            made[name] = replace(base, algorithm=build(cls, own).resolved(base.training))
         except FlocoError as error:
             raise FlocoError(f"{name}: {error}") from error
     return made
@@ -105,7 +105,7 @@ def create(path: Path, configs: Mapping[str, Config], seeds: int, *, tune: bool 
         raise FlocoError(f"--out {path} is not empty; {advice}")
     base = next(iter(configs.values()))
     first = session.federation(base)
-    configs = {m: session.placed(config, session.prepare(config, first)) for m, config in configs.items()}
+    configs = {m: session.resolve_engine(config, session.prepare(config, first)) for m, config in configs.items()}
     data = {str(base.seed): first.fingerprint()}
     for seed in range(base.seed + 1, base.seed + seeds):
         data[str(seed)] = session.federation(replace(base, seed=seed)).fingerprint()
@@ -141,7 +141,7 @@ def results(comparison: Comparison) -> Results:
     return tables.load(comparison.runs.values(), tuple(comparison.configs))
 
 
-def carry(comparison: Comparison, start: Start, tried: Callable[[str], None]) -> list[Row]:
+def run_all(comparison: Comparison, start: Start, tried: Callable[[str], None]) -> list[Row]:
     """Train all unfinished runs, and return the failed ones as rows of method, seed and reason.
 
     The others continue when a run fails.
@@ -163,13 +163,13 @@ def carry(comparison: Comparison, start: Start, tried: Callable[[str], None]) ->
             config = replace(comparison.configs[method], seed=seed)
             try:
                 if comparison.tune:
-                    config = tuning.tuned(comparison.path / "tuning.csv", method, config, federation, tried)
+                    config = tuning.tune(comparison.path / "tuning.csv", method, config, federation, tried)
                 _run(config, federation, path, partial(start, f"{method}, seed {seed}", path))
             except FlocoError as error:
                 failures.append({"method": method, "seed": seed, "reason": str(error)})
             try:
                 replace_file(comparison.path / "failures.csv", csv_text(failures, header=True).encode())
-                tables.write(results(comparison), comparison.path, next(iter(comparison.configs)))
+                pairs.write(results(comparison), comparison.path, next(iter(comparison.configs)))
             except OSError as error:
                 raise RunFailed(f"cannot write to {comparison.path}: {error.strerror or error}") from error
         return failures
@@ -215,4 +215,4 @@ def _run(config: Config, federation: Federation, path: Path, start: Callable[[Se
         session.check_config(parse(read_json(path / "run.json")["config"]), config, path)
     else:
         session.create(config, setup, path)
-    session.carry(path, setup, start)
+    session.continue_run(path, setup, start)

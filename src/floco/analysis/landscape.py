@@ -1,4 +1,4 @@
-"""Loss and accuracy over the solution simplex: at endpoints, on edges and planes, in subregions, between networks."""
+"""Loss and primary metric over the solution simplex: at endpoints, on edges and planes, in subregions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from itertools import pairwise
 
 import torch
 
-from floco.algorithms.floco import OnSimplex
-from floco.client.predict import global_model, logits
+from floco.client.predict import compute_outputs, find_global_model
 from floco.client.setup import Setup
+from floco.core.inputs import Inputs, rows
+from floco.core.mixing import Mixing
 from floco.core.random import stream
+from floco.core.task import Task
 from floco.core.values import Message, Row, ServerState, Tensors
 from floco.data.federation import Federation
 from floco.deliver.mixtures import Mixtures
@@ -23,11 +25,12 @@ _ALONG = 11  # points on an edge
 
 @dataclass(frozen=True)
 class Point:
-    """A mixture (M,), and loss and accuracy of its model."""
+    """A mixture (M,), and loss and primary metric of its model."""
 
     alpha: tuple[float, ...]
     loss: float
-    accuracy: float
+    value: float
+    """The task's primary metric."""
 
     @property
     def text(self) -> str:
@@ -40,8 +43,10 @@ class Landscape:
     """All measurements over one simplex."""
 
     samples: int
-    linear: bool
-    """Whether the logits are linear in the mixture, so that the loss is convex in it."""
+    metric: str
+    """The task's primary metric."""
+    convex: bool
+    """Whether the loss is convex in the mixture."""
     middle: Point
     endpoints: tuple[Point, ...]
     edges: dict[tuple[int, int], tuple[Point, ...]]
@@ -60,7 +65,7 @@ class Landscape:
         groups += [("plane", "-".join(str(i + 1) for i in corners), points) for corners, points in self.planes.items()]
         groups += [("subregion", client, points) for client, points in self.subregions.items()]
         return [
-            {"kind": kind, "where": where, "alpha": p.text, "loss": p.loss, "accuracy": p.accuracy}
+            {"kind": kind, "where": where, "alpha": p.text, "loss": p.loss, self.metric: p.value}
             for kind, where, points in groups
             for p in points
         ]
@@ -81,45 +86,42 @@ def barrier(losses: Sequence[float]) -> float:
     return max(loss - ((n - i) * losses[0] + i * losses[-1]) / n for i, loss in enumerate(losses))
 
 
-def common_sample(federation: Federation, most: int = _SAMPLES) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return at most `most` evenly spaced raw samples and labels of the global test part or, if none, the clients'."""
+def common_sample(federation: Federation, most: int = _SAMPLES) -> tuple[Inputs, torch.Tensor]:
+    """Return at most `most` evenly spaced raw samples and targets of the global test part or, if none, the clients'."""
     x, y = federation.common_test
     chosen = torch.linspace(0, len(y) - 1, min(most, len(y))).long()
-    return x[chosen], y[chosen]
+    return rows(x, chosen), y[chosen]
 
 
-def _judge(found: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Return mean loss and accuracy (A, 2) of logits (A, n, C)."""
-    log_p = found.double().log_softmax(-1)
-    loss = -log_p.gather(-1, y.expand(len(found), -1).unsqueeze(-1)).squeeze(-1).mean(-1)
-    return torch.stack([loss, (found.argmax(-1) == y).double().mean(-1)], dim=-1)
+def _judge(task: Task, found: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
+    """Return mean loss and primary metric of outputs (n, ...)."""
+    return float(task.losses(found.double(), y).mean()), task.value(task.score(found, y))
 
 
-def measured(mixtures: Mixtures, alphas: torch.Tensor, y: torch.Tensor) -> tuple[Point, ...]:
-    """Return loss and accuracy of the mixtures alphas (A, M) on the samples of `mixtures`, with labels y (n,)."""
-    with torch.no_grad():
-        found = torch.cat([_judge(mixtures.logits(alpha)[None], y) for alpha in alphas])
-    return tuple(Point(tuple(a), *both) for a, both in zip(alphas.tolist(), found.tolist(), strict=True))
+@torch.no_grad()
+def measure(task: Task, mixtures: Mixtures, alphas: torch.Tensor, y: torch.Tensor) -> tuple[Point, ...]:
+    """Return loss and primary metric of the mixtures alphas (A, M) on the samples of `mixtures`, with targets y."""
+    return tuple(Point(tuple(alpha.tolist()), *_judge(task, mixtures.outputs(alpha), y)) for alpha in alphas)
 
 
 def _triangle(endpoints: int, corners: tuple[int, int, int], steps: int = 10) -> torch.Tensor:
-    rows = []
+    points = []
     for i in range(steps + 1):
         for j in range(steps + 1 - i):
             alpha = torch.zeros(endpoints, dtype=torch.float64)
             alpha[list(corners)] = torch.tensor([i, j, steps - i - j], dtype=torch.float64) / steps
-            rows.append(alpha)
-    return torch.stack(rows)
+            points.append(alpha)
+    return torch.stack(points)
 
 
-def landscape(setup: Setup, algorithm: OnSimplex, state: ServerState, *, draws: int = 20) -> Landscape:
-    """Return loss and accuracy over the shared simplex on test data, and in each subregion on its client's test part.
+def landscape(setup: Setup, mixing: Mixing, state: ServerState, *, draws: int = 20) -> Landscape:
+    """Return loss and primary metric over the shared simplex, and in each subregion on its client's test part.
 
     The edges are those of the ring 0, 1, ..., M - 1, 0. There are at most three planes, each through three neighbours.
     """
-    m = algorithm.endpoints
+    m, task = mixing.endpoints, setup.task
     x, y = common_sample(setup.federation)
-    mixtures = Mixtures(setup, algorithm.mixing, state.shared, x)
+    mixtures = Mixtures(setup, mixing, state.shared, x)
     eye = torch.eye(m, dtype=torch.float64)
     t = torch.linspace(0, 1, _ALONG, dtype=torch.float64)[:, None]
     ring = list(pairwise([*range(m), 0])) if m > 2 else [(0, 1)] if m == 2 else []
@@ -128,42 +130,42 @@ def landscape(setup: Setup, algorithm: OnSimplex, state: ServerState, *, draws: 
     planes = {c: _triangle(m, c) for c in triples}
     return Landscape(
         len(y),
-        mixtures.linear,
-        measured(mixtures, mixtures.middle[None], y)[0],
-        measured(mixtures, eye, y),
-        {key: measured(mixtures, a, y) for key, a in lines.items()},
-        {key: measured(mixtures, a, y) for key, a in planes.items()},
-        _subregions(setup, algorithm, state, draws),
+        task.primary,
+        mixtures.convex,
+        measure(task, mixtures, mixtures.middle[None], y)[0],
+        measure(task, mixtures, eye, y),
+        {key: measure(task, mixtures, a, y) for key, a in lines.items()},
+        {key: measure(task, mixtures, a, y) for key, a in planes.items()},
+        _subregions(setup, mixing, state, draws),
     )
 
 
-def _subregions(setup: Setup, algorithm: OnSimplex, state: ServerState, draws: int) -> dict[str, tuple[Point, ...]]:
+def _subregions(setup: Setup, mixing: Mixing, state: ServerState, draws: int) -> dict[str, tuple[Point, ...]]:
     found = {}
     for client in setup.federation.clients:
         own = state.by_client.get(client.id)
         if own is None:
             continue
         center = own["center"]
-        drawn = sample_subregion(center, algorithm.radius, draws, generator=stream(setup.seed, "landscape", client.id))
-        alphas = torch.cat([center[None], torch.full_like(center, 1 / algorithm.endpoints)[None], drawn])
-        mixtures = Mixtures(setup, algorithm.mixing, state.shared, setup.federation.x[client.test])
-        found[client.id] = measured(mixtures, alphas, setup.federation.y[client.test])
+        drawn = sample_subregion(center, mixing.radius, draws, generator=stream(setup.seed, "landscape", client.id))
+        alphas = torch.cat([center[None], mixing.middle[None], drawn])
+        mixtures = Mixtures(setup, mixing, state.shared, rows(setup.federation.x, client.test))
+        found[client.id] = measure(setup.task, mixtures, alphas, setup.federation.y[client.test])
     return found
 
 
 def between(setup: Setup, a: Tensors, b: Tensors) -> list[tuple[float, float]]:
-    """Return loss and accuracy in equal steps on the line from one network to another."""
+    """Return loss and primary metric in equal steps on the line from one network to another."""
     x, y = common_sample(setup.federation)
     found = []
     for t in torch.linspace(0, 1, _ALONG).tolist():
         mixed = {n: (1 - t) * a[n] + t * b[n] if a[n].is_floating_point() else a[n] for n in a}
-        loss, accuracy = _judge(logits(setup, mixed, x)[None], y)[0].tolist()
-        found.append((loss, accuracy))
+        found.append(_judge(setup.task, compute_outputs(setup, mixed, x), y))
     return found
 
 
 def network_of(setup: Setup, state: ServerState) -> Tensors | None:
     """Return the global model as parameters and buffers of the network, None for a method without one."""
-    tensors = global_model(setup, Message(state.round, "evaluate", state.shared))
+    tensors = find_global_model(setup, Message(state.round, "evaluate", state.shared))
     layout = setup.network.layout
     return None if tensors is None else {n: tensors[n] for n in (*layout.parameters, *layout.buffers)}

@@ -11,19 +11,16 @@ import numpy as np
 import pandas as pd
 
 from floco.core.errors import FlocoError
-from floco.core.metrics import METRICS
-from floco.storage.files import read_json, replace_file
+from floco.core.metrics import Metrics
+from floco.core.settings import flatten
+from floco.storage.files import read_json
 from floco.storage.tables import read_table
+from floco.tasks import Classification
 
 _NAN = float("nan")
 _KINDS = ("history", "clients", "runs")
 _OVERHEAD = ("seconds", "steps_per_client", "bytes_down", "bytes_up")
 _SPREAD = ("weighted", "std", "worst5", "worst10")
-_LAST = (
-    *(f"{m}_{which}" for which in ("global", "personal") for m in METRICS),
-    *(f"accuracy_personal_{s}" for s in _SPREAD),
-    "accuracy_global_local",
-)
 _RIVALS = {"better_than_local": "local", "better_than_fedavg_ft": "fedavg+ft"}
 
 
@@ -39,6 +36,8 @@ class Results:
     """One row per run."""
     paths: Mapping[tuple[str, int], Path] = field(default_factory=dict)
     """(method, seed) -> run directory."""
+    metrics: Metrics = field(default_factory=lambda: Classification.metrics)
+    """What the runs were judged by."""
 
     @property
     def names(self) -> list[str]:
@@ -54,6 +53,7 @@ class _Finished:
     name: str
     seed: int
     history: pd.DataFrame
+    metrics: Metrics
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -63,7 +63,11 @@ class _Finished:
             raise FlocoError(f"{self.path} has no valid clients.csv: the run was changed")
         everybody = clients["client"].nunique()  # more than the last evaluation has, if clients failed in it
         clients = clients[clients["round"] == clients["round"].max()]
-        parts = {"history": self.history, "clients": clients, "runs": _run_row(self.path, self.history, everybody)}
+        parts = {
+            "history": self.history,
+            "clients": clients,
+            "runs": _run_row(self.path, self.history, everybody, self.metrics),
+        }
         own = {"method": self.name, "seed": self.seed}
         return {kind: pd.concat([pd.DataFrame(own, index=t.index), t], axis=1) for kind, t in parts.items()}
 
@@ -85,7 +89,12 @@ def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:
     found.sort(key=lambda f: order.index(f.name) if f.name in order else len(order))
     parts = [f.tables for f in found] or [dict.fromkeys(_KINDS, pd.DataFrame({"method": [], "seed": []}))]
     history, clients, runs = (pd.concat([p[kind] for p in parts], ignore_index=True) for kind in _KINDS)
-    return Results(history, clients, _compared(runs, history, clients), {(f.name, f.seed): f.path for f in found})
+    metrics = found[0].metrics if found else Classification.metrics
+    if other := next((f for f in found if f.metrics != metrics), None):
+        names = f"{', '.join(metrics)} and {', '.join(other.metrics)}"
+        raise FlocoError(f"{found[0].path} and {other.path} are about different tasks, with the metrics {names}")
+    compared = _compared(runs, history, clients, metrics)
+    return Results(history, clients, compared, {(f.name, f.seed): f.path for f in found}, metrics)
 
 
 def _finished(paths: Iterable[Path]) -> list[_Finished]:
@@ -98,7 +107,7 @@ def _finished(paths: Iterable[Path]) -> list[_Finished]:
             continue
         facts, history = read_json(path / "run.json"), read_table(path / "history.csv")
         config = facts["config"]
-        method, seed, rounds = config["algorithm"]["name"], config["seed"], config["training"]["rounds"]
+        method, seed, rounds = facts["method"], config["seed"], config["training"]["rounds"]
         if not len(history) or history["round"].iloc[-1] != rounds:
             continue
         before, same = first.setdefault(seed, (path, (facts["data"], rounds)))
@@ -112,17 +121,16 @@ def _finished(paths: Iterable[Path]) -> list[_Finished]:
             name = f"{method} ({folder}{f' {number}' if number > 1 else ''})"
             number += 1
         settings[name] = own
-        found.append(_Finished(path, name, seed, history))
+        found.append(_Finished(path, name, seed, history, Metrics.of(facts["metrics"])))
     return found
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run that affect its results, without the seed."""
-    sections = {section: config[section] for section in ("data", "model", "training", "algorithm")}
-    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    return flatten({section: config[section] for section in ("data", "task", "model", "training", "algorithm")})
 
 
-def unequal(paths: Iterable[Path]) -> str:
+def name_differences(paths: Iterable[Path]) -> str:
     """Return a sentence naming the settings in which runs differ, "" if none; methods and learning rates may differ."""
     seen: dict[str, list[Any]] = {}
     for path in paths:
@@ -133,10 +141,12 @@ def unequal(paths: Iterable[Path]) -> str:
     return f"Not under equal conditions: these runs differ in {', '.join(shown)}." if shown else ""
 
 
-def _run_row(path: Path, history: pd.DataFrame, clients: int) -> pd.DataFrame:
+def _run_row(path: Path, history: pd.DataFrame, clients: int, metrics: Metrics) -> pd.DataFrame:
     """Return the columns of a run that depend on no other run, as one row."""
     last, rounds = history.iloc[-1], float(history["round"].iloc[-1])
-    row = {"rounds": rounds, **{k: last[k] for k in _LAST}}
+    kept = [f"{m}_{which}" for which in ("global", "personal") for m in metrics]
+    kept += [*(f"{metrics.primary}_personal_{s}" for s in _SPREAD), f"{metrics.primary}_global_local"]
+    row = {"rounds": rounds, **{k: last[k] for k in kept}}
     row |= {"steps_per_client": (history["steps"].sum() + last["steps_adapt"]) / clients}
     ways = [f"{what}_{way}" for what in ("parameters", "bytes") for way in ("down", "up")]
     row |= {way: history[way].sum() / rounds for way in ways}
@@ -146,30 +156,34 @@ def _run_row(path: Path, history: pd.DataFrame, clients: int) -> pd.DataFrame:
     return pd.DataFrame([row | {"seconds": read_table(path / "timings.csv")["seconds"].sum()}])
 
 
-def target(history: pd.DataFrame, column: str) -> float:
+def fedavg_level(history: pd.DataFrame, column: str) -> float:
     """Return FedAvg's mean over the last tenth of its rounds (at least its last evaluation), NaN without FedAvg."""
     rows = history[history["method"] == "fedavg"]
     late = rows[rows["round"] > 0.9 * rows["round"].max()]
     return float(late[column].mean()) if len(late) else _NAN
 
 
-def _compared(runs: pd.DataFrame, history: pd.DataFrame, clients: pd.DataFrame) -> pd.DataFrame:
+def _compared(
+    runs: pd.DataFrame, history: pd.DataFrame, clients: pd.DataFrame, metrics: Metrics = Classification.metrics
+) -> pd.DataFrame:
     """Return the rows of `runs` with columns that compare each run with others of the same seed."""
-    runs = runs.copy()
+    runs, primary, sign = runs.copy(), metrics.primary, 1 if metrics.higher else -1
     i: Any  # a row label, whose type pandas leaves open
     for i, run in runs.iterrows():
         mine, rest = (t[t["seed"] == run["seed"]] for t in (history, clients))
-        for column in ("accuracy_global", "accuracy_personal"):
-            wanted = target(mine, column)
-            reached = mine[(mine["method"] == run["method"]) & (mine[column] >= wanted)]["round"]
+        for column in (f"{primary}_global", f"{primary}_personal"):
+            wanted = fedavg_level(mine, column)
+            there = mine[column] >= wanted if metrics.higher else mine[column] <= wanted
+            reached = mine[(mine["method"] == run["method"]) & there]["round"]
             runs.loc[i, f"target_{column}"] = wanted
             runs.loc[i, f"first_round_{column}"] = reached.min() if len(reached) else _NAN
-        accuracies = rest.pivot(index="client", columns="method", values="accuracy_personal")
+        values = rest.pivot(index="client", columns="method", values=f"{primary}_personal")
         for column, rival in _RIVALS.items():
-            known = rival in accuracies and rival != run["method"]
-            both = accuracies[[run["method"], rival]].dropna() if known else accuracies.iloc[:0]
-            runs.loc[i, column] = (both[run["method"]] > both[rival]).mean() if len(both) else _NAN
-            runs.loc[i, f"{column}_left_out"] = len(accuracies) - len(both) if len(both) else _NAN
+            known = rival in values and rival != run["method"]
+            both = values[[run["method"], rival]].dropna() if known else values.iloc[:0]
+            won = sign * both[run["method"]] > sign * both[rival] if len(both) else both
+            runs.loc[i, column] = won.mean() if len(both) else _NAN
+            runs.loc[i, f"{column}_left_out"] = len(values) - len(both) if len(both) else _NAN
         base = runs[(runs["method"] == "fedavg") & (runs["seed"] == run["seed"])]
         for column in _OVERHEAD:
             one = float(base[column].iloc[0]) if len(base) else _NAN
@@ -193,7 +207,7 @@ def methods(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def left_out(made: pd.DataFrame) -> str:
+def name_left_out(made: pd.DataFrame) -> str:
     """Return a sentence about clients missing in the "better than" columns of the table of methods, "" if none."""
     shown = [
         f"{row['method']} against {rival} {row[f'{column}_left_out']:g}"
@@ -203,39 +217,3 @@ def left_out(made: pd.DataFrame) -> str:
     ]
     why = "because they were not evaluated under both methods (clients, mean over seeds)"
     return f"Left out of 'better than', {why}: {', '.join(shown)}." if shown else ""
-
-
-def pairs(results: Results, reference: str, column: str = "accuracy_personal") -> pd.DataFrame:
-    """Return the paired comparison of `reference` with every other method over all clients of all common seeds.
-
-    `p` is Wilcoxon's signed-rank test (two-sided) of the clients' differences, `p_holm` the same after Holm's
-    correction for the number of methods. Clients of one run share a model and are not independent, so p is too small
-    rather than too large.
-    """
-    from scipy.stats import wilcoxon
-
-    table = results.clients.pivot_table(index=["seed", "client"], columns="method", values=column, sort=False)
-    rows: list[dict[str, Any]] = []
-    for name in (n for n in results.names if n in table and n != reference):
-        both = table[[reference, name]].dropna()
-        if not len(both):
-            continue  # no common seed
-        gap = (both[reference] - both[name]).round(9)  # the test ranks gaps, so equal gaps must be equal numbers
-        p = float(wilcoxon(gap).pvalue) if (gap != 0).any() else 1.0
-        seeds = gap.groupby(level="seed").mean()
-        counts = {"better": int((gap > 0).sum()), "equal": int((gap == 0).sum()), "worse": int((gap < 0).sum())}
-        who = {"reference": reference, "method": name, "clients": len(gap), "mean_difference": gap.mean()}
-        rows.append({**who, **counts, "seeds_better": f"{(seeds > 0).sum()}/{len(seeds)}", "p": p})
-    corrected = 0.0
-    for i, row in enumerate(sorted(rows, key=lambda r: float(r["p"]))):
-        corrected = max(corrected, min(1.0, float(row["p"]) * (len(rows) - i)))
-        row["p_holm"] = corrected
-    return pd.DataFrame(rows)
-
-
-def write(results: Results, folder: Path, reference: str) -> None:
-    """Write all tables as CSV files; pairs are those of `reference` with the other methods, none before it has run."""
-    compared = pairs(results, reference) if reference in results.names else pd.DataFrame()
-    made = {"history": results.history, "clients": results.clients, "runs": results.runs}
-    for name, table in {**made, "methods": methods(results), "pairs": compared}.items():
-        replace_file(folder / f"{name}.csv", table.to_csv(index=False).encode() if len(table) else b"")

@@ -28,7 +28,7 @@ _FACTORS = (0.5, 1.0, 2.0)  # factors of training.lr, each with two values of th
 _FINE = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0)  # factors for methods without one: the same number of trials
 
 
-def grid(config: Config) -> list[dict[str, Any]]:
+def list_trials(config: Config) -> list[dict[str, Any]]:
     """Return the six trials of a method, as settings of `training` and `algorithm` by their keys.
 
     They are three learning rates with two values of the tuned setting each, or six learning rates.
@@ -45,7 +45,7 @@ def grid(config: Config) -> list[dict[str, Any]]:
     ]
 
 
-def changed(config: Config, trial: dict[str, Any]) -> Config:
+def apply_trial(config: Config, trial: dict[str, Any]) -> Config:
     """Return the configuration with a trial's settings."""
     for key, value in trial.items():
         section, _, name = key.partition(".")
@@ -53,7 +53,7 @@ def changed(config: Config, trial: dict[str, Any]) -> Config:
     return config
 
 
-def for_tuning(federation: Federation, seed: int) -> Federation:
+def cut_validation(federation: Federation, seed: int) -> Federation:
     """Return the federation with a quarter of each client's training part as its test part, and no global test part.
 
     No client of it refers to a sample of the original test parts. If samples are ordered in time, the latest quarter is
@@ -82,17 +82,18 @@ def _parts(client: Client, train: torch.Tensor, test: torch.Tensor) -> Client:
 
 
 def try_out(config: Config, federation: Federation, trial: dict[str, Any]) -> Row:
-    """Return a trial's validation accuracy and loss: the final personal models on the cut-off parts, client means."""
-    config = changed(config, trial)
-    setup = session.prepare(config, for_tuning(federation, config.seed))
+    """Return a trial's primary metric and loss: final personal models on the cut-off parts, mean over clients."""
+    config = apply_trial(config, trial)
+    setup = session.prepare(config, cut_validation(federation, config.seed))
     settings = replace(config.run, evaluate_every=config.training.rounds, trackers=())
     last = session.advance(setup, settings, None, loop.begin(setup), lambda progress: None)
     assert last.evaluation is not None
     history = last.evaluation.history
-    return {"validation_accuracy": history["accuracy_personal"], "validation_loss": history["loss_personal"]}
+    name = config.task.primary
+    return {f"validation_{name}": history[f"{name}_personal"], "validation_loss": history["loss_personal"]}
 
 
-def tuned(file: Path, method: str, config: Config, federation: Federation, tried: Callable[[str], None]) -> Config:
+def tune(file: Path, method: str, config: Config, federation: Federation, tried: Callable[[str], None]) -> Config:
     """Return a method's configuration with the settings of its best trial under the same seed.
 
     Every seed is tuned separately, since the test samples of one seed are training samples of another. Trials that are
@@ -108,7 +109,8 @@ def tuned(file: Path, method: str, config: Config, federation: Federation, tried
     Raises:
         RunFailed: every trial failed.
     """
-    trials, seed = [json.dumps(t) for t in grid(config)], config.seed
+    key, sign = f"validation_{config.task.primary}", 1 if config.task.metrics.higher else -1
+    trials, seed = [json.dumps(t) for t in list_trials(config)], config.seed
     rows: list[Row] = list(csv.DictReader(io.StringIO(file.read_text()))) if file.exists() else []
     try:
         mine = {str(r["settings"]): r for r in rows if (r["method"], str(r["seed"])) == (method, str(seed))}
@@ -117,23 +119,23 @@ def tuned(file: Path, method: str, config: Config, federation: Federation, tried
                 mine[trial] = {"method": method, "seed": seed, "settings": trial, **_tried(config, federation, trial)}
                 rows.append(mine[trial])
                 replace_file(file, csv_text(rows, header=True).encode())
-                reached = mine[trial]["validation_accuracy"]
+                reached = mine[trial][key]
                 tried(f"tuning {method}, seed {seed}, {i + 1}/{len(trials)}: {trial} -> {reached}")
-        good = [t for t in trials if mine[t]["validation_accuracy"] not in (None, "")]
-        values = {t: [float(str(mine[t][f"validation_{m}"])) for m in ("accuracy", "loss")] for t in good}
-        best = max(good, key=lambda t: (values[t][0], -values[t][1]), default=None)
+        good = [t for t in trials if mine[t][key] not in (None, "")]
+        values = {t: (sign * float(str(mine[t][key])), -float(str(mine[t]["validation_loss"]))) for t in good}
+        best = max(good, key=lambda t: values[t], default=None)
     except (KeyError, ValueError) as error:
         if isinstance(error, FlocoError):
             raise
         raise FlocoError(f"{file} was changed: {type(error).__name__} {error}") from error
     if best is None:
         raise RunFailed(f"{method}: every trial of the tuning failed; see {file}")
-    return changed(config, json.loads(best))
+    return apply_trial(config, json.loads(best))
 
 
 def _tried(config: Config, federation: Federation, trial: str) -> Row:
-    """Return a trial's outcome; a run that diverges has no accuracy, but a reason."""
-    row: Row = {"validation_accuracy": None, "validation_loss": None, "reason": ""}
+    """Return a trial's outcome; a run that diverges has no metrics, but a reason."""
+    row: Row = {f"validation_{config.task.primary}": None, "validation_loss": None, "reason": ""}
     try:
         return row | try_out(config, federation, json.loads(trial))
     except WorkerDied:  # not the fault of the settings

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,6 +29,8 @@ _CONFIG = typer.Argument(metavar="[CONFIG.toml]", help="Settings. Default: the e
 ConfigFile = Annotated[Path | None, _CONFIG]
 _OVERRIDE = typer.Option("-s", metavar="KEY=VALUE", help="Change a setting, e.g. -s training.rounds=50.")
 Overrides = Annotated[list[str] | None, _OVERRIDE]
+_JSON = typer.Option("--json", help="Print the result as one JSON object, and all else on stderr.")
+Json = Annotated[bool, _JSON]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -34,9 +39,29 @@ def say(text: str) -> None:
     out_console.print(text, markup=False, highlight=False)
 
 
+def emit(as_json: bool, **result: Any) -> None:
+    """Print a command's result as one JSON object, if that was asked for; missing numbers are null."""
+    if as_json:
+        sys.stdout.write(json.dumps(_plain(result), allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
 @contextmanager
-def told(debug: bool) -> Iterator[None]:
-    """Print an error as one message and exit: code 2 for wrong use, 1 for a failed run. Print warnings as lines."""
+def report_errors(debug: bool, as_json: bool = False) -> Iterator[None]:
+    """Print an error as one message and exit: code 2 for wrong use, 1 for a failed run. Print warnings as lines.
+
+    With `as_json`, text goes to stderr: stdout has the result only.
+    """
+    out_console.stderr = as_json
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         err_console.print(f"warning: {message}", style="yellow", markup=False, highlight=False)

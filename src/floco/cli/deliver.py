@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from floco.cli.console import Debug, app, out_console, say, told
+from floco.cli.console import Debug, Json, app, emit, out_console, report_errors, say
 from floco.core.errors import FlocoError
 
 if TYPE_CHECKING:
@@ -42,16 +43,18 @@ def export(
     out: ModelPath = None,
     kind: Format = None,
     at: At = "center",
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Export models with model cards for use without floco: state dicts, or graphs that include the preprocessing."""
-    with told(debug):
+    with report_errors(debug, as_json):
         if [client is not None, global_, everyone].count(True) != 1:
             raise FlocoError("name one of --client ID, --global and --all")
         files = _opened(path).export(out or path / "models", None if everyone else [client], kind=kind, at=at)
         size = sum(f.stat().st_size for f in files)
         what, where = ("models", files[0].parent) if len(files) > 1 else ("model", files[0])
         say(f"{len(files)} {what} with cards ({size / 1e6:.1f} MB): {where}")
+        emit(as_json, files=files)
 
 
 @app.command()
@@ -63,10 +66,11 @@ def predict(
     out: TablePath = None,
     at: At = "center",
     mixtures: Draws = 0,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Predict labels and probabilities with a client's model or the global one."""
-    with told(debug):
+    with report_errors(debug, as_json):
         if (client is None) != global_:
             raise FlocoError("name one of --client ID and --global")
         if out is not None and out.exists():
@@ -74,20 +78,21 @@ def predict(
         arrays = _arrays(data, "x")
         run = _opened(path)
         table = run.predict(arrays["x"], client, at=at, mixtures=mixtures)
-        form = run.setup.federation.form
         if "y" in arrays:
-            classes = form.classes(arrays["y"], f"{data}: y")
-            if len(classes) != len(table):
-                raise FlocoError(f"{data} holds {len(table)} samples and {len(classes)} labels")
+            targets = run.setup.federation.schema.targets(arrays["y"], f"{data}: y")
+            if len(targets) != len(table):
+                raise FlocoError(f"{data} holds {len(table)} samples and {len(targets)} labels")
         if out is None:
             more = f"\n... {len(table)} in all; -o FILE.csv writes them" if len(table) > 10 else ""
             say(table.head(10).round(4).to_string() + more)
         else:
             _write(out, table.to_csv(index=False))
             say(f"{len(table)} predictions: {out}")
-        if "y" in arrays:
-            right = sum(form.names[c] == label for c, label in zip(classes.tolist(), table["label"], strict=True))
+        if "y" in arrays and "label" in table:
+            names = run.setup.federation.names
+            right = sum(names[c] == label for c, label in zip(targets.tolist(), table["label"], strict=True))
             say(f"{right} of {len(table)} predictions match y: accuracy {100 * right / len(table):.1f} %")
+        emit(as_json, file=out, predictions=[] if out is not None else table.to_dict("records"))
 
 
 @app.command()
@@ -98,33 +103,35 @@ def place(
     kind: Format = None,
     check: Check = False,
     client: Client = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Place a new client on the simplex and export its model, without training; no other client changes."""
-    with told(debug):
+    with report_errors(debug, as_json):
         if check != (client is not None) or (check and (out, kind) != (None, None)):
             without = "--check and --client ID belong together, without -o and --format"
             raise FlocoError(f"{without}, to check a known client's subregion; omit both to place a newcomer")
         arrays = _arrays(data, "x", "y")
         run = _opened(path)
         if client is not None:
-            _check(run, client, arrays)
+            emit(as_json, **_check(run, client, arrays))
         else:
-            _place(run, arrays, data, out or path / "models", kind)
+            emit(as_json, **_place(run, arrays, data, out or path / "models", kind))
 
 
-def _place(run: Run, arrays: dict[str, Any], data: Path, out: Path, kind: str | None) -> None:
+def _place(run: Run, arrays: dict[str, Any], data: Path, out: Path, kind: str | None) -> dict[str, Any]:
     from floco.cli import views
-    from floco.deliver.export import target
+    from floco.deliver.export import choose_file
 
-    target(out, data.stem, kind)  # check the output path before the work
+    choose_file(out, data.stem, kind)  # check the output path before the work
     placed = run.place(arrays["x"], arrays["y"])
     file = run.export_placed(placed, arrays["y"], out, data.stem, source=data.name, kind=kind)
-    out_console.print(views.placement_table(placed))
+    out_console.print(views.placement_table(placed, run.setup.task.metrics))
     say(f"its model and card: {file}")
+    return {"file": file, "rule": placed.chosen.rule, "mixture": placed.center.tolist(), "loss": placed.chosen.loss}
 
 
-def _check(run: Run, client: str, arrays: dict[str, Any]) -> None:
+def _check(run: Run, client: str, arrays: dict[str, Any]) -> dict[str, Any]:
     from floco.cli import views
 
     found = run.check(client, arrays["x"], arrays["y"])
@@ -134,6 +141,7 @@ def _check(run: Run, client: str, arrays: dict[str, Any]) -> None:
     say(
         f"(chance of another point being this much better: {moved}, of the loss at its center being this high: {worse})"
     )
+    return {**asdict(found), "advice": found.advice}
 
 
 def _opened(path: Path) -> Run:

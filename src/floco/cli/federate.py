@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from floco.cli.console import ConfigFile, Debug, Overrides, app, out_console, say, told
+from floco.cli.console import ConfigFile, Debug, Json, Overrides, app, emit, out_console, report_errors, say
 from floco.core.errors import FlocoError
 
 flower_app = typer.Typer(no_args_is_help=True, help="Run across organisations, on Flower (docs/flower.md).")
@@ -19,26 +19,30 @@ def new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="An empty or absent folder.")],
     config: ConfigFile = None,
     s: Overrides = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write a Flower app for a run, which flwr run starts."""
-    with told(debug):
+    with report_errors(debug, as_json):
         _needs_flower()
         from floco.flower.scaffold import write
         from floco.runs import session
-        from floco.runs.config import read
+        from floco.runs.toml import read
 
-        write(folder, session.settled(read(config, s or [])))
+        write(folder, session.resolve_paths(read(config, s or [])))
         say(f"the app is {folder}; its README.md says how to start it")
+        emit(as_json, app=folder)
 
 
 _OUT = typer.Option(help="Folder for everything; must be empty or absent. Default: a new folder under runs/.")
 
 
 @flower_app.command()
-def demo(out: Annotated[Path | None, _OUT] = None, s: Overrides = None, debug: Debug = False) -> None:
+def demo(
+    out: Annotated[Path | None, _OUT] = None, s: Overrides = None, as_json: Json = False, debug: Debug = False
+) -> None:
     """Run a SuperLink and three SuperNodes with embedded data on this machine (about three minutes)."""
-    with told(debug):
+    with report_errors(debug, as_json):
         _needs_flower()
         from floco.cli import views
         from floco.flower.demo import demonstrate
@@ -48,6 +52,7 @@ def demo(out: Annotated[Path | None, _OUT] = None, s: Overrides = None, debug: D
         sites = folder / "sites"
         say(f"the server's run: {folder / 'run'}; the sites' own: {sites}; export a model without the server:")
         say(f"floco export {sites / 'north'} --client north -o north.safetensors")
+        emit(as_json, run=folder / "run", sites=sites, evaluation=views.last_row(folder / "run"))
 
 
 def _needs_flower() -> None:

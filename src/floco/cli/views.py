@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from floco.analysis.columns import COLUMNS, methods_table
+from floco.analysis.columns import methods_table, terminal_columns
 from floco.core.errors import FlocoError
+from floco.core.metrics import Metrics
 from floco.data.federation import Federation
-from floco.data.partition import heterogeneity
+from floco.data.split import heterogeneity
+from floco.runs.results import read_metrics
 
 if TYPE_CHECKING:
     from floco.deliver.drift import Drift
@@ -29,7 +31,8 @@ def _counts(federation: Federation) -> list[tuple[int, ...]]:
 
 def label_table(federation: Federation) -> Table:
     """Return the samples by client and label, and the sizes of the training and test parts."""
-    table = Table(title="who has what: samples by client and label")
+    by = "client and label" if federation.task.labelled else "client"
+    table = Table(title=f"who has what: samples by {by}")
     table.add_column("client")
     for name in ("train", "test", *federation.names[:20]):
         table.add_column(escape(name), justify="right")
@@ -44,19 +47,33 @@ def label_table(federation: Federation) -> Table:
 def summary(federation: Federation) -> str:
     """Return the sizes and the heterogeneity of a federation as text."""
     counts = _counts(federation)
-    sizes = [sum(c) for c in counts]
+    sizes = [len(c.train) + len(c.test) for c in federation.clients]
     test = "no global test part: the union of the clients' test parts is used instead"
     if federation.y_test is not None:
         test = f"global test part of {len(federation.y_test)} samples"
     measure = "mean total variation distance between a client's labels and all labels; 0: equal, towards 1: disjoint"
-    return (
-        f"{len(sizes)} clients of {min(sizes)} to {max(sizes)} samples, {federation.classes} classes; {test}\n"
-        f"heterogeneity {heterogeneity(counts):.2f} ({measure})"
-    )
+    known = f"{federation.classes} classes" if federation.task.labelled else f"task {federation.task.name}"
+    words = f"{len(sizes)} clients of {min(sizes)} to {max(sizes)} samples, {known}; {test}"
+    if not federation.task.labelled:
+        return words
+    return f"{words}\nheterogeneity {heterogeneity(counts):.2f} ({measure})"
+
+
+def summarize(federation: Federation) -> dict[str, Any]:
+    """Return the clients with their sizes and labels, and the heterogeneity, as plain values."""
+    counts = _counts(federation)
+    names, labelled = federation.names, federation.task.labelled
+    clients = [
+        {"id": c.id, "n_train": len(c.train), "n_test": len(c.test), "labels": dict(zip(names, n, strict=False))}
+        for c, n in zip(federation.clients, counts, strict=True)
+    ]
+    return {"clients": clients, "heterogeneity": heterogeneity(counts) if labelled else None}
 
 
 def label_picture(federation: Federation, path: Path) -> None:
     """Write a stacked bar chart of samples by client and label."""
+    if not federation.task.labelled:
+        raise FlocoError(f"the picture shows labels, and task {federation.task.name} has none")
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -81,13 +98,13 @@ def label_picture(federation: Federation, path: Path) -> None:
         raise FlocoError(f"cannot write the picture {path}: {error}") from error
 
 
-def comparison_table(path: Path) -> Table:
+def comparison_table(path: Path, metrics: Metrics) -> Table:
     """Return the methods of a comparison directory with means over seeds."""
     from floco.storage.tables import read_table
 
     made = read_table(path / "methods.csv")
     table = Table(title="methods: means over seeds (methods.csv has the rest)", padding=(0, 0, 0, 1), pad_edge=False)
-    shown = methods_table(made, COLUMNS, spread=False)
+    shown = methods_table(made, terminal_columns(metrics), spread=False)
     for name in shown:
         table.add_column(str(name), justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in shown.itertuples(index=False):
@@ -95,38 +112,49 @@ def comparison_table(path: Path) -> Table:
     return table
 
 
-def closing_table(path: Path) -> Table:
-    """Return the last evaluation of a run directory."""
+def last_row(path: Path) -> dict[str, float | None]:
+    """Return the last evaluation of a run directory; None for empty cells."""
     with (path / "history.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
+    return {name: float(text) if text else None for name, text in last.items()}
 
-    def percent(key: str) -> str:
-        return f"{100 * float(last[key]):.1f} %" if last[key] else "none (no such model)"
 
-    table = Table(title=f"after round {last['round']}", show_header=False)
+def closing_table(path: Path) -> Table:
+    """Return the last evaluation of a run directory as a table."""
+    metrics, last = read_metrics(path), last_row(path)
+
+    def value(which: str) -> str:
+        number = last[f"{metrics.primary}_{which}"]
+        return "none (no such model)" if number is None else metrics.text(metrics.primary, number)
+
+    name = metrics.primary.replace("_", " ")
+    title = f"after round {last['round']:.0f}" + (f": {name}" if name != "accuracy" else "")
+    table = Table(title=title, show_header=False)
     rows = [
-        ("global model, all test data", "accuracy_global"),
-        ("global model, mean over clients", "accuracy_global_local"),
-        ("personal models, mean over clients", "accuracy_personal"),
-        ("personal models, worst 5 % of clients", "accuracy_personal_worst5"),
+        ("global model, all test data", "global"),
+        ("global model, mean over clients", "global_local"),
+        ("personal models, mean over clients", "personal"),
+        ("personal models, worst 5 % of clients", "personal_worst5"),
     ]
-    for text, key in rows:
-        table.add_row(text, percent(key))
-    table.add_row("clients that took part", f"{last['clients_trained']} of {last['clients_evaluated']}")
+    for text, which in rows:
+        table.add_row(text, value(which))
+    table.add_row("clients that took part", f"{last['clients_trained']:.0f} of {last['clients_evaluated']:.0f}")
     return table
 
 
 def newcomer_table(path: Path) -> Table:
-    """Return the mean accuracy of the held-out clients, by model and number of labelled samples."""
+    """Return the mean primary metric of the held-out clients, by model and number of labelled samples."""
+    metrics = read_metrics(path)
+    primary = metrics.primary
     from floco.storage.tables import read_table
 
     made = read_table(path / "newcomers.csv")
-    means = made.pivot_table(index="model", columns="size", values="accuracy", aggfunc="mean")
+    means = made.pivot_table(index="model", columns="size", values=primary, aggfunc="mean")
     means = means[[str(size) for size in made["size"].unique() if size in means]]
     counts = made.groupby("size")["client"].nunique()
-    rated = made.dropna(subset="accuracy")  # a model that could not be made has no accuracy
+    rated = made.dropna(subset=primary)  # a model that could not be made has none
     judged: dict[Any, int] = rated.groupby(["model", "size"])["client"].nunique().to_dict()
-    what = "mean accuracy by number of labelled samples"
+    what = f"mean {primary.replace('_', ' ')} by number of labelled samples"
     table = Table("model", title=f"newcomers: {made['client'].nunique()} held-out clients, {what}")
     for n in means.columns:
         table.add_column(f"{n}" + ("" if counts[n] == counts.max() else f" ({counts[n]} clients)"), justify="right")
@@ -136,23 +164,24 @@ def newcomer_table(path: Path) -> Table:
         for size, mean in row.items():
             number = judged.get((name, size), 0)
             few = f" (of {number})" if number < counts[size] else ""
-            cells.append(f"{100 * mean:.1f} %{few}" if mean == mean else "")
+            cells.append(f"{metrics.text(primary, mean)}{few}" if mean == mean else "")
         table.add_row(name, *cells)
     return table
 
 
-def placement_table(placement: Placement) -> Table:
+def placement_table(placement: Placement, metrics: Metrics) -> Table:
     """Return the candidate points for a newcomer."""
-    table = Table(title="where the newcomer could be (loss and accuracy on samples left out in turn)")
-    for name in ("place", "loss", "accuracy", "", "mixture"):
-        table.add_column(name, justify="right" if name in ("loss", "accuracy") else "left")
+    primary = metrics.primary.replace("_", " ")
+    table = Table(title=f"where the newcomer could be (loss and {primary} on samples left out in turn)")
+    for name in ("place", "loss", primary, "", "mixture"):
+        table.add_column(name, justify="right" if name in ("loss", primary) else "left")
     meaning = {"global": "middle of the simplex", "signal": "by its signal", "data": "best for its data"}
     for rule, problem in placement.problems.items():
         table.add_row(meaning[rule], "", "", "", escape(problem))
     for c in placement.candidates:
         chosen = "chosen" if c is placement.chosen else ""
         mixture = " ".join(f"{a:.2f}" for a in c.alpha.tolist())
-        table.add_row(meaning[c.rule], f"{c.loss:.3f}", f"{100 * c.accuracy:.1f} %", chosen, mixture)
+        table.add_row(meaning[c.rule], f"{c.loss:.3f}", metrics.text(metrics.primary, c.value), chosen, mixture)
     return table
 
 

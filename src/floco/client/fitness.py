@@ -8,10 +8,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from floco.client.predict import logits
+from floco.client.predict import compute_outputs
 from floco.client.setup import Setup
-from floco.client.trial import some_rows
+from floco.client.trial import choose_rows
 from floco.core.errors import FlocoError, warn
+from floco.core.head import outputs_of
+from floco.core.inputs import Inputs, arguments, columns, count, each, rows, shapes
 from floco.core.random import global_stream, one_thread
 from floco.core.values import Tensors
 
@@ -22,59 +24,58 @@ _FEW = 3  # samples whose outputs must not depend on the rest of the batch
 def check_model(setup: Setup) -> None:
     """Check that the network fits the federation and can be trained through its named tensors.
 
-    It must give one logit per class in evaluation and in training mode. Warns, among other things, if it gives
-    probabilities.
+    Its outputs must be those of the task in evaluation and in training mode. Warns, among other things, if it gives
+    probabilities instead of logits.
 
     Raises:
         FlocoError: the network cannot be used.
     """
+    chosen = choose_rows(setup.federation, _TRIED)[:_TRIED]
+    x, y = rows(setup.federation.x, chosen), setup.federation.y[chosen]
+    with one_thread():
+        _check_outputs(setup, x, y)
+        _check_tensors(replace(setup, training=replace(setup.training, precision="float32")), setup.inputs(x), y)
+
+
+def _check_outputs(setup: Setup, x: Inputs, y: torch.Tensor) -> None:
+    """Check the network's outputs for raw samples x with targets y against the task."""
     federation, mode = setup.federation, ""
-    x = federation.x[some_rows(federation, _TRIED)[:_TRIED]]
     try:
-        with one_thread(), torch.no_grad(), global_stream(setup.seed, "trial", device=setup.device):
-            found = logits(setup, {**setup.network.parameters, **setup.network.buffers}, x)
+        with torch.no_grad(), global_stream(setup.seed, "trial", device=setup.device):
+            found = compute_outputs(setup, {**setup.network.parameters, **setup.network.buffers}, x)
             mode = " in training mode"
             trained = setup.predictor(train=True, fresh=True)(setup.initial(), setup.inputs(x))
     except FlocoError:
         raise
     except Exception as error:
-        raise FlocoError(f"the model fails{mode} on inputs of shape {tuple(x[:2].shape)}: {error}") from error
-    for given, when in ((found, ""), (trained, " in training mode")):
-        if given.shape != (len(x), federation.classes):
-            few, shape = min(2, len(x)), given[:2].shape if len(given) == len(x) else given.shape
-            wanted = (few, federation.classes)
-            raise FlocoError(
-                f"for {few} inputs and {federation.classes} classes the model must give logits of shape "
-                f"{wanted}{when}, got {tuple(shape)}"
-            )
-    with one_thread(), global_stream(setup.seed, "trial", device=setup.device), torch.enable_grad():
+        raise FlocoError(f"the model fails{mode} on inputs of shape {shapes(rows(x, slice(2)))}: {error}") from error
+    for given, when in ((found, ""), (trained.cpu(), " in training mode")):
+        setup.task.check(given, y, federation.schema.labels, when)
+    _check_loss(setup, found, y)
+    with global_stream(setup.seed, "trial", device=setup.device), torch.enable_grad():
         tensors = setup.initial()
         for name in setup.network.layout.parameters:
             tensors[name].requires_grad_()
-        last = type(setup.predictor(train=False)(tensors, setup.inputs(x[:2])).grad_fn).__name__
-    if (end := _ends_in(found, last)) is not None:
-        warn(
-            f"the model's outputs look like those of a {end}: the loss is the cross-entropy of logits, which applies a "
-            f"softmax itself: training is slow and the loss wrong; leave the {end} at the end of the model out"
-        )
-    _check_tensors(replace(setup, training=replace(setup.training, precision="float32")), setup.inputs(x))
+        last = type(setup.predictor(train=False)(tensors, setup.inputs(rows(x, slice(2)))).grad_fn).__name__
+    if doubt := setup.task.doubt(found, last):
+        warn(doubt)
 
 
-def _ends_in(outputs: torch.Tensor, last: str) -> str | None:
-    """Return which activation, softmax or sigmoid, ends the model; None for logits.
+def _check_loss(setup: Setup, outputs: torch.Tensor, y: torch.Tensor) -> None:
+    """Check that the task's loss is a number for these outputs, and its score tells all metrics."""
+    task = setup.task
+    where = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(y.shape)}"
+    try:
+        loss, score = task.loss(outputs, y), task.score(outputs, y)
+        values = task.values(score)
+    except Exception as error:
+        raise FlocoError(f"task {task.name} fails on {where}: {type(error).__name__}: {error}") from error
+    if loss.numel() != 1 or score.n < 1 or not all(v is None or isinstance(v, int | float) for v in values.values()):
+        wanted = "loss must be a scalar, and all metrics numbers or None"
+        raise FlocoError(f"task {task.name}, on {where}: {wanted}, got loss {tuple(loss.shape)} and {values}")
 
-    Args:
-        outputs: of the model, (n, C).
-        last: autograd's name of the operation that gives them.
-    """
-    if outputs.min() < 0 or torch.equal(outputs, outputs[:1].expand_as(outputs)):
-        return None
-    if torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-3):
-        return "softmax"
-    return "sigmoid" if outputs.max() <= 1 and last == "SigmoidBackward0" else None
 
-
-def _check_tensors(setup: Setup, x: torch.Tensor) -> None:
+def _check_tensors(setup: Setup, x: Inputs, y: torch.Tensor) -> None:
     """Check that a network is a function of its registered parameters and buffers; warn of misleading outputs.
 
     Clients' tensors are substituted into one module. If the module computes with copies of its tensors (a list, a
@@ -83,12 +84,12 @@ def _check_tensors(setup: Setup, x: torch.Tensor) -> None:
     Args:
         setup: the setup of the run, with float32 arithmetic.
         x: inputs (n, ...), n >= 2, on the device.
+        y: their targets.
     """
-    with one_thread():
-        other = _other(setup)
-        _check_evaluation(setup, other, x)
-        _check_training(setup, other, x)
-        _check_ids(setup, x)
+    other = _other(setup)
+    _check_evaluation(setup, other, x)
+    _check_training(setup, other, x, y.to(setup.device))
+    _check_ids(setup, x)
 
 
 def _other(setup: Setup) -> Tensors:
@@ -115,10 +116,10 @@ def _copied(tensors: Tensors) -> Tensors:
 
 
 @torch.no_grad()
-def _check_evaluation(setup: Setup, other: Tensors, x: torch.Tensor) -> None:
-    predict, before = setup.predictor(train=False, fresh=True), x.clone()
+def _check_evaluation(setup: Setup, other: Tensors, x: Inputs) -> None:
+    predict, before = setup.predictor(train=False, fresh=True), each(torch.clone, x)
     predict(setup.initial(), x)
-    if not torch.equal(x, before):
+    if not all(map(torch.equal, columns(x).values(), columns(before).values())):
         raise FlocoError(
             "the model changes its inputs in place, and several models are given the same inputs: "
             "write x = x - 1, not x -= 1, at the start of the forward pass"
@@ -130,13 +131,15 @@ def _check_evaluation(setup: Setup, other: Tensors, x: torch.Tensor) -> None:
             "accuracies are those of a random model"
         )
         return
-    if not _close(found, setup.network.holding({n: t.cpu() for n, t in other.items()}).to(setup.device)(x).float()):
+    args, kwargs = arguments(x)
+    module = setup.network.holding({n: t.cpu() for n, t in other.items()}).to(setup.device)
+    if not _close(found, module(*args, **kwargs).float()):
         raise FlocoError(
             "the model computes with other tensors than its registered parameters and buffers (a list of parameters, "
             "a cache of weights, weights merged in eval()): the evaluated model would not be the delivered one; "
             "use each parameter by its attribute, and keep no copy of it"
         )
-    if len(x) > _FEW and not _close(predict(_copied(other), x[:_FEW]), found[:_FEW]):
+    if count(x) > _FEW and not _close(predict(_copied(other), rows(x, slice(_FEW))), found[:_FEW]):
         warn(
             "the model's outputs in evaluation mode depend on which samples share a batch (BatchNorm with "
             "track_running_stats=False?): accuracies hold for this order and size of batches only, and predictions of "
@@ -144,19 +147,20 @@ def _check_evaluation(setup: Setup, other: Tensors, x: torch.Tensor) -> None:
         )
 
 
-def _check_training(setup: Setup, other: Tensors, x: torch.Tensor) -> None:
+def _check_training(setup: Setup, other: Tensors, x: Inputs, y: torch.Tensor) -> None:
+    args, kwargs = arguments(x)
     module, tensors = setup.network.twin(torch.device("cpu"), train=True, own=True).to(setup.device), _copied(other)
     layout = setup.network.layout
     with global_stream(setup.seed, "trial", device=setup.device), torch.no_grad():
-        module(x)  # modules may initialise themselves in the first call
+        module(*args, **kwargs)  # modules may initialise themselves in the first call
     module.load_state_dict(other, strict=False)
     passing = {n: b.clone() for n, b in module.named_buffers() if n not in layout.buffers}
     mine, theirs = [tensors[n].requires_grad_() for n in layout.parameters], dict(module.named_parameters())
-    expected, _ = _gradients(setup, lambda: module(x), [theirs[n] for n in layout.parameters])
+    expected, _ = _gradients(setup, lambda: module(*args, **kwargs), y, [theirs[n] for n in layout.parameters])
     predict = setup.predictor(train=True, fresh=True)
     with global_stream(setup.seed, "trial", device=setup.device), torch.no_grad():
         predict(_copied(other), x)
-    found, unused = _gradients(setup, lambda: predict(tensors, x), mine)
+    found, unused = _gradients(setup, lambda: predict(tensors, x), y, mine)
     after = dict(module.named_buffers())
     if lost := [n for n in layout.buffers if not _close(after[n], tensors[n].detach())]:
         raise FlocoError(
@@ -178,20 +182,25 @@ def _check_training(setup: Setup, other: Tensors, x: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def _check_ids(setup: Setup, x: torch.Tensor) -> None:
+def _check_ids(setup: Setup, x: Inputs) -> None:
     """Warn if an Embedding looks up normalised inputs; other ids, e.g. positions, do not depend on the inputs."""
-    normal, form = setup.federation.normalization, setup.federation.form
-    if not normal.mean or (not any(form.mean) and all(s == 1 for s in normal.std)):
+    forms = columns(setup.federation.schema.forms).values()
+    if not any(f.normalization.mean and (any(f.mean) or any(s != 1 for s in f.normalization.std)) for f in forms):
         return
+    whole = [column for column in columns(x).values() if column.dtype == torch.int64]
     module = setup.network.twin(setup.device, train=False)
     given: list[torch.Tensor] = []
     for m in module.modules():
         if isinstance(m, nn.Embedding | nn.EmbeddingBag):
             m.register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
-    module(x)
+    args, kwargs = arguments(x)
+    module(*args, **kwargs)
     first, given[:] = list(given), []
-    module(x.roll(1, 0))
-    if any(a.shape != b.shape or not torch.equal(a, b) for a, b in zip(first, given, strict=False)):
+    args, kwargs = arguments(each(lambda column: column.roll(1, 0), x))
+    module(*args, **kwargs)
+    known = [any(a.shape == c.shape and torch.equal(a, c) for c in whole) for a in first]
+    pairs = zip(first, given, known, strict=False)
+    if any(a.shape != b.shape or not torch.equal(a, b) for a, b, column in pairs if not column):
         warn(
             "the model looks its inputs up in an Embedding, and they are normalised before: "
             "ids that are shifted and scaled are other ids; set data.normalize = none"
@@ -199,12 +208,12 @@ def _check_ids(setup: Setup, x: torch.Tensor) -> None:
 
 
 def _gradients(
-    setup: Setup, forward: Callable[[], torch.Tensor], parameters: Sequence[torch.Tensor]
+    setup: Setup, forward: Callable[[], torch.Tensor], y: torch.Tensor, parameters: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], list[bool]]:
-    """Return the gradients of a function of the outputs, and which parameters get none."""
+    """Return the gradients of the task's loss of the outputs, and which parameters get none."""
     with global_stream(setup.seed, "trial", device=setup.device), torch.enable_grad():
         outputs = forward()
-    value = outputs.float().log_softmax(1)[:, 0].sum()
+    value = setup.task.loss(outputs_of(outputs).float(), y)
     given: Sequence[torch.Tensor | None] = torch.autograd.grad(value, list(parameters), allow_unused=True)
     gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, given, strict=True)]
     return gradients, [g is None for g in given]

@@ -1,4 +1,4 @@
-"""Logits and metrics of network tensors on raw samples."""
+"""Outputs and metrics of network tensors on raw samples."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import torch
 from floco.client.setup import Setup
 from floco.client.trial import CHUNK
 from floco.core.errors import FlocoError
-from floco.core.metrics import Score, score
+from floco.core.inputs import Inputs, chunks
+from floco.core.metrics import Score
 from floco.core.values import Facts, Message, Tensors, fast_copy
 
 _PARTS = 8  # jobs for the global test part; fixed, so that results do not depend on the engine
 
 
-def logits(setup: Setup, tensors: Tensors, x: torch.Tensor) -> torch.Tensor:
-    """Return the logits (n, C) of raw samples x (n, ...) for the given network tensors, on the CPU."""
-    return logits_of_each(setup, [tensors], x)[0]
+def compute_outputs(setup: Setup, tensors: Tensors, x: Inputs) -> torch.Tensor:
+    """Return the outputs (n, ...) of raw samples x (n, ...) for the given network tensors, on the CPU."""
+    return compute_outputs_of_each(setup, [tensors], x)[0]
 
 
 @torch.no_grad()
-def logits_of_each(setup: Setup, models: Sequence[Tensors], x: torch.Tensor) -> list[torch.Tensor]:
-    """Return the logits (n, C) of raw samples x (n, ...) for each of several models, on the CPU.
+def compute_outputs_of_each(setup: Setup, models: Sequence[Tensors], x: Inputs) -> list[torch.Tensor]:
+    """Return the outputs (n, ...) of raw samples x (n, ...) for each of several models, on the CPU.
 
     Models that share all tensors (the same objects) except the head share one forward pass through the body.
     """
@@ -35,7 +36,7 @@ def logits_of_each(setup: Setup, models: Sequence[Tensors], x: torch.Tensor) -> 
     placed = [{n: fast_copy(m[n].detach().to(setup.device)) for n in ns} for m, ns in zip(models, needed, strict=True)]
     predict = setup.predictor(train=False)
     parts = []
-    for raw in x.split(CHUNK):
+    for raw in chunks(x, CHUNK):
         inputs = setup.inputs(raw)
         try:
             found = [predict(m, inputs) for m in placed] if split is None else split(placed, inputs)
@@ -45,26 +46,26 @@ def logits_of_each(setup: Setup, models: Sequence[Tensors], x: torch.Tensor) -> 
     return list(torch.cat(parts, dim=1))
 
 
-def judge(setup: Setup, models: Sequence[Tensors], x: torch.Tensor, y: torch.Tensor) -> list[Score]:
-    """Return the metrics of each of several models on raw samples x and labels y.
+def judge(setup: Setup, models: Sequence[Tensors], x: Inputs, y: torch.Tensor) -> list[Score]:
+    """Return the metrics of each of several models on raw samples x and targets y.
 
     Raises:
-        FlocoError: a logit is not finite.
+        FlocoError: an output is not finite.
     """
-    found = logits_of_each(setup, models, x)
+    found = compute_outputs_of_each(setup, models, x)
     if not all(bool(torch.isfinite(f).all()) for f in found):
         raise FlocoError(f"the model gives non-finite logits; try a smaller training.lr (got {setup.training.lr})")
-    return [score(f, y) for f in found]
+    return [setup.task.score(f, y) for f in found]
 
 
-def global_model(setup: Setup, message: Message) -> Tensors | None:
+def find_global_model(setup: Setup, message: Message) -> Tensors | None:
     """Return the tensors of the server's global model; None if the method has none or buffers stay local."""
-    facts = Facts(setup.network.layout, setup.training, 0, (0,) * setup.federation.classes, 0)
+    facts = Facts(setup.network.layout, setup.training, 0, (0,) * setup.federation.classes, 0, setup.task)
     tensors = setup.algorithm.begin(message, setup.algorithm.start(setup.network, seed=setup.seed), facts)
     return None if setup.local_buffers else setup.algorithm.models(tensors, facts).global_
 
 
-def global_parts(setup: Setup) -> list[tuple[int, int]]:
+def split_test_part(setup: Setup) -> list[tuple[int, int]]:
     """Return the ranges of the global test part to evaluate as separate jobs, in multiples of `CHUNK`."""
     n = 0 if setup.federation.y_test is None else len(setup.federation.y_test)
     size = max(1, math.ceil(n / _PARTS / CHUNK)) * CHUNK

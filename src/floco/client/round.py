@@ -10,11 +10,12 @@ import torch
 
 from floco.client.predict import judge
 from floco.client.setup import Setup
-from floco.client.sgd import Work, run
+from floco.client.sgd import Work, train_client
 from floco.core.errors import FlocoError
+from floco.core.inputs import rows
 from floco.core.metrics import Score
 from floco.core.random import derive
-from floco.core.values import Message, Models, Tensors, Update, prefixed, under
+from floco.core.values import Facts, Message, Models, Tensors, Update, add_prefix, strip_prefix
 
 _BUFFERS = "buffers/"  # prefix of local buffers in a client's memory
 
@@ -26,62 +27,59 @@ class Scores(NamedTuple):
     personal: Score | None
 
 
-def _received(setup: Setup, client: str, message: Message, memory: Tensors | None) -> tuple[Message, Tensors]:
-    """Return message and memory as the algorithm sees them: local buffers moved from the memory to the message."""
-    memory = memory or {}
-    kept = under(memory, _BUFFERS)
+def begin(setup: Setup, client: str, message: Message, memory: Tensors | None) -> tuple[Message, Facts, Tensors]:
+    """Return message, facts and working tensors with which a client starts; local buffers come from its memory."""
+    memory, facts = memory or {}, setup.facts(client)
     own = {n: t for n, t in memory.items() if not n.startswith(_BUFFERS)}
     own = own or setup.algorithm.start(setup.network, seed=derive(setup.seed, "start", client))
-    return replace(message, shared={**message.shared, **kept}), own
+    message = replace(message, shared={**message.shared, **strip_prefix(memory, _BUFFERS)})
+    return message, facts, setup.algorithm.begin(message, own, facts)
 
 
-def prepared(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Work:
+def prepare(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Work:
     """Return a client's training of this round, or before an evaluation its adaptation (perhaps no phases)."""
-    message, memory = _received(setup, client, message, memory)
-    facts = setup.facts(client)
-    tensors = setup.algorithm.begin(message, memory, facts)
+    message, facts, tensors = begin(setup, client, message, memory)
     evaluating = message.task == "evaluate"
     phases = setup.algorithm.adapt(facts) if evaluating else setup.algorithm.phases(message, facts)
     path = ("adapt" if evaluating else "train", message.round, client)
     return Work(client, message, facts, tensors, phases, setup.federation.client(client).train, path)
 
 
-def concluded(setup: Setup, work: Work, tensors: Tensors) -> tuple[Update, Tensors]:
+def conclude(setup: Setup, client: str, message: Message, facts: Facts, tensors: Tensors) -> tuple[Update, Tensors]:
     """Return a client's update and new memory from its trained tensors; a probe has no memory.
 
     Raises:
         FlocoError: a tensor is not finite.
     """
-    task = work.message.task
-    update, memory = setup.algorithm.finish(tensors, work.message, work.client, work.facts)
-    if setup.local_buffers and task == "train":
+    update, memory = setup.algorithm.finish(tensors, message, client, facts)
+    if setup.local_buffers and message.task == "train":
         sent = update.shared
         floating = [b for b in setup.network.layout.buffers if b in sent and sent[b].is_floating_point()]
         update = replace(update, shared={n: t for n, t in update.shared.items() if n not in floating})
-        memory = {**memory, **prefixed({b: sent[b] for b in floating}, _BUFFERS)}
+        memory = {**memory, **add_prefix({b: sent[b] for b in floating}, _BUFFERS)}
     made = {n: t for n, t in {**update.shared, **update.extra, **memory}.items() if t.is_floating_point() and t.numel()}
     largest = list(torch._foreach_norm(list(made.values()), float("inf"))) if made else []
     if made and not bool(torch.isfinite(torch.stack(largest)).all()):
         name = next(n for n, size in zip(made, largest, strict=True) if not math.isfinite(size))
         raise FlocoError(f"training gave a non-finite {name}; try a smaller training.lr (got {setup.training.lr})")
-    return update, memory if task == "train" else {}
+    return update, memory if message.task == "train" else {}
 
 
-def adapted(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Tensors:
+def adapt(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Tensors:
     """Return a client's working tensors for evaluation, after its adaptation if the method has one."""
-    return run(setup, prepared(setup, client, message, memory))
+    return train_client(setup, prepare(setup, client, message, memory))
 
 
 def models(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Models:
     """Return the network tensors of a client's global and personal model."""
-    return setup.algorithm.models(adapted(setup, client, message, memory), setup.facts(client))
+    return setup.algorithm.models(adapt(setup, client, message, memory), setup.facts(client))
 
 
-def scored(setup: Setup, work: Work, tensors: Tensors) -> Scores:
+def score(setup: Setup, work: Work, tensors: Tensors) -> Scores:
     """Return the metrics of a client's two models on its own test part, from its (adapted) tensors."""
     test = setup.federation.client(work.client).test
     both = setup.algorithm.models(tensors, work.facts)
     distinct = {id(m): m for m in both if m is not None}
-    scores = judge(setup, list(distinct.values()), setup.federation.x[test], setup.federation.y[test])
+    scores = judge(setup, list(distinct.values()), rows(setup.federation.x, test), setup.federation.y[test])
     found = dict(zip(distinct, scores, strict=True))
     return Scores(*(found.get(id(m)) for m in both))

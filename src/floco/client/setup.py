@@ -11,11 +11,14 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from floco.client.trial import CHUNK, Split, some_rows, unsteady
+from floco.client.trial import CHUNK, BodyAndHead, choose_rows, find_unsteady
 from floco.core.algorithm import Algorithm
-from floco.core.head import logits_of
+from floco.core.errors import FlocoError
+from floco.core.head import outputs_of
+from floco.core.inputs import Inputs, arguments, chunks, each, rows
 from floco.core.network import Network
-from floco.core.values import Facts, Predict, Tensors, Training, fast_copy
+from floco.core.task import Task
+from floco.core.values import ClientInfo, Facts, Predict, Tensors, Training, fast_copy
 from floco.data.federation import Federation
 
 _REMEMBERED = 2000  # clients with cached facts
@@ -31,8 +34,30 @@ class Setup:
     training: Training
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    remote: tuple[ClientInfo, ...] = ()
+    """The clients, where their samples are elsewhere; (): the federation's."""
     _facts: dict[str, Facts] = field(default_factory=dict, init=False, repr=False, compare=False)
     _modules: dict[bool, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+        return self.federation.task
+
+    @cached_property
+    def clients(self) -> dict[str, ClientInfo]:
+        """The participating clients by id, in order."""
+        return {c.id: c for c in self.remote or self.federation.infos}
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Number of training samples of each participating client, n_k."""
+        return {c.id: c.n_train for c in self.clients.values()}
+
+    def __post_init__(self) -> None:
+        """Check that the method can learn the task."""
+        if self.algorithm.labelled and not self.task.labelled:
+            raise FlocoError(f"{self.algorithm.name} needs class frequencies, and task {self.task.name} has no classes")
 
     def facts(self, client: str) -> Facts:
         """Return what the algorithm may know of `client`, cached."""
@@ -43,17 +68,22 @@ class Setup:
         return self._facts[client]
 
     def _facts_of(self, client: str) -> Facts:
-        train = self.federation.client(client).train
-        counts, steps = self.federation.label_counts(train), batches(len(train), self.training.batch_size)
-        return Facts(self.network.layout, self.training, len(train), counts, steps)
+        if self.remote:
+            n, counts = self.sizes[client], (0,) * self.federation.classes
+        else:
+            train = self.federation.client(client).train
+            n, counts = len(train), self.federation.label_counts(train)
+        return Facts(
+            self.network.layout, self.training, n, counts, count_batches(n, self.training.batch_size), self.task
+        )
 
     def predictor(self, *, train: bool, fresh: bool = False) -> Predict:
         """Return `predict(tensors, x)` of the network, on a cached copy of its module or on a `fresh` one."""
         if fresh:
-            return predictor(self.network.twin(self.device, train=train), self._names, self.training, self.device)
+            return make_predictor(self.network.twin(self.device, train=train), self._names, self.training, self.device)
         if train not in self._modules:
             self._modules[train] = self.network.twin(self.device, train=train)
-        return predictor(self._modules[train], self._names, self.training, self.device)
+        return make_predictor(self._modules[train], self._names, self.training, self.device)
 
     @property
     def _names(self) -> dict[str, str]:
@@ -63,39 +93,39 @@ class Setup:
         """Return copies of the network's initial tensors on the device; they may be written to."""
         return {n: fast_copy(t).to(self.device) for n, t in {**self.network.parameters, **self.network.buffers}.items()}
 
-    def inputs(self, raw: torch.Tensor) -> torch.Tensor:
+    def inputs(self, raw: Inputs) -> Inputs:
         """Return raw samples (n, C, ...) as network inputs: normalised, on the device."""
-        return fast_copy(self.federation.normalization(raw).to(self.device))
+        return each(lambda column: fast_copy(column.to(self.device)), self.federation.normalize(raw))
 
     @cached_property
     def unsteady(self) -> str | None:
         """Why the forward pass is not a function of tensors and torch's random numbers; None if it is.
 
-        See `trial.unsteady`. Clients then cannot train as one program, and each trains on its own copy of the module,
-        so that all start from the same state.
+        See `trial.find_unsteady`. Clients then cannot train as one program, and each trains on its own copy of the
+        module, so that all start from the same state.
         """
         module = self.network.twin(self.device, train=True)
-        predict = predictor(module, self._names, self.training, self.device)
-        x = self.inputs(self.federation.x[some_rows(self.federation, 4)[:4]])
-        return unsteady(lambda: predict(self.initial(), x), module, self.seed, self.device)
+        predict = make_predictor(module, self._names, self.training, self.device)
+        x = self.inputs(rows(self.federation.x, choose_rows(self.federation, 4)[:4]))
+        return find_unsteady(lambda: predict(self.initial(), x), module, self.seed, self.device)
 
     @cached_property
-    def _cut(self) -> tuple[Split | None, bool]:
+    def _cut(self) -> tuple[BodyAndHead | None, bool]:
         head = self.network.layout.head
         if not head:
             return None, False
         module = self.network.twin(self.device, train=False)
         layer = module.get_submodule(head[0].rpartition(".")[0])
-        upper = predictor(layer, {n.rpartition(".")[2]: n for n in head}, self.training, self.device)
-        split = Split(module, layer, predictor(module, self._names, self.training, self.device), upper)
+        upper = make_predictor(layer, {n.rpartition(".")[2]: n for n in head}, self.training, self.device)
+        split = BodyAndHead(module, layer, make_predictor(module, self._names, self.training, self.device), upper)
         one, g = self.initial(), torch.Generator().manual_seed(0)
         other = {**one, **{n: torch.randn(one[n].shape, generator=g).to(self.device) for n in head}}
-        chunks = [self.inputs(raw) for raw in self.federation.x[some_rows(self.federation, 2 * CHUNK)].split(CHUNK)]
-        agrees = split.agrees(one, other, chunks)
+        tried = rows(self.federation.x, choose_rows(self.federation, 2 * CHUNK))
+        agrees = split.agrees(one, other, [self.inputs(raw) for raw in chunks(tried, CHUNK)])
         return split if agrees else None, agrees is False
 
     @property
-    def split(self) -> Split | None:
+    def split(self) -> BodyAndHead | None:
         """The network as body and head, if samples of all clients give the same logits that way; otherwise None."""
         return self._cut[0]
 
@@ -110,7 +140,7 @@ class Setup:
         return self.training.buffers == "local" and bool(self.network.layout.buffers)
 
 
-def predictor(module: nn.Module, names: Mapping[str, str], training: Training, device: torch.device) -> Predict:
+def make_predictor(module: nn.Module, names: Mapping[str, str], training: Training, device: torch.device) -> Predict:
     """Return `predict(tensors, x)` for a module in its current mode.
 
     Args:
@@ -121,20 +151,20 @@ def predictor(module: nn.Module, names: Mapping[str, str], training: Training, d
     """
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
 
-    def predict(tensors: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    def predict(tensors: Mapping[str, torch.Tensor], x: Inputs) -> torch.Tensor:
         with autocast:
-            output = functional_call(module, {own: tensors[n] for own, n in names.items()}, (x,))
-        return logits_of(output).float()
+            output = functional_call(module, {own: tensors[n] for own, n in names.items()}, *arguments(x))
+        return outputs_of(output).float()
 
     return predict
 
 
-def batches(n: int, batch_size: int) -> int:
+def count_batches(n: int, batch_size: int) -> int:
     """Return the number of batches per epoch."""
     return max(1, n // batch_size) if n % batch_size == 1 < batch_size else math.ceil(n / batch_size)
 
 
-def batch_sizes(n: int, batch_size: int) -> list[int]:
+def split_batches(n: int, batch_size: int) -> list[int]:
     """Return the batch sizes of one epoch; a single last sample joins the batch before, since BatchNorm needs two."""
     sizes = [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0)
     if len(sizes) > 1 and sizes[-1] == 1 < batch_size:

@@ -12,7 +12,8 @@ from functools import partial
 import torch
 from torch.optim.sgd import sgd
 
-from floco.client.setup import Setup, batch_sizes
+from floco.client.setup import Setup, split_batches
+from floco.core.inputs import rows
 from floco.core.random import global_stream, stream
 from floco.core.values import Batch, Facts, Layout, Message, Phase, Predict, Step, Tensors, Training, fast_copy
 
@@ -37,7 +38,7 @@ class Work:
     @property
     def sizes(self) -> list[int]:
         """Batch sizes of one epoch."""
-        return batch_sizes(len(self.samples), self.facts.training.batch_size)
+        return split_batches(len(self.samples), self.facts.training.batch_size)
 
     def epochs(self, phase: Phase) -> int:
         """Return the number of epochs of a phase."""
@@ -122,13 +123,13 @@ def _own_copies(tensors: Tensors, phases: Sequence[Phase], layout: Layout, devic
     return mine
 
 
-def run(setup: Setup, work: Work) -> Tensors:
+def train_client(setup: Setup, work: Work) -> Tensors:
     """Return one client's working tensors after all phases, on the CPU."""
     if not work.phases:
         return work.tensors
     device, federation = setup.device, setup.federation
     tensors = _own_copies(work.tensors, work.phases, setup.network.layout, device)
-    x, y = fast_copy(federation.inputs(work.samples).to(device)), federation.y[work.samples].to(device)
+    x, y = setup.inputs(rows(federation.x, work.samples)), federation.y[work.samples].to(device)
     predict = setup.predictor(train=True, fresh=setup.unsteady is not None)
     for phase in work.phases:
         draws = work.draws(phase, tensors, setup.seed)
@@ -137,7 +138,7 @@ def run(setup: Setup, work: Work) -> Tensors:
         with global_stream(setup.seed, *work.path, phase.name, "dropout", device=device):
             batches = (b for order in work.orders(phase, setup.seed) for b in order.to(device).split(work.sizes))
             for i, chosen in enumerate(batches):
-                batch, draw = Batch(x[chosen], y[chosen]), None if draws is None else draws[i]
+                batch, draw = Batch(rows(x, chosen), y[chosen]), None if draws is None else draws[i]
                 for step, velocity in zip(phase.steps, velocities, strict=True):
                     for _ in range(step.repeat):
                         sgd_step(step, predict, tensors, velocity, draw, batch, setup.training)

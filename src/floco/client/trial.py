@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from floco.core.inputs import Inputs
 from floco.core.random import global_stream, one_thread, outside_torch
 from floco.core.values import Predict, Tensors
 from floco.data.federation import Federation
@@ -16,13 +17,15 @@ CHUNK = 500
 """Samples per forward pass in evaluations; fixed, so that results do not depend on the engine."""
 
 
-def some_rows(federation: Federation, number: int) -> torch.Tensor:
+def choose_rows(federation: Federation, number: int) -> torch.Tensor:
     """Return positions of about `number` samples, equally many of every client (at least one), test samples first."""
     each = -(-number // max(1, len(federation.clients)))
     return torch.cat([torch.cat([c.test[:each], c.train[:each]])[:each] for c in federation.clients])
 
 
-def unsteady(forward: Callable[[], torch.Tensor], module: nn.Module, seed: int, device: torch.device) -> str | None:
+def find_unsteady(
+    forward: Callable[[], torch.Tensor], module: nn.Module, seed: int, device: torch.device
+) -> str | None:
     """Return why a forward pass is not a function of tensors and torch's random numbers; None if it is.
 
     It runs in training mode, three times with equal tensors and streams (a module may initialise itself in the first).
@@ -60,7 +63,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return found
 
 
-class Split:
+class BodyAndHead:
     """A network as body and head: the body runs once for models that share it."""
 
     def __init__(self, module: nn.Module, layer: nn.Module, predict: Predict, upper: Predict) -> None:
@@ -75,7 +78,7 @@ class Split:
         self._module, self._layer, self._predict, self._upper = module, layer, predict, upper
 
     @torch.no_grad()
-    def __call__(self, models: Sequence[Tensors], x: torch.Tensor) -> list[torch.Tensor]:
+    def __call__(self, models: Sequence[Tensors], x: Inputs) -> list[torch.Tensor]:
         """Return the logits (n, C) of inputs x (n, ...) for each model: the first has all tensors, the others the head.
 
         Raises:
@@ -96,7 +99,7 @@ class Split:
             raise NotImplementedError("the head must be called once, with one input, and give the network's output")
         return [first, *(self._upper(m, calls[0][0][0]) for m in models[1:])]
 
-    def agrees(self, one: Tensors, other: Tensors, chunks: Sequence[torch.Tensor]) -> bool | None:
+    def agrees(self, one: Tensors, other: Tensors, chunks: Sequence[Inputs]) -> bool | None:
         """Return whether the split gives the network's logits for two models that differ in the head.
 
         None if the network cannot be split. `chunks` are the inputs to try, in parts.

@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 
 import torch
 
+from floco.core.mixing import Mixing
 from floco.core.network import Network
 from floco.core.settings import Settings
 from floco.core.values import (
@@ -21,13 +22,13 @@ from floco.core.values import (
     Message,
     Models,
     Phase,
+    Purpose,
     Selection,
     ServerState,
-    Task,
     Tensors,
     Training,
     Update,
-    averaged,
+    average,
 )
 
 
@@ -41,6 +42,12 @@ class Algorithm(Settings, ABC):
     """The name by which users choose it."""
     tuned: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """The hyperparameter worth tuning, and the two values to try."""
+    global_model: ClassVar[str] = "w"
+    """The global model, in the symbols of the docstring; "none" if there is none."""
+    personal_model: ClassVar[str] = "w"
+    """The personal model, likewise."""
+    labelled: ClassVar[bool] = False
+    """Whether it needs class frequencies, and so a task with class numbers."""
 
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
         """Return the algorithm with defaults filled in that depend on other settings or on the network's layout."""
@@ -62,7 +69,7 @@ class Algorithm(Settings, ABC):
         chosen = torch.randperm(len(clients), generator=generator)[:n].sort().values
         return Selection(tuple(clients[i] for i in chosen.tolist()))
 
-    def message(self, state: ServerState, client: str, task: Task) -> Message:
+    def message(self, state: ServerState, client: str, task: Purpose) -> Message:
         """Return the message to `client`: all shared tensors, and the server's tensors for this client."""
         return Message(state.round + (task != "evaluate"), task, state.shared, dict(state.by_client.get(client, {})))
 
@@ -74,7 +81,7 @@ class Algorithm(Settings, ABC):
             updates: the updates of the clients that trained or probed.
             clients: client -> number of training samples, for every client, selected or not.
         """
-        return averaged(state, updates)
+        return average(state, updates)
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return the working tensors from which a client is trained or evaluated."""
@@ -87,6 +94,19 @@ class Algorithm(Settings, ABC):
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return the update to send and the memory to keep, from the working tensors after the last phase."""
         return Update(client, message.task, facts.n_train, {name: tensors[name] for name in message.shared}), {}
+
+    @property
+    def mixing(self) -> Mixing | None:
+        """The solution simplex, once `resolved`; None for a method without one."""
+        return None
+
+    def assigned(self, state: ServerState) -> bool:
+        """Return whether the clients have got their subregions, so that `place` has a map for others."""
+        return False
+
+    def place(self, state: ServerState, signals: torch.Tensor) -> torch.Tensor:
+        """Return the centers (k, M) of newcomers with these signals (k, P), once `assigned`."""
+        raise NotImplementedError
 
     def effective(self, shared: Tensors) -> Tensors:
         """Return the global model's parameters from shared tensors; the update variance is measured on them."""

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from floco.core.errors import FlocoError
+from floco.core.inputs import Inputs, arguments, shapes
 from floco.core.random import global_stream, one_thread
 
 
-def head_layer(module: nn.Module, sample: torch.Tensor | None) -> str | None:
+def head_layer(module: nn.Module, sample: Inputs | None) -> str | None:
     """Return the name of the `nn.Linear` that gives the logits; None if there is none.
 
     No other trained tensor may act after that layer. Operations without parameters may: a scale, a mask, a choice of
@@ -35,11 +36,11 @@ def head_layer(module: nn.Module, sample: torch.Tensor | None) -> str | None:
         except Exception as error:
             if sample is None:  # not traceable: no head is found
                 return None
-            raise FlocoError(f"the model fails on inputs of shape {tuple(sample.shape)}: {error}") from error
+            raise FlocoError(f"the model fails on inputs of shape {shapes(sample)}: {error}") from error
     return next(iter(found)) if found is not None and len(found) == 1 else None
 
 
-def logits_of(output: object) -> torch.Tensor:
+def outputs_of(output: object) -> torch.Tensor:
     """Return a network's output, which must be a tensor."""
     if not isinstance(output, torch.Tensor):
         kind = type(output).__name__
@@ -47,7 +48,7 @@ def logits_of(output: object) -> torch.Tensor:
     return output
 
 
-def _seen(module: nn.Module, sample: torch.Tensor) -> set[str] | None:
+def _seen(module: nn.Module, sample: Inputs) -> set[str] | None:
     """Return the linear layers nearest to the logits in autograd's graph; None if another tensor acts after them."""
     for p in module.parameters():
         p.requires_grad_(p.is_floating_point())  # so that frozen layers appear in the graph
@@ -55,7 +56,8 @@ def _seen(module: nn.Module, sample: torch.Tensor) -> set[str] | None:
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
             layer.register_forward_hook(lambda _, args, y, name=name: nodes.update({y.grad_fn: name}))
-    logits = logits_of(module(sample))
+    args, kwargs = arguments(sample)
+    logits = outputs_of(module(*args, **kwargs))
     return _nearest(
         [logits.grad_fn],
         nodes.get,

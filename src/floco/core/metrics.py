@@ -2,117 +2,119 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from abc import ABC
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import reduce
-from typing import TypeVar
+from typing import Any, NamedTuple, Self
 
-import torch
-from torch.nn.functional import cross_entropy
-
-METRICS = ("accuracy", "balanced_accuracy", "loss", "ece", "brier")
-BINS = 15  # equal-width bins of confidence in the expected calibration error
+Number = int | float
 
 
-@dataclass(frozen=True)
-class Score:
-    """The metrics of one model on one part of the data; scores of disjoint parts add up."""
+class Metric(NamedTuple):
+    """How a metric is read."""
 
-    counts: tuple[int, ...]
-    """Samples of each class, (C,)."""
-    right: tuple[int, ...]
-    """Correctly predicted samples of each class, (C,)."""
+    higher: bool = True
+    """Whether more is better."""
+    share: bool = False
+    """Whether it is a share, in [0, 1], shown in per cent."""
+
+
+class Metrics(dict[str, Metric]):
+    """Metrics by name; the first is the primary one, by which models, clients and methods are compared."""
+
+    @property
+    def primary(self) -> str:
+        """Its name."""
+        return next(iter(self))
+
+    @property
+    def higher(self) -> bool:
+        """Whether more of it is better."""
+        return self[self.primary].higher
+
+    def plain(self) -> list[dict[str, Any]]:
+        """Return the metrics as JSON has them."""
+        return [{"name": name, **metric._asdict()} for name, metric in self.items()]
+
+    @staticmethod
+    def of(plain: Sequence[dict[str, Any]]) -> Metrics:
+        """Return the metrics that `plain` describes."""
+        return Metrics({m["name"]: Metric(m["higher"], m["share"]) for m in plain})
+
+    def scaled(self, name: str) -> tuple[str, float]:
+        """Return a metric's name with its unit, and the factor to that unit: shares are shown in per cent."""
+        words = name.replace("_", " ")
+        return (f"{words}, %", 100.0) if self[name].share else (words, 1.0)
+
+    def text(self, name: str, value: float | None) -> str:
+        """Return a value as users read it, "-" if there is none; shares in per cent."""
+        if value is None or value != value:
+            return "-"
+        return f"{100 * value:.1f} %" if self[name].share else f"{value:.4g}"
+
+
+class Score(ABC):
+    """The sums behind the metrics of one model on one part of the data.
+
+    Subclasses are frozen dataclasses of numbers and tuples of numbers, among them `n` and `losses`; every metric of
+    their task is an attribute. Scores of disjoint parts add to the score of their union.
+    """
+
+    n: int
+    """Number of samples."""
     losses: float
-    """Sum of the cross-entropies, in nats."""
-    squares: float
-    """Sum over samples of `sum_c (p_c - [c = y])^2`."""
-    gaps: tuple[float, ...]
-    """Sum of confidence minus correctness in each bin of confidence, (BINS,)."""
-    balanced: float | None = None
-    """The balanced accuracy as reported by a client that does not disclose its counts by label (C is then 1)."""
-
-    def __add__(self, other: Score) -> Score:
-        """Return the score of both parts together; it has counts by label only if both have them."""
-        if len(self.counts) == len(other.counts) > 1:
-            counts, right = _sum(self.counts, other.counts), _sum(self.right, other.right)
-        else:
-            counts, right = (self.n + other.n,), (sum(self.right) + sum(other.right),)
-        losses, squares = self.losses + other.losses, self.squares + other.squares
-        return Score(counts, right, losses, squares, _sum(self.gaps, other.gaps))
-
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return sum(self.counts)
-
-    @property
-    def accuracy(self) -> float:
-        """Share of correct predictions, in [0, 1]."""
-        return sum(self.right) / self.n
-
-    @property
-    def balanced_accuracy(self) -> float | None:
-        """Mean recall over the classes that occur, in [0, 1]; None if unknown."""
-        if len(self.counts) == 1:
-            return self.balanced
-        return mean([r / c for r, c in zip(self.right, self.counts, strict=True) if c])
+    """Sum of the samples' losses."""
 
     @property
     def loss(self) -> float:
-        """Negative log-likelihood: mean cross-entropy, in nats."""
+        """Mean loss."""
         return self.losses / self.n
 
-    @property
-    def ece(self) -> float:
-        """Expected calibration error, in [0, 1]: `sum_b n_b / n |confidence_b - accuracy_b|`.
+    def __add__(self, other: Self) -> Self:
+        """Return the score of both parts together."""
+        fields = [f.name for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return type(self)(**{name: add(getattr(self, name), getattr(other, name)) for name in fields})
 
-        Over 15 bins of equal width (Guo et al., ICML 2017).
-        """
-        return math.fsum(abs(g) for g in self.gaps) / self.n
+    def details(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return what a model card says beside the metrics; `names` are those of the classes."""
+        return {}
 
-    @property
-    def brier(self) -> float:
-        """Brier score, in [0, 2]: mean of `sum_c (p_c - [c = y])^2` (Brier 1950)."""
-        return self.squares / self.n
+    def coarse(self) -> Self:
+        """Return a score that says nothing of single labels, for sites that keep label counts to themselves."""
+        return self
 
-
-N = TypeVar("N", int, float)
-
-
-def _sum(a: tuple[N, ...], b: tuple[N, ...]) -> tuple[N, ...]:
-    return tuple(x + y for x, y in zip(a, b, strict=True))
+    def plausible(self, n: int, outputs: int) -> bool:
+        """Return whether it can be a score of n samples, for a network with this number of outputs."""
+        return self.n == n and all(map(math.isfinite, flat(self)))
 
 
-def score(logits: torch.Tensor, labels: torch.Tensor) -> Score:
-    """Return the metrics of logits (n, C) for labels (n,), n >= 1."""
-    classes = logits.shape[1]
-    logits = logits.double()
-    probabilities = logits.softmax(dim=1)
-    confidence, guess = probabilities.max(dim=1)
-    right = guess == labels
-    squares = (probabilities - torch.eye(classes, dtype=torch.float64)[labels]).square().sum()
-    bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # bins (0, 1/15], (1/15, 2/15], ...
-    gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, confidence - right.double())
-    counts, hits = (torch.bincount(y, minlength=classes).tolist() for y in (labels, labels[right]))
-    loss = cross_entropy(logits, labels, reduction="sum")
-    return Score(tuple(counts), tuple(hits), float(loss), float(squares), tuple(gaps.tolist()))
+def add(a: Any, b: Any) -> Any:
+    """Return the sum of two numbers, or of two tuples of numbers of equal length, element by element."""
+    return tuple(x + y for x, y in zip(a, b, strict=True)) if isinstance(a, tuple) else a + b
+
+
+def flat(score: Score) -> list[Number]:
+    """Return all numbers of a score."""
+    values = [getattr(score, f.name) for f in dataclasses.fields(score)]  # type: ignore[arg-type]
+    return [n for v in values if v is not None for n in (v if isinstance(v, tuple) else (v,))]
 
 
 def pooled(scores: Iterable[Score]) -> Score | None:
     """Return the score of the union of disjoint parts; None if there are no parts."""
     parts = list(scores)
-    return reduce(Score.__add__, parts) if parts else None
+    return reduce(lambda a, b: a + b, parts) if parts else None
 
 
-def worst(values: Sequence[float], share: float) -> float:
-    """Return the mean of the ceil(share * K) lowest of K values.
+def worst(values: Sequence[float], share: float, *, higher: bool = True) -> float:
+    """Return the mean of the ceil(share * K) worst of K values: the lowest, unless lower values are better.
 
     >>> worst([0.9, 0.5, 0.7], 0.05)
     0.5
     """
-    lowest = sorted(values)[: math.ceil(share * len(values))]
-    return math.fsum(lowest) / len(lowest)
+    ordered = sorted(values, reverse=not higher)[: math.ceil(share * len(values))]
+    return math.fsum(ordered) / len(ordered)
 
 
 def mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:

@@ -13,6 +13,7 @@ from torch import nn
 
 from floco.core.errors import FlocoError, nearest
 from floco.core.head import head_layer
+from floco.core.inputs import Inputs
 from floco.core.random import global_stream
 from floco.core.values import Layout, Tensors
 
@@ -27,7 +28,7 @@ class Network:
     factory: Factory | None = field(default=None, repr=False)
     loaded: frozenset[str] = frozenset()
     """Names of tensors with loaded values, which the initialiser must not redraw."""
-    sample: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    sample: Inputs | None = field(default=None, repr=False, compare=False)
     """Inputs (n, ...) for the forward pass that finds the head; None: trace the module symbolically, if possible."""
 
     @cached_property
@@ -144,12 +145,12 @@ def _reset(layer: nn.Module, name: str) -> None:
     reset()
 
 
-def network(
+def build_network(
     model: nn.Module | Factory,
     *,
     seed: int,
     weights: Mapping[str, torch.Tensor] | None = None,
-    sample: torch.Tensor | None = None,
+    sample: Inputs | None = None,
 ) -> Network:
     """Return the network of a module, or of a function that builds one.
 

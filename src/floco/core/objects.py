@@ -1,23 +1,106 @@
-"""Import the objects that settings name as `module:name`."""
+"""Objects that settings name: a word, or `module:name` for a user's own."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
 
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, nearest
+
+T = TypeVar("T")
 
 
 def load_object(path: str, key: str) -> Any:
-    """Return the callable that `module:name` names; errors mention the configuration key `key`."""
+    """Return what `module:name` names; `key` is the setting, for error messages."""
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module or "(no module)"), name or "(no function)")
     except ModuleNotFoundError as error:
-        hint = "it must be importable from the folder where floco is started"
-        raise FlocoError(f"{key} = {path!r}: {error}; {hint}") from error
+        where = "it must be importable from the folder where floco is started"
+        raise FlocoError(f"{key} = {path!r}: {error}; {where}") from error
     except AttributeError as error:
         raise FlocoError(f"{key} = {path!r}: module {module!r} has no {name!r}") from error
     if not callable(found):
         raise FlocoError(f"{key} = {path!r} must be a function, got {type(found).__name__}")
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Registry:
+    """The classes that a setting can name: built-in ones, those of installed packages, and a user's own."""
+
+    key: str
+    """The setting, e.g. `algorithm.name`."""
+    base: type[Any]
+    known: Mapping[str, type[Any]]
+    group: str = ""
+    """Entry-point group of packages that bring such classes; "": none."""
+
+    def find(self, name: Any) -> type[Any]:
+        """Return the class called `name`: a built-in word, an entry point, or `module:Class`.
+
+        Raises:
+            FlocoError: there is none, or it is not a frozen dataclass of the right kind with a name.
+        """
+        if not isinstance(name, str) or not (name in self.known or name in self._installed or ":" in name):
+            words = [*self.known, *self._installed]
+            raise FlocoError(
+                f"{self.key} must be one of {', '.join(words)}, or module:Class, "
+                f"got {name!r}{nearest(str(name), words)}"
+            )
+        if name in self.known:
+            return self.known[name]
+        return self.check(self._installed[name].load() if name in self._installed else load_object(name, self.key))
+
+    def check(self, cls: Any) -> type[Any]:
+        """Return a class that can be used under this setting."""
+        kind = self.base.__name__
+        if not isinstance(cls, type) or not issubclass(cls, self.base):
+            raise FlocoError(f"{self.key}: {cls!r} must be a class, a subclass of {kind}")
+        if missing := sorted(getattr(cls, "__abstractmethods__", ())):
+            raise FlocoError(f"{self.key}: {cls.__name__} has no {', '.join(missing)}, which each {kind} needs")
+        if not dataclasses.is_dataclass(cls) or not getattr(cls, "__dataclass_params__").frozen:  # noqa: B009
+            raise FlocoError(f"{self.key}: put @dataclass(frozen=True) above class {cls.__name__}")
+        if not isinstance(getattr(cls, "name", None), str):
+            raise FlocoError(f'{self.key}: class {cls.__name__} needs a name, e.g. name: ClassVar[str] = "mine"')
+        return cls
+
+    def name_of(self, cls: type[Any]) -> str:
+        """Return the name by which `find` finds a class again."""
+        for name, known in self.known.items():
+            if known is cls:
+                return name
+        for name, entry in self._installed.items():
+            if entry.value == f"{cls.__module__}:{cls.__qualname__}":
+                return name
+        return f"{cls.__module__}:{cls.__qualname__}"
+
+    @property
+    def _installed(self) -> Mapping[str, Any]:
+        return _entry_points(self.group) if self.group else {}
+
+
+@cache
+def _entry_points(group: str) -> dict[str, Any]:
+    return {entry.name: entry for entry in entry_points(group=group)}
+
+
+def lazy(package: str, homes: Mapping[str, tuple[str, ...]]) -> tuple[Callable[[str], Any], list[str]]:
+    """Return `__getattr__` and `__all__` of a package whose public names are imported when they are first used.
+
+    Args:
+        package: its name.
+        homes: names by the module that defines them.
+    """
+    home = {name: module for module, names in homes.items() for name in names}
+
+    def get(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(home[name]), name)
+
+    return get, sorted(home)

@@ -108,6 +108,18 @@ def plain(settings: Any) -> dict[str, Any]:
     return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
 
 
+def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables as one with dotted keys.
+
+    >>> flatten({"seed": 0, "data": {"split": {"name": "folds"}}})
+    {'seed': 0, 'data.split.name': 'folds'}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
 def names(cls: type[Any]) -> list[str]:
     """Return the names of a settings class's fields."""
     return [f.name for f in dataclasses.fields(cls)]

@@ -11,26 +11,25 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
-from torch.nn.functional import cross_entropy
 
+from floco.core.inputs import Inputs
 from floco.core.settings import Settings, setting
+from floco.core.task import Task
 
 Tensors = dict[str, torch.Tensor]
-Predict = Callable[[Mapping[str, torch.Tensor], torch.Tensor], torch.Tensor]
-"""`predict(tensors, x)`: the network's logits (B, C) for inputs x (B, ...) with these parameters and buffers."""
-Task = Literal["train", "probe", "evaluate"]
+Predict = Callable[[Mapping[str, torch.Tensor], Inputs], torch.Tensor]
+"""`predict(tensors, x)`: the network's outputs (B, ...) for inputs x (B, ...) with these parameters and buffers."""
+Purpose = Literal["train", "probe", "evaluate"]
+"""What a client is asked to do; a probe trains only for its signal."""
 
 Row = dict[str, int | float | str | None]
 """One line of a CSV file; None is an empty cell."""
 
-PADDED = -100
-"""Padding label (`ignore_index` of `cross_entropy`). Batches are padded only for losses verified to ignore it."""
-
 
 class Batch(NamedTuple):
-    """Inputs x (B, ...) and labels y (B,) of one step."""
+    """Inputs x (B, ...) and targets y (B, ...) of one step."""
 
-    x: torch.Tensor
+    x: Inputs
     y: torch.Tensor
 
 
@@ -108,8 +107,11 @@ class Facts:
     training: Training
     n_train: int
     label_counts: tuple[int, ...]
+    """Training samples by class; () for a task without classes."""
     batches: int
     """Batches per epoch."""
+    task: Task
+    """What is learned: its loss, and its metrics."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Message:
     """What the server sends to one client in round `round` (counted from 1)."""
 
     round: int
-    task: Task
+    task: Purpose
     shared: Tensors
     own: Tensors = field(default_factory=dict)
 
@@ -140,10 +142,18 @@ class Update:
     """What a client sends back: new shared tensors, averaged with `weight` (sample count) if the task is `train`."""
 
     client: str
-    task: Task
+    task: Purpose
     weight: int
     shared: Tensors
     extra: Tensors = field(default_factory=dict)
+
+
+class ClientInfo(NamedTuple):
+    """What the server knows of a client."""
+
+    id: str
+    n_train: int
+    n_test: int
 
 
 class Selection(NamedTuple):
@@ -163,12 +173,12 @@ class Models(NamedTuple):
     personal: Tensors | None
 
 
-def under(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
+def strip_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
     """Return the tensors whose names start with `prefix`, with the prefix removed."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
-def prefixed(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
+def add_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:
     """Return the tensors with `prefix` added to each name."""
     return {prefix + name: t for name, t in tensors.items()}
 
@@ -181,13 +191,13 @@ def fast_copy(t: torch.Tensor) -> torch.Tensor:
     return t.clone(memory_format=torch.channels_last if t.ndim == 4 else torch.contiguous_format)
 
 
-OWN = "personal/"
+PERSONAL = "personal/"
 """Prefix of a second network, which stays on the client."""
 
 
-def personally(loss: Loss) -> Loss:
-    """Return the loss evaluated on the client's own network, the tensors under `OWN`."""
-    return lambda predict, tensors, draw, batch: loss(predict, under(tensors, OWN), draw, batch)
+def personalize(loss: Loss) -> Loss:
+    """Return the loss evaluated on the client's own network, the tensors under `PERSONAL`."""
+    return lambda predict, tensors, draw, batch: loss(predict, strip_prefix(tensors, PERSONAL), draw, batch)
 
 
 RECEIVED = "received/"
@@ -222,12 +232,16 @@ def weighted_mean(updates: Sequence[Update]) -> Tensors:
     return mean
 
 
-def plain_loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
-    """Return the cross-entropy of the shared network."""
-    return cross_entropy(predict(tensors, batch.x), batch.y)
+def plain_loss(task: Task) -> Loss:
+    """Return the task's loss of the shared network."""
+
+    def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+        return task.loss(predict(tensors, batch.x), batch.y)
+
+    return loss
 
 
-def averaged(state: ServerState, updates: Sequence[Update]) -> ServerState:
+def average(state: ServerState, updates: Sequence[Update]) -> ServerState:
     """Return the next state: shared tensors become the weighted mean over the clients that trained."""
     trained = [u for u in updates if u.task == "train"]
     return replace(state, shared={**state.shared, **weighted_mean(trained)}, round=state.round + 1)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 
 from floco.core.errors import FlocoError
+from floco.core.inputs import Inputs, columns, count, like, rows
 from floco.core.random import one_thread
-from floco.data.schema import Form, Normalization
+from floco.core.task import Labels, Task
+from floco.core.values import ClientInfo
+from floco.data.schema import Form, Normalization, Schema
+from floco.tasks import Classification
 
 
 @dataclass(frozen=True)
@@ -33,64 +38,64 @@ class Client:
 class Federation:
     """All samples, stored once, and the clients as index lists into them."""
 
-    x: torch.Tensor
-    """(N, C, ...) raw samples: uint8 or float32, channels first."""
+    x: Inputs
+    """(N, C, ...) raw samples: uint8, int64 (ids) or float32, channels first; or a tuple or dict of such columns."""
     y: torch.Tensor
-    """(N,) int64 in [0, C)."""
+    """(N, ...) targets; of classification (N,) int64 in [0, C)."""
     clients: tuple[Client, ...]
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
     """Label names, by class number."""
-    x_test: torch.Tensor | None = None
+    x_test: Inputs | None = None
     """A global test set that belongs to no client."""
     y_test: torch.Tensor | None = None
     held_out: tuple[Client, ...] = ()
     """Clients excluded from training and evaluation, for later use as newcomers."""
-    normalization: Normalization = field(default_factory=Normalization)
-    channels: str = "first"
-    """Channel position in the source's samples (see `arrays.CHANNELS`)."""
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    """Form of the inputs in their source, by column (`""`: a single one)."""
     values: tuple[str, ...] = ()
     """The source's own labels, as text, by class number; (): equal to the names."""
-    offset: tuple[float, ...] = ()
-    """Subtracted from each channel of the source's samples; (): nothing."""
-    features: tuple[str, ...] = ()
-    """Feature names, if the source is a table with named columns."""
+    task: Task = field(default_factory=Classification)
+    """What is learned."""
 
     def __post_init__(self) -> None:
-        """Check that client ids are unique, and tell the normalization where the network takes the channels."""
+        """Check that client ids are unique."""
         ids = [c.id for c in (*self.clients, *self.held_out)]
         if len(set(ids)) < len(ids):
             repeated = sorted({i for i in ids if ids.count(i) > 1})
             raise FlocoError(f"each client needs an id of its own, got {_some(repeated)} more than once")
-        object.__setattr__(self, "normalization", replace(self.normalization, last=self.channels == "kept"))
+
+    @cached_property
+    def infos(self) -> tuple[ClientInfo, ...]:
+        """What a server may know of the participating clients, in order."""
+        return tuple(ClientInfo(c.id, len(c.train), len(c.test)) for c in self.clients)
 
     @property
-    def common_test(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw samples and labels of the global test set; without one, the union of the clients' test sets."""
+    def common_test(self) -> tuple[Inputs, torch.Tensor]:
+        """Raw samples and targets of the global test set; without one, the union of the clients' test sets."""
         if self.x_test is not None and self.y_test is not None:
             return self.x_test, self.y_test
         union = torch.cat([c.test for c in self.clients])
-        return self.x[union], self.y[union]
+        return rows(self.x, union), self.y[union]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one network input."""
-        channels, *rest = self.x.shape[1:]
-        return (*rest, channels) if self.channels == "kept" else (channels, *rest)
+    def shape(self) -> Any:
+        """Shape of one network input; of several, a tuple or dict of shapes."""
+        return like(self.x, {name: tuple(column.shape[1:]) for name, column in columns(self.sample).items()})
 
     @property
     def classes(self) -> int:
-        """Number of classes."""
+        """Number of classes; 0 for a task without."""
         return len(self.names)
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs that a network needs."""
+        return self.task.outputs(self.y, self.schema.labels)
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Ids of the participating clients, in order."""
         return tuple(c.id for c in self.clients)
-
-    @cached_property
-    def sizes(self) -> dict[str, int]:
-        """Number of training samples of each participating client, n_k."""
-        return {c.id: len(c.train) for c in self.clients}
 
     def client(self, name: str) -> Client:
         """Return the client called `name`."""
@@ -103,40 +108,47 @@ class Federation:
         return {c.id: c for c in (*self.clients, *self.held_out)}
 
     def label_counts(self, indices: torch.Tensor) -> tuple[int, ...]:
-        """Return how many of the samples `indices` have each label, (C,)."""
-        return tuple(torch.bincount(self.y[indices], minlength=self.classes).tolist())
+        """Return how many of the samples `indices` have each label, (C,); () for a task without classes."""
+        return () if not self.task.labelled else tuple(torch.bincount(self.y[indices], minlength=self.classes).tolist())
 
     @cached_property
-    def form(self) -> Form:
-        """The source's form of samples and labels."""
-        c, *rest = self.x.shape[1:]
-        shape = {"none": tuple(rest), "first": (c, *rest)}.get(self.channels, (*rest, c))
-        dtype = "uint8" if self.x.dtype == torch.uint8 else "float64" if self.offset else "float32"
-        others = (0, *range(2, self.x.ndim))
-        ranges = tuple(zip(self.x.amin(others).float().tolist(), self.x.amax(others).float().tolist(), strict=True))
-        values, normal = self.values or self.names, self.normalization
-        return Form(shape, dtype, self.channels, self.names, values, ranges, normal, self.offset, self.features)
-
-    def inputs(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the normalised inputs of the samples `indices`, (n, C, ...) float32."""
-        return self.normalization(self.x[indices])
+    def schema(self) -> Schema:
+        """What samples and targets look like in their source."""
+        forms = {name: self.forms.get(name, Form()).seen(column) for name, column in columns(self.x).items()}
+        return Schema(like(self.x, forms), Labels(self.names, self.values or self.names), self.task)
 
     @property
-    def sample(self) -> torch.Tensor:
+    def normalization(self) -> Normalization:
+        """That of the one input."""
+        return self.schema.form.normalization
+
+    def normalize(self, raw: Inputs) -> Inputs:
+        """Return network inputs of raw samples."""
+        forms = self.forms
+        return like(raw, {n: forms.get(n, Form()).normalize(column) for n, column in columns(raw).items()})
+
+    def inputs(self, indices: torch.Tensor) -> Inputs:
+        """Return the normalised inputs of the samples `indices`, (n, C, ...)."""
+        return self.normalize(rows(self.x, indices))
+
+    @property
+    def sample(self) -> Inputs:
         """Two network inputs, to try out a network."""
-        return self.inputs(torch.arange(min(2, len(self.x))))
+        return self.inputs(torch.arange(min(2, count(self.x))))
 
     def fingerprint(self) -> str:
         """Return a hash of all samples, labels, splits and the normalisation: equal for equal data."""
         digest = hashlib.blake2b(digest_size=16)
-        for tensor in (self.x, self.y, self.x_test, self.y_test):
+        tested = {} if self.x_test is None else columns(self.x_test)
+        for tensor in (*columns(self.x).values(), self.y, *tested.values(), self.y_test):
             if tensor is not None:
                 digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
                 for block in tensor.split(4096):
                     digest.update(np.ascontiguousarray(block.numpy()).data)
         for c in (*self.clients, *self.held_out):
             digest.update(c.id.encode() + b"\0" + c.train.numpy().tobytes() + b"\1" + c.test.numpy().tobytes())
-        digest.update(repr((self.names, self.normalization, self.offset)).encode())
+        forms = [(name, f.normalization, f.offset) for name, f in self.forms.items()]
+        digest.update(repr((self.names, forms, self.task)).encode())
         return digest.hexdigest()
 
 
@@ -151,7 +163,7 @@ Sums = tuple[int, tuple[float, ...], tuple[float, ...]]
 """Number of values per channel, then for each channel their sum and the sum of squared deviations from their mean."""
 
 
-def sums(x: torch.Tensor, indices: torch.Tensor) -> Sums:
+def sum_channels(x: torch.Tensor, indices: torch.Tensor) -> Sums:
     """Return the sums of the samples `indices`, in float64; uint8 is divided by 255 first.
 
     Works in blocks, so that the samples are not copied at once, and on one thread, so that the result has the same bits
@@ -165,10 +177,10 @@ def sums(x: torch.Tensor, indices: torch.Tensor) -> Sums:
             squares = (values - values.mean(dims, keepdim=True)).square()
             count = values.numel() // x.shape[1]
             parts.append((count, tuple(values.sum(dims).tolist()), tuple(squares.sum(dims).tolist())))
-    return joined(parts)
+    return join_sums(parts)
 
 
-def joined(parts: Sequence[Sums]) -> Sums:
+def join_sums(parts: Sequence[Sums]) -> Sums:
     """Return the sums of all parts together.
 
     Squared deviations are taken about the common mean (Chan, Golub, LeVeque 1979): a large mean costs no digits.
@@ -181,12 +193,12 @@ def joined(parts: Sequence[Sums]) -> Sums:
     return count, tuple(totals), tuple(squares)
 
 
-def normalization(parts: Sequence[Sums]) -> Normalization:
+def fit_normalization(parts: Sequence[Sums]) -> Normalization:
     """Return mean and standard deviation per channel from the clients' sums; a constant channel is only centered.
 
     A channel is constant if it varies by no more than float32 rounding at its magnitude; small units are not.
     """
-    count, totals, squares = joined(parts)
+    count, totals, squares = join_sums(parts)
     mean = torch.tensor(totals, dtype=torch.float64) / count
     std = (torch.tensor(squares, dtype=torch.float64) / count).sqrt()
     std = torch.where(std > _ROUNDING * mean.abs(), std, torch.ones_like(std))

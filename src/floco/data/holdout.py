@@ -38,7 +38,7 @@ def divide_latest(rows: np.ndarray, when: np.ndarray, test_share: float, client:
 
     Args:
         rows: the client's rows.
-        when: rank in time of every row of the source (see `ranks`); equal ranks are not separated.
+        when: rank in time of every row of the source (see `rank`); equal ranks are not separated.
         test_share: test part, as nearly as ties allow, in (0, 1).
         client: the client's id, for error messages.
 
@@ -67,7 +67,7 @@ def divide_latest(rows: np.ndarray, when: np.ndarray, test_share: float, client:
     return np.sort(train), np.sort(test)
 
 
-def ranks(column: np.ndarray, name: str) -> np.ndarray:
+def rank(column: np.ndarray, name: str) -> np.ndarray:
     """Return the rank in time (N,) int64 of each value of a column: numbers, dates, or text that is one or the other.
 
     Raises:

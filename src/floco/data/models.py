@@ -94,7 +94,8 @@ def factory(name: str, shape: tuple[int, ...], classes: int) -> Factory:
         raise FlocoError(f"model.name must be one of {known}, or module:function, got {name!r}{nearest(name, MODELS)}")
     function = load_object(name, "model.name")
     accepted = inspect.signature(function).parameters
-    given = {k: v for k, v in {"shape": shape, "classes": classes}.items() if k in accepted}
+    offered = {"shape": shape, "classes": classes, "outputs": classes}
+    given = {k: v for k, v in offered.items() if k in accepted}
     return lambda: function(**given)
 
 
@@ -108,8 +109,10 @@ class ChannelsFirst(nn.Module):
 
 def model(name: str, federation: Federation) -> Factory:
     """Return a function that builds the model `name` (as in `model.name`) for the samples of a federation."""
-    if name in MODELS and federation.channels == "kept":
+    if name in MODELS and not isinstance(federation.x, torch.Tensor):
+        raise FlocoError(f"model {name} takes one input, and the data have several: write your own, module:function")
+    if name in MODELS and federation.schema.form.channels == "kept":
         *rest, channels = federation.shape
-        build = factory(name, (channels, *rest), federation.classes)
+        build = factory(name, (channels, *rest), federation.outputs)
         return lambda: nn.Sequential(ChannelsFirst(), build())
-    return factory(name, federation.shape, federation.classes)
+    return factory(name, federation.shape, federation.outputs)

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import copy
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from floco.core.errors import FlocoError
 from floco.core.random import derive, stream
-from floco.core.settings import Settings, setting
+from floco.core.settings import setting
+from floco.data.split import Split, Table, cut
+from floco.tasks.labels import client_ids
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -26,10 +27,15 @@ _LABEL, _ROW = "label", "row"
 
 
 @dataclass(frozen=True)
-class Split(Settings, ABC):
-    """A rule that assigns rows to clients."""
+class Partitioned(Split):
+    """A split that a partitioner of flwr-datasets carries out."""
 
-    name: ClassVar[str]
+    def assign(self, table: Table, *, clients: int | None, samples: int | None, seed: int) -> dict[str, np.ndarray]:
+        """Return the rows of the clients `client-0`, `client-1`, ..."""
+        if clients is None:
+            raise FlocoError(f"data.clients must say how many clients the split {self.name} is for")
+        parts = partition(self, table.labels, clients, samples, seed)
+        return {f"client-{i}": rows for i, rows in enumerate(parts)}
 
     @abstractmethod
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
@@ -42,7 +48,7 @@ def _sizes(total: int, clients: int, samples: int | None) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Folds(Split):
+class Folds(Partitioned):
     """Client i belongs to fold i mod `folds`; `share` of its samples come from its fold's classes.
 
     >>> Folds(5, share=0.84).share
@@ -50,8 +56,9 @@ class Folds(Split):
     """
 
     name: ClassVar[str] = "folds"
-    folds: int = setting(5, "folds: number of groups of clients with classes in common", low=2)
-    share: float = setting(0.8, "folds: share of a client's samples that is from its fold's classes", low=0, high=1)
+    labelled: ClassVar[bool] = True
+    folds: int = setting(5, "number of groups of clients with classes in common", low=2)
+    share: float = setting(0.8, "share of a client's samples that is from its fold's classes", low=0, high=1)
 
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
         """Return floco's own `FoldsPartitioner`."""
@@ -62,11 +69,12 @@ class Folds(Split):
 
 
 @dataclass(frozen=True)
-class Dirichlet(Split):
+class Dirichlet(Partitioned):
     """Clients of equal size, each with class frequencies drawn from Dirichlet(alpha)."""
 
     name: ClassVar[str] = "dirichlet"
-    alpha: float = setting(0.5, "dirichlet, dirichlet-sizes: concentration; smaller is more heterogeneous", above=0)
+    labelled: ClassVar[bool] = True
+    alpha: float = setting(0.5, "concentration; smaller is more heterogeneous", above=0)
 
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
         """Return flwr-datasets' InnerDirichletPartitioner."""
@@ -76,11 +84,12 @@ class Dirichlet(Split):
 
 
 @dataclass(frozen=True)
-class DirichletSizes(Split):
+class DirichletSizes(Partitioned):
     """Each class is split in proportions drawn from Dirichlet(alpha): clients differ in classes and size."""
 
     name: ClassVar[str] = "dirichlet-sizes"
-    alpha: float = setting(0.5, "dirichlet, dirichlet-sizes: concentration; smaller is more heterogeneous", above=0)
+    labelled: ClassVar[bool] = True
+    alpha: float = setting(0.5, "concentration; smaller is more heterogeneous", above=0)
 
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
         """Return flwr-datasets' DirichletPartitioner; each client has `samples` samples at least (None: 10)."""
@@ -90,7 +99,7 @@ class DirichletSizes(Split):
 
 
 @dataclass(frozen=True)
-class Iid(Split):
+class Iid(Partitioned):
     """Clients of equal size, with samples drawn at random."""
 
     name: ClassVar[str] = "iid"
@@ -103,11 +112,12 @@ class Iid(Split):
 
 
 @dataclass(frozen=True)
-class Pathological(Split):
+class Pathological(Partitioned):
     """Each client has samples of `classes` classes only."""
 
     name: ClassVar[str] = "pathological"
-    classes: int = setting(2, "pathological: classes per client", low=1)
+    labelled: ClassVar[bool] = True
+    classes: int = setting(2, "classes per client", low=1)
 
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
         """Return flwr-datasets' PathologicalPartitioner."""
@@ -119,13 +129,19 @@ class Pathological(Split):
 
 @dataclass(frozen=True)
 class Natural(Split):
-    """The clients named by the source's column `client`."""
+    """The clients that the source itself names, in its column `client`."""
 
     name: ClassVar[str] = "natural"
 
-    def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
-        """Raise: natural clients are grouped, not partitioned."""
-        raise FlocoError('data.split = "natural" needs a source with client ids')
+    def assign(self, table: Table, *, clients: int | None, samples: int | None, seed: int) -> dict[str, np.ndarray]:
+        """Group rows by client id in one pass; flwr-datasets' natural partitioner reads all rows once per client."""
+        if "client" not in table.columns:
+            raise FlocoError('data.split = "natural" needs a source with a column "client"; this one has none')
+        ids, which = np.unique(client_ids(table.columns["client"], "the column client"), return_inverse=True)
+        if clients is not None and clients > len(ids):
+            raise FlocoError(f"data.clients must be at most the number of natural clients ({len(ids)}), got {clients}")
+        grouped = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
+        return {str(i): rows for i, rows in list(zip(ids, grouped, strict=True))[:clients]}
 
 
 @dataclass(frozen=True)
@@ -133,11 +149,24 @@ class Single(Split):
     """One client with all samples: a site of a federation across organisations."""
 
     name: ClassVar[str] = "single"
-    id: str = setting("site", "single: the client's id")
+    id: str = setting("site", "the client's id")
 
-    def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
-        """Raise: a single client is not partitioned."""
-        raise FlocoError('data.split = "single" has one client with all samples, and cannot be partitioned')
+    def assign(self, table: Table, *, clients: int | None, samples: int | None, seed: int) -> dict[str, np.ndarray]:
+        """Return all rows, for the one client."""
+        return {self.id: np.arange(len(table.labels))}
+
+
+@dataclass(frozen=True)
+class Foreign(Split):
+    """Any partitioner of flwr-datasets, given as an object from Python."""
+
+    name: ClassVar[str] = "foreign"
+    partitioner: Any = None
+
+    def assign(self, table: Table, *, clients: int | None, samples: int | None, seed: int) -> dict[str, np.ndarray]:
+        """Return the rows of the clients `client-0`, `client-1`, ..., as many as the partitioner has."""
+        parts = partition(self.partitioner, table.labels, 1, samples, seed)
+        return {f"client-{i}": rows for i, rows in enumerate(parts)}
 
 
 _ALL: tuple[type[Split], ...] = (Folds, Dirichlet, DirichletSizes, Iid, Pathological, Natural, Single)
@@ -145,7 +174,7 @@ SPLITS: dict[str, type[Split]] = {s.name: s for s in _ALL}
 
 
 def partition(
-    split: Split | Partitioner, labels: np.ndarray, clients: int, samples: int | None, seed: int
+    split: Partitioned | Partitioner, labels: np.ndarray, clients: int, samples: int | None, seed: int
 ) -> list[np.ndarray]:
     """Return the rows of each client, from labels (N,) in 0..C-1 and the random stream "split" of `seed`.
 
@@ -153,7 +182,7 @@ def partition(
         FlocoError: too few samples for the clients, or the split fails for another reason.
     """
     wanted = clients * (samples or 1)
-    if isinstance(split, Split) and wanted > len(labels):
+    if isinstance(split, Partitioned) and wanted > len(labels):
         raise FlocoError(
             f"data.clients = {clients} with {samples or 'at least 1'} samples each need {wanted} samples, "
             f"the source has {len(labels)}"
@@ -163,7 +192,7 @@ def partition(
     rows = torch.randperm(len(labels), generator=stream(seed, "split")).numpy()
     if samples is not None and isinstance(split, Iid):
         rows = rows[:wanted]
-    if isinstance(split, Split):
+    if isinstance(split, Partitioned):
         partitioner = split.partitioner(labels, clients, samples, derive(seed, "split") % 2**32)
     else:
         partitioner = copy.deepcopy(split)
@@ -177,36 +206,6 @@ def partition(
     except FlocoError:
         raise
     except Exception as error:
-        name = split.name if isinstance(split, Split) else type(split).__name__
-        raise FlocoError(f"split {name} cannot deal {len(labels)} samples as asked: {error}") from error
+        name = split.name if isinstance(split, Partitioned) else type(split).__name__
+        raise FlocoError(f"split {name} cannot assign {len(labels)} samples as asked: {error}") from error
     return [cut(part, samples, f"client-{i}", seed) for i, part in enumerate(parts)]
-
-
-def cut(rows: np.ndarray, samples: int | None, client: str, seed: int) -> np.ndarray:
-    """Return `samples` of a client's rows (None: all), in order.
-
-    They are drawn at random from the client's own stream, as the first ones may all be of one class or time.
-
-    Raises:
-        FlocoError: the client has fewer rows.
-    """
-    if samples is None or len(rows) == samples:
-        return rows
-    if len(rows) < samples:
-        raise FlocoError(
-            f'data.samples = {samples}, and the split gives client "{client}" only {len(rows)}; '
-            "use fewer, or leave it empty"
-        )
-    chosen = torch.randperm(len(rows), generator=stream(seed, "samples", client))[:samples]
-    drawn: np.ndarray = rows[chosen.sort().values.numpy()]
-    return drawn
-
-
-def heterogeneity(counts: Sequence[Sequence[int]]) -> float:
-    """Return the mean total variation distance between the clients' label distributions and the pooled one, in [0, 1).
-
-    0: all clients have the same label frequencies.
-    """
-    table = np.asarray(counts, dtype=np.float64)
-    pooled = table.sum(axis=0) / table.sum()
-    return float(np.abs(table / table.sum(axis=1, keepdims=True) - pooled).sum(axis=1).mean() / 2)

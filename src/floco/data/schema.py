@@ -1,16 +1,19 @@
-"""The form of a source's samples and labels, and how raw samples become network inputs."""
+"""The schema of samples and targets: their form in the source, and how raw samples become network inputs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from floco.core.errors import FlocoError, warn
+from floco.core.inputs import Inputs, columns, count, like
+from floco.core.task import Labels, Task
 from floco.data.arrays import as_in_source, channels_first, column_names, float32, writeable
-from floco.data.labels import array, plain_labels
+from floco.tasks.labels import array
 
 # 10 samples that together span less than 5 % of the training data's range probably have another scale,
 # and a value more than 10 ranges outside of its channel's range probably another unit.
@@ -23,40 +26,51 @@ class Normalization:
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    last: bool = False
-    """Whether the network takes its inputs channels last: sequences (T, F), as in their source."""
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
-        """Return float32 inputs (N, C, ...) or (N, ..., C) of raw samples (N, C, ...); unscaled without statistics."""
+        """Return float32 values (N, C, ...) of raw samples (N, C, ...); unscaled without statistics."""
         x = raw.float()
         if self.mean:
             x = x / 255 if raw.dtype == torch.uint8 else x
             shape = (1, -1) + (1,) * (x.ndim - 2)
             x = (x - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
-        return x.movedim(1, -1).contiguous() if self.last else x
+        return x
 
 
 @dataclass(frozen=True)
 class Form:
-    """The raw samples that a model takes, and the labels that it predicts."""
+    """One input of a network, as its source has it, and how raw samples become numbers for the network."""
 
-    shape: tuple[int, ...]
-    """Shape of one sample in its source: (H, W, C), (H, W) or (F, ...)."""
-    dtype: str
-    """`uint8`, `float32`, or `float64` for numbers too large for the precision of float32 (see `offset`)."""
-    channels: str
+    channels: str = "first"
     """Channel position in the source: one of `CHANNELS`."""
-    names: tuple[str, ...]
-    """Label names by class number, (C,)."""
-    values: tuple[str, ...]
-    """The source's own labels, as text, by class number."""
-    ranges: tuple[tuple[float, float], ...]
-    """Minimum and maximum of each channel over all samples."""
-    normalization: Normalization
     offset: tuple[float, ...] = ()
     """Subtracted from each channel before the conversion to float32; (): nothing."""
     features: tuple[str, ...] = ()
     """Column names, if the source is a table; tables to predict must have the same, in the same order."""
+    normalization: Normalization = Normalization()
+    shape: tuple[int, ...] = ()
+    """Shape of one sample in its source: (H, W, C), (H, W) or (F, ...)."""
+    dtype: str = "float32"
+    """`uint8`, `int64` (ids, never scaled), `float32`, or `float64` for numbers too large for it (see `offset`)."""
+    ranges: tuple[tuple[float, float], ...] = ()
+    """Minimum and maximum of each channel over all samples."""
+
+    def seen(self, x: torch.Tensor) -> Form:
+        """Return the form with shape, type and ranges of samples (N, C, ...)."""
+        shape = as_in_source(x[:1], self.channels).shape[1:]
+        if x.dtype == torch.int64:
+            return replace(self, shape=tuple(shape), dtype="int64", ranges=((float(x.min()), float(x.max())),))
+        others = (0, *range(2, x.ndim))
+        ranges = tuple(zip(x.amin(others).float().tolist(), x.amax(others).float().tolist(), strict=True))
+        dtype = "uint8" if x.dtype == torch.uint8 else "float64" if self.offset else "float32"
+        return replace(self, shape=tuple(shape), dtype=dtype, ranges=ranges)
+
+    def normalize(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return network inputs (N, C, ...), for sequences (N, ..., C), of raw samples (N, C, ...); ids as they are."""
+        if raw.dtype == torch.int64:
+            return raw
+        x = self.normalization(raw)
+        return x.movedim(1, -1).contiguous() if self.channels == "kept" else x
 
     @property
     def divisor(self) -> int:
@@ -106,6 +120,8 @@ class Form:
             raise FlocoError(f"{where} must have shape (N, {shape}), N >= 1, as the training data; got {x.shape}")
         if x.dtype.kind not in "iuf":
             raise FlocoError(f"{where} must be numbers, got {x.dtype}")
+        if self.dtype == "int64":
+            return self._ids(x, where)
         if self.dtype == "uint8" and (x.dtype.kind == "f" or x.min() < 0 or x.max() > 255):
             raise FlocoError(
                 f"{where} must be whole numbers from 0 to 255, as the training data; "
@@ -117,14 +133,17 @@ class Form:
         self._check_range(raw, where, far)
         return raw
 
-    def labelled(self, x: Any, y: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return checked samples (N, C, ...) and as many class numbers (N,)."""
-        samples, classes = self.samples(x, "x"), self.classes(y, "y")
-        if len(samples) != len(classes):
+    def _ids(self, x: np.ndarray, where: str) -> torch.Tensor:
+        ((low, high),) = self.ranges
+        if x.dtype.kind not in "iu" or x.min() < min(0, low):
             raise FlocoError(
-                f"there must be one label for each sample, got {len(samples)} samples and {len(classes)} labels"
+                f"{where} must be whole numbers, {min(0, low):g} or more, as the training data; got {x.dtype}"
             )
-        return samples, classes
+        if x.max() > high:
+            warn(
+                f"{where}: ids up to {x.max()}, and the training data have up to {high:g}: the model has not seen them"
+            )
+        return writeable(x.astype(np.int64))
 
     def _check_range(self, raw: torch.Tensor, where: str, few: float) -> None:
         known, given = torch.tensor(self.ranges), raw.transpose(0, 1).flatten(1)
@@ -160,22 +179,71 @@ class Form:
         if noted:
             warn(noted[0] + (f" So do samples in {len(noted) - 1} other channels." if len(noted) > 1 else ""))
 
-    def classes(self, y: Any, where: str) -> torch.Tensor:
-        """Return class numbers (N,) int64 from labels (N,), which are the source's own labels or label names.
+
+@dataclass(frozen=True)
+class Schema:
+    """What samples and targets look like in their source: every later row, from wherever, must look the same."""
+
+    forms: Any
+    """The form of a network's one input, or a tuple or dict of the forms of several."""
+    labels: Labels
+    task: Task
+
+    @property
+    def form(self) -> Form:
+        """The form of the network's one input.
 
         Raises:
-            FlocoError: not an array of labels, or a label that the model does not know.
+            FlocoError: it has several.
         """
-        y = plain_labels(y, where)
-        if y.ndim != 1 or y.dtype.kind not in "iubU":
-            raise FlocoError(f"{where} must be whole numbers or strings (N,), got shape {y.shape} of {y.dtype}")
-        given = [str(v) for v in y]
-        for known in (self.names, self.values) if y.dtype.kind == "U" else (self.values, self.names):
-            if set(given) <= set(known):
-                number = {v: c for c, v in enumerate(known)}
-                return torch.tensor([number[v] for v in given])
-        strange = sorted(set(given) - set(self.values))
-        raise FlocoError(
-            f"{where} holds labels that the model does not know: {', '.join(strange[:8])}; "
-            f"it knows {', '.join(self.values[:20])}"
-        )
+        if not isinstance(self.forms, Form):
+            raise FlocoError(
+                f"only networks with one input can do this, and this one has {', '.join(columns(self.forms))}"
+            )
+        return self.forms
+
+    def convert(self, function: Callable[[Form, torch.Tensor], torch.Tensor], x: Inputs) -> Inputs:
+        """Return inputs with a function of form and column applied to each column."""
+        forms = columns(self.forms)
+        return like(x, {name: function(forms[name], column) for name, column in columns(x).items()})
+
+    def normalize(self, raw: Inputs) -> Inputs:
+        """Return network inputs of raw samples."""
+        return self.convert(Form.normalize, raw)
+
+    def samples(self, x: Any, where: str, *, far: float = 0.0) -> Inputs:
+        """Return checked raw samples; see `Form.samples`.
+
+        Args:
+            x: array (N, *shape), or a tuple or dict of arrays, as the training data were.
+            where: name of the array, for error messages.
+            far: share of the samples that may be far outside of the training data's range, with a warning.
+        """
+        forms, given = columns(self.forms), columns(x) if not isinstance(self.forms, Form) else {"": x}
+        if forms.keys() != given.keys():
+            raise FlocoError(
+                f"{where} must have the columns {', '.join(forms)}, as the training data, got {', '.join(given)}"
+            )
+        made = {n: form.samples(given[n], f"{where} {n}".strip(), far=far) for n, form in forms.items()}
+        return equally_long(like(self.forms, made), where)
+
+    def targets(self, y: Any, where: str) -> torch.Tensor:
+        """Return checked targets (N, ...), for classification class numbers (N,) of labels or label names."""
+        return self.task.targets(y, where, self.labels)
+
+    def labelled(self, x: Any, y: Any) -> tuple[Inputs, torch.Tensor]:
+        """Return checked raw samples and as many targets."""
+        samples, targets = self.samples(x, "x"), self.targets(y, "y")
+        if count(samples) != len(targets):
+            raise FlocoError(
+                f"there must be one label for each sample, got {count(samples)} samples and {len(targets)} labels"
+            )
+        return samples, targets
+
+
+def equally_long(x: Inputs, where: str) -> Inputs:
+    """Return inputs whose columns must have equally many samples."""
+    sizes = {name: len(column) for name, column in columns(x).items()}
+    if len(set(sizes.values())) > 1:
+        raise FlocoError(f"{where}: the columns must have equally many samples, got {sizes}")
+    return x

@@ -11,15 +11,22 @@ import numpy as np
 
 from floco.core.errors import FlocoError, nearest, warn
 from floco.core.objects import load_object
+from floco.core.task import Task
 from floco.data.image_folder import read_folder
 from floco.data.images import picture_column, read_columns
-from floco.data.samples import Arrays, Samples, checked
+from floco.data.reading import Arrays, read_samples
+from floco.data.samples import Samples
 
 _KINDS, _CHANNELS = ("auto", "images", "features"), ("auto", "first", "last")
 
 
 def load(
-    source: str | Arrays | tuple[Any, Any], *, kind: str = "auto", labels: Sequence[str] = (), channels: str = "auto"
+    source: str | Arrays | tuple[Any, Any],
+    *,
+    kind: str = "auto",
+    labels: Sequence[str] = (),
+    channels: str = "auto",
+    task: Task | None = None,
 ) -> Samples:
     """Return the samples of a source: `digits`, `npz:PATH`, `idx:DIR`, `folder:DIR`, `hub:NAME`, or `module:function`.
 
@@ -32,6 +39,7 @@ def load(
         channels: position of the channels, or features, each of which has its own mean and deviation: "first", (F, T),
             or "last", (T, F). The network gets sequences as they are, and images channels first. "auto": first, except
             for images; raises for arrays that look like (N, T, F).
+        task: what is learned (None: classification).
 
     Raises:
         FlocoError: no such source, or one that cannot be read.
@@ -43,7 +51,7 @@ def load(
         if value not in choices:
             raise FlocoError(f"data.{key} must be one of {', '.join(choices)}, got {value!r}")
     if not isinstance(source, str):
-        return checked(_arrays(source), "the source", kind, labels, channels)
+        return read_samples(_arrays(source), "the source", kind=kind, labels=labels, channels=channels, task=task)
     scheme, _, rest = source.partition(":")
     if scheme == "folder" and channels != "auto":
         raise FlocoError(
@@ -53,7 +61,7 @@ def load(
         arrays = _READERS[scheme](rest)
         if scheme == "folder" and not labels:  # a folder's name never marks a missing label
             labels = sorted(set(np.asarray(arrays.get("y_train", arrays.get("y"))).tolist()))
-        return checked(arrays, source, kind, labels, channels)
+        return read_samples(arrays, source, kind=kind, labels=labels, channels=channels, task=task)
     if not rest:
         forms = "digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME or module:function"
         raise FlocoError(f"data.source must be {forms}, got {source!r}{nearest(scheme, _READERS)}")
@@ -63,7 +71,7 @@ def load(
         raise
     except Exception as error:
         raise FlocoError(f"data.source: {source} raised {type(error).__name__}: {error}") from error
-    return checked(_arrays(given), source, kind, labels, channels)
+    return read_samples(_arrays(given), source, kind=kind, labels=labels, channels=channels, task=task)
 
 
 def _digits(_: str) -> Arrays:

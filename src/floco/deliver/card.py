@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from floco.client.setup import Setup
-from floco.core.metrics import METRICS, Score
+from floco.core.inputs import columns
+from floco.core.metrics import Score
 from floco.core.settings import plain
 from floco.data.federation import Federation
 from floco.data.schema import Form
@@ -28,34 +29,38 @@ def card(setup: Setup, title: str, score: Score | None, versions: Mapping[str, A
         versions: versions of the packages, and the machine, that write the file.
         more: further facts, e.g. `client`, `mixture`.
     """
-    form, algorithm, network = setup.federation.form, setup.algorithm, setup.network
-    scaling = {"divided_by": form.divisor, "mean": list(form.mean), "std": list(form.normalization.std)}
+    schema, algorithm, network, task = setup.federation.schema, setup.algorithm, setup.network, setup.task
+    inputs = {name: _input(form) for name, form in columns(schema.forms).items()}
     parameters = sum(t.numel() for t in network.parameters.values())
     return {
         "title": title,
         **more,
-        "input": {"shape": list(form.shape), "dtype": form.dtype, "channels": form.channels, **scaling},
-        "labels": {"names": list(form.names), "values": list(form.values)},
+        **({"input": inputs[""]} if isinstance(schema.forms, Form) else {"inputs": inputs}),
+        "task": {"name": task.name, "metrics": list(task.metrics), **plain(task)},
+        "outputs": list(task.graph_names),
+        "labels": schema.labels._asdict(),
         "network": {"layers": str(network.module), "parameters": parameters},
         "algorithm": {"name": algorithm.name, **plain(algorithm)},
         "training": plain(setup.training),
         "seed": setup.seed,
-        "metrics": None if score is None else metrics(score, form),
+        "metrics": None if score is None else metrics(setup, score),
         "versions": dict(versions),
     }
 
 
-def metrics(score: Score, form: Form) -> dict[str, Any]:
-    """Return the metrics of a model, and its recall for each class in the test data, the worst first."""
-    rows = zip(form.names, score.counts, score.right, strict=True)
-    classes: list[dict[str, Any]] = [{"class": n, "samples": c, "recall": r / c} for n, c, r in rows if c]
-    classes.sort(key=lambda row: row["recall"])
-    return {"samples": score.n, **{m: getattr(score, m) for m in METRICS}, "classes": classes}
+def _input(form: Form) -> dict[str, Any]:
+    scaling = {"divided_by": form.divisor, "mean": list(form.mean), "std": list(form.normalization.std)}
+    return {"shape": list(form.shape), "dtype": form.dtype, "channels": form.channels, **scaling}
+
+
+def metrics(setup: Setup, score: Score) -> dict[str, Any]:
+    """Return the metrics of a model, and for classification its recall for each class in the test data."""
+    return {"samples": score.n, **setup.task.values(score), **score.details(setup.federation.names)}
 
 
 def data_facts(federation: Federation, train: torch.Tensor, source: str) -> dict[str, Any]:
     """Return the source of a model's training data, and its number of samples, in all and for each label."""
-    labels = dict(zip(federation.names, federation.label_counts(train), strict=True))
+    labels = dict(zip(federation.names, federation.label_counts(train), strict=False))
     return {"source": source, "samples": len(train), "labels": labels}
 
 
@@ -63,11 +68,12 @@ def markdown(facts: Card) -> str:
     """Return a card as Markdown."""
     names, data, made = facts["labels"]["names"], facts["data"], facts["training"]
     counts = ", ".join(f"{n} {c}" for n, c in data["labels"].items() if c)
+    gives = f"{len(names)} classes, in this order: {', '.join(names)}" if names else f"task {facts['task']['name']}"
     lines = [f"# {facts['title']}", "", f"File `{facts['file']}` ({facts['format']}), SHA-256 `{facts['sha256']}`.", ""]
     lines += ["## What it takes and gives", "", *_input_lines(facts)]
-    lines += [f"- Output: {len(names)} classes, in this order: {', '.join(names)}."]
+    lines += [f"- Output: {gives}."]
     lines += ["", "## How good it is", "", *_metric_lines(facts), "", "## How it was made", ""]
-    lines += [f"- Data: {data['source']}; {data['samples']} training samples ({counts})."]
+    lines += [f"- Data: {data['source']}; {data['samples']} training samples{f' ({counts})' if counts else ''}."]
     rounds = f"round {facts['round']} of {made['rounds']}, seed {facts['seed']}"
     lines += [f"- Method: {_settings(facts['algorithm'])}; {rounds}.", f"- Training: {_settings(made)}."]
     lines += [f"- The client took part in {facts['participated']} rounds."] if "participated" in facts else []
@@ -79,35 +85,51 @@ def markdown(facts: Card) -> str:
 
 
 def _input_lines(facts: Card) -> list[str]:
-    given = facts["input"]
-    shape = ", ".join(map(str, given["shape"]))
-    lines = [f"- Input: {given['dtype']} samples of shape (N, {shape}), as in the data it was trained on."]
+    given = facts.get("inputs", {"": facts.get("input")})
+    lines = [_input_line(name, column) for name, column in given.items()]
     if facts["format"] != "safetensors":
-        text = "- The preprocessing is part of the graph. It returns logits and probabilities, (N, C) each."
-        return [*lines, text]
+        both = " and ".join(facts["outputs"])
+        return [*lines, f"- The preprocessing is part of the graph. It returns {both}, (N, ...) each."]
+    steps = [line for name, column in given.items() for line in _step_line(name, column)]
+    all_digits = "All digits are in the JSON file beside this card."
+    lines += [f"{' '.join(steps)} {all_digits}" if len(steps) == 1 else "\n".join([*steps, f"- {all_digits}"])]
+    return [*lines, "- The file is the state dict of the network below; nothing of floco is needed to use it."]
+
+
+def _input_line(name: str, given: Mapping[str, Any]) -> str:
+    shape = ", ".join(["N", *map(str, given["shape"])])
+    called = f"Input `{name}`" if name else "Input"
+    return f"- {called}: {given['dtype']} samples of shape ({shape}), as in the data it was trained on."
+
+
+def _step_line(name: str, given: Mapping[str, Any]) -> list[str]:
     moves = {"last": ["channels moved to the front"], "none": ["one channel added in front"]}
     steps = [*moves.get(given["channels"], []), *(["divided by 255"] if given["divided_by"] == 255 else [])]
     scaled = f"mean {_few(given['mean'])} subtracted and divided by {_few(given['std'])}, per channel"
     steps += [scaled] if given["mean"] else []
-    exact = (
-        " Subtract in float64: float32 is not precise enough for these numbers." if given["dtype"] == "float64" else ""
-    )
-    all_digits = "All digits are in the JSON file beside this card."
-    lines += [f"- Before the network: {', '.join(steps) or 'nothing'}.{exact} {all_digits}"]
-    return [*lines, "- The file is the state dict of the network below; nothing of floco is needed to use it."]
+    large = given["dtype"] == "float64"
+    exact = " Subtract in float64: float32 is not precise enough for these numbers." if large else ""
+    return [f"- Before the network{f', `{name}`' if name else ''}: {', '.join(steps) or 'nothing'}.{exact}"]
 
 
 def _metric_lines(facts: Card) -> list[str]:
-    score = facts["metrics"]
+    score, task = facts["metrics"], facts["task"]
     if score is None:
         where = "on its own samples, left out in turn"
         chosen = (r for r in facts["left_out"] if r["chosen"])
-        return [f"{r['rule']}: accuracy {100 * r['accuracy']:.1f} %, loss {r['loss']:.3f} {where}." for r in chosen]
-    worst = [f"{c['class']} {100 * c['recall']:.0f} % of {c['samples']}" for c in score["classes"][:_WORST]]
-    accuracies = f"accuracy {100 * score['accuracy']:.1f} %, balanced accuracy {100 * score['balanced_accuracy']:.1f} %"
-    others = f"loss {score['loss']:.3f}, calibration error {score['ece']:.3f}, Brier score {score['brier']:.3f}"
-    of_all = f"On {score['samples']} samples ({facts['tested_on']}): {accuracies}, {others}."
-    return [of_all, "", f"Least recognised classes: {'; '.join(worst)}."]
+        return [f"{r['rule']}: {_number(r, task['metrics'][0])}, loss {r['loss']:.3f} {where}." for r in chosen]
+    numbers = ", ".join(_number(score, metric) for metric in task["metrics"] if score[metric] is not None)
+    lines = [f"On {score['samples']} samples ({facts['tested_on']}): {numbers}."]
+    worst = [f"{c['class']} {100 * c['recall']:.0f} % of {c['samples']}" for c in score.get("classes", [])[:_WORST]]
+    return [*lines, "", f"Least recognised classes: {'; '.join(worst)}."] if worst else lines
+
+
+_SHOWN = {"ece": "calibration error", "brier": "Brier score"}
+
+
+def _number(values: Mapping[str, Any], metric: str) -> str:
+    name, value = _SHOWN.get(metric, metric.replace("_", " ")), values[metric]
+    return f"{name} {100 * value:.1f} %" if metric.endswith("accuracy") else f"{name} {value:.3f}"
 
 
 def _few(values: list[float]) -> str:

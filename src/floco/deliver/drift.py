@@ -6,15 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
+from floco.core.inputs import Inputs, rows
 from floco.core.random import one_thread, stream
 from floco.core.values import Row
-from floco.deliver.guess import Guess
 from floco.deliver.mixtures import Mixtures
-from floco.deliver.personal import own_point
+from floco.deliver.personal import find_point
 from floco.server.rounds import Progress
 
 LEVEL = 0.01
@@ -69,8 +68,8 @@ class Drift:
         return f"the subregion {of} fits the new data as it fits the known ones{more}"
 
 
-def drift(setup: Setup, progress: Progress, client: str, x: torch.Tensor, y: torch.Tensor) -> Drift:
-    """Return whether a client's subregion still fits, from new raw samples x (n, C, ...) and class numbers y (n,).
+def drift(setup: Setup, progress: Progress, client: str, x: Inputs, y: torch.Tensor) -> Drift:
+    """Return whether a client's subregion still fits, from new raw samples x (n, C, ...) and targets y (n, ...).
 
     The best mixture is fitted on each half of the new data and evaluated on the other half; likewise for the client's
     own test part. Two permutation tests compare new and known samples, each at half of `LEVEL`: is the advantage of the
@@ -84,7 +83,7 @@ def drift(setup: Setup, progress: Progress, client: str, x: torch.Tensor, y: tor
     Raises:
         FlocoError: the client has no center, or there are too few samples.
     """
-    algorithm, simplex, center = own_point(setup, progress, client)
+    mixing, simplex, center = find_point(setup, progress, client)
     centers = {c: own["center"] for c, own in progress.state.by_client.items() if "center" in own}
     if client not in centers:
         raise FlocoError(
@@ -92,7 +91,7 @@ def drift(setup: Setup, progress: Progress, client: str, x: torch.Tensor, y: tor
             "or it has sent no signal since"
         )
     test = setup.federation.client(client).test
-    known = setup.federation.x[test], setup.federation.y[test]
+    known = rows(setup.federation.x, test), setup.federation.y[test]
     if min(len(y), len(test)) < _LEAST:
         raise FlocoError(
             f"a check needs {_LEAST} new samples at least and as many in the client's own test part, "
@@ -101,8 +100,8 @@ def drift(setup: Setup, progress: Progress, client: str, x: torch.Tensor, y: tor
     with one_thread():
         n = min(len(y), len(test))
         ours, theirs = (
-            _Judged(setup, Mixtures(setup, algorithm.mixing, simplex, raw), labels, center, n)
-            for raw, labels in (known, (x, y))
+            _Judged(setup, Mixtures(setup, mixing, simplex, raw), targets, center, n)
+            for raw, targets in (known, (x, y))
         )
         p_moved = _p_larger(theirs.at_center - theirs.at_best, ours.at_center - ours.at_best, setup.seed)
         p_worse = _p_larger(theirs.at_center, ours.at_center, setup.seed)
@@ -112,11 +111,11 @@ def drift(setup: Setup, progress: Progress, client: str, x: torch.Tensor, y: tor
             _row("its center", ours.loss(center), theirs.loss(center)),
             _row("best mixture, on the half it has not seen", ours.loss_best, theirs.loss_best),
             *(_row(name, ours.loss(at), theirs.loss(at)) for name, at in points.items()),
-            _row("no model: label frequencies of the other half", ours.guess.loss, theirs.guess.loss),
         )
+        if ours.loss_guess is not None and theirs.loss_guess is not None:
+            evidence += (_row("no model: label frequencies of the other half", ours.loss_guess, theirs.loss_guess),)
     better = p_moved < LEVEL / 2 and theirs.loss_best < float(theirs.at_center.mean())
-    useless = theirs.guess.beats(theirs.accuracy_best, theirs.loss_best)
-    verdict = "moved" if better and not useless else "strange" if better or p_worse < LEVEL / 2 else "fits"
+    verdict = "moved" if better and not theirs.useless else "strange" if better or p_worse < LEVEL / 2 else "fits"
     return Drift(client, verdict, p_moved, p_worse, theirs.loss(center), theirs.loss_best, evidence)
 
 
@@ -129,27 +128,30 @@ class _Judged:
 
     def __init__(self, setup: Setup, mixtures: Mixtures, y: torch.Tensor, center: torch.Tensor, n: int) -> None:
         """Evaluate n of the samples, chosen at random."""
-        self.mixtures, self._y = mixtures, y
+        self.mixtures, self._y, self._task = mixtures, y, setup.task
         chosen = torch.randperm(len(y), generator=stream(setup.seed, "halves"))[:n]
         halves = chosen.tensor_split(2)
-        mixed = self._logits(center)
+        mixed = self._outputs(center)
         at_center = self._losses(mixed)
         for mine, other in (halves, halves[::-1]):
-            mixed[mine] = self._logits(self.mixtures.best(y, near=center, rows=other))[mine]
+            mixed[mine] = self._outputs(self.mixtures.best(y, near=center, rows=other))[mine]
         self.at_center, self.at_best = at_center[chosen], self._losses(mixed)[chosen]
-        self.loss_best, self.accuracy_best = float(self.at_best.mean()), int((mixed.argmax(1) == y)[chosen].sum()) / n
-        self.guess = Guess.of(y[chosen], torch.arange(n).tensor_split(2), setup.federation.classes)
+        self.loss_best = float(self.at_best.mean())
+        value = setup.task.value(setup.task.score(mixed[chosen], y[chosen]))
+        guess = setup.task.guess(y[chosen], torch.arange(n).tensor_split(2), setup.federation.schema.labels)
+        self.useless = guess is not None and guess.beats(value, self.loss_best)
+        self.loss_guess = None if guess is None else guess.loss
 
     @torch.no_grad()
-    def _logits(self, alpha: torch.Tensor) -> torch.Tensor:
-        return self.mixtures.logits(alpha)
+    def _outputs(self, alpha: torch.Tensor) -> torch.Tensor:
+        return self.mixtures.outputs(alpha)
 
-    def _losses(self, logits: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(logits, self._y, reduction="none")
+    def _losses(self, outputs: torch.Tensor) -> torch.Tensor:
+        return self._task.losses(outputs, self._y)
 
     def loss(self, alpha: torch.Tensor) -> float:
         """Return the mean loss at a mixture."""
-        return float(self._losses(self._logits(alpha)).mean())
+        return float(self._losses(self._outputs(alpha)).mean())
 
 
 def _p_larger(new: torch.Tensor, known: torch.Tensor, seed: int) -> float:

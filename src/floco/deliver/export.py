@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from floco.client.predict import judge
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
+from floco.core.inputs import rows
 from floco.core.random import one_thread
 from floco.core.values import Tensors
 from floco.deliver.card import Card, card, data_facts, markdown
-from floco.deliver.graph import FORMATS, Writer, writer
-from floco.deliver.personal import delivered, everyone, exact
+from floco.deliver.graph import FORMATS, Writer, make_writer
+from floco.deliver.personal import deliver, in_float32, list_models
 from floco.deliver.placement import Placement
 from floco.server.rounds import Progress
 from floco.storage.files import checksum, file_name, replace_file, to_json
@@ -23,7 +25,7 @@ from floco.storage.files import checksum, file_name, replace_file, to_json
 GLOBAL = "global"
 
 
-def target(path: Path, name: str, kind: str | None) -> tuple[Path, str]:
+def choose_file(path: Path, name: str, kind: str | None) -> tuple[Path, str]:
     """Return the file for a model called `name`, and its format; raises if the file exists.
 
     Args:
@@ -63,31 +65,33 @@ def export(
         setup: the fixed part of the run.
         progress: the state of the run.
         clients: ids, and None among them for the global model; None: all models.
-        path: see `target`.
+        path: see `choose_file`.
         source: source of the data, for the cards.
         versions: versions of packages and machine, for the cards.
         kind: one of `FORMATS` (None: the ending of `path`, or safetensors).
-        at: see `personal.delivered`.
+        at: see `personal.deliver`.
 
     Raises:
         FlocoError: an unknown client, a missing model, an existing file, or a format that does not support the network.
             No file is written then.
     """
-    clients = everyone(setup, progress) if clients is None else [clients] if isinstance(clients, str) else list(clients)
+    clients = (
+        list_models(setup, progress) if clients is None else [clients] if isinstance(clients, str) else list(clients)
+    )
     if not progress.round:
         raise FlocoError("there is nothing to export yet: no round is done")
     if not clients or len(set(clients)) < len(clients) or (None in clients and GLOBAL in clients):
         alone = f'export a client called "{GLOBAL}" separately'
         raise FlocoError(f"name at least one model, and none twice ({alone}), got {clients}")
-    targets = [target(path, GLOBAL if c is None else c, kind) for c in clients]
+    targets = [choose_file(path, GLOBAL if c is None else c, kind) for c in clients]
     if len(clients) > 1 and len({file for file, _ in targets}) < len(clients):
         raise FlocoError(f"-o {path} is one file, and there are {len(clients)} models: give a folder")
-    write = writer(setup, targets[0][1])
+    write = make_writer(setup, targets[0][1])
     done: list[Path] = []
     try:
         for client, (file, made) in zip(clients, targets, strict=True):
             with one_thread():
-                tensors, mixture = delivered(setup, progress, client, at=at)
+                tensors, mixture = deliver(setup, progress, client, at=at)
                 facts = _card(setup, progress, client, tensors, source, versions)
             if mixture is not None:
                 facts |= {"at": at, "mixture": mixture.tolist()}
@@ -104,7 +108,7 @@ def export_placed(
     setup: Setup,
     round_: int,
     placed: Placement,
-    labels: torch.Tensor,
+    targets: torch.Tensor,
     path: Path,
     name: str,
     *,
@@ -114,20 +118,19 @@ def export_placed(
 ) -> Path:
     """Write the model of a newcomer called `name` as `export` does, and return its file.
 
-    `labels` (n,) are the class numbers that it was placed with.
+    `targets` (n, ...) are those that it was placed with.
     """
-    file, kind = target(path, name, kind)
+    file, kind = choose_file(path, name, kind)
     chosen, title = placed.chosen, f'Model of the newcomer "{name}"'
     more = {"client": name, "round": round_, "mixture": placed.center.tolist(), "placed_by": chosen.rule}
     facts: Card = card(setup, title, None, versions, **more)
-    counts = torch.bincount(labels, minlength=setup.federation.classes).tolist()
-    by_label = dict(zip(setup.federation.names, counts, strict=True))
-    facts["data"] = {"source": source, "samples": len(labels), "labels": by_label}
+    alone = replace(setup.federation, y=targets)
+    facts["data"] = data_facts(alone, torch.arange(len(targets)), source)
     facts["tested_on"] = "samples left out in turn"
     facts["left_out"] = [
-        {"rule": c.rule, "loss": c.loss, "accuracy": c.accuracy, "chosen": c is chosen} for c in placed.candidates
+        {"rule": c.rule, "loss": c.loss, setup.task.primary: c.value, "chosen": c is chosen} for c in placed.candidates
     ]
-    save(setup, placed.tensors, facts, file, kind, writer(setup, kind))
+    save(setup, placed.tensors, facts, file, kind, make_writer(setup, kind))
     return file
 
 
@@ -160,7 +163,7 @@ def _card(
     else:
         own = federation.client(client)
         title, train, where = f'Model of client "{client}"', own.train, "its own test part"
-        x, y = federation.x[own.test], federation.y[own.test]
+        x, y = rows(federation.x, own.test), federation.y[own.test]
         more["participated"] = progress.participated.get(client, 0)
-    facts = card(setup, title, judge(exact(setup), [tensors], x, y)[0], versions, **more)
+    facts = card(setup, title, judge(in_float32(setup), [tensors], x, y)[0], versions, **more)
     return {**facts, "data": data_facts(federation, train, source), "tested_on": where}

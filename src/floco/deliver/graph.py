@@ -15,7 +15,9 @@ from torch import nn
 
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
-from floco.data.schema import Form
+from floco.core.head import outputs_of
+from floco.core.inputs import arguments, columns, like, rows
+from floco.data.schema import Schema
 from floco.storage.files import to_safetensors
 
 FORMATS = ("safetensors", "pt2", "onnx")
@@ -23,24 +25,30 @@ _CLOSE = 1e-4  # tolerance of a graph's probabilities against the network's
 
 
 class Portable(nn.Module):
-    """A network with its preprocessing: the source's raw samples (N, *shape) -> logits and probabilities (N, C)."""
+    """A network with its preprocessing: the source's raw samples (N, *shape) -> outputs and predictions (N, ...).
 
-    def __init__(self, network: nn.Module, form: Form) -> None:
+    Several inputs are taken in the order of the schema.
+    """
+
+    def __init__(self, network: nn.Module, schema: Schema) -> None:
         super().__init__()
         self.network = network
-        self._form = form
+        self._schema = schema
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits and probabilities."""
-        logits = self.network(self._form.normalization(self._form.centered(x)))
-        return logits, logits.softmax(dim=1)
+    def forward(self, *given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return outputs and predictions, for classification logits and probabilities."""
+        forms = columns(self._schema.forms)
+        made = {n: f.normalize(f.centered(x)) for (n, f), x in zip(forms.items(), given, strict=True)}
+        args, kwargs = arguments(like(self._schema.forms, made))
+        outputs = outputs_of(self.network(*args, **kwargs))
+        return outputs, self._schema.task.activate(outputs)
 
 
 Writer = Callable[[nn.Module], bytes]
 """Function from a network with its weights to the bytes of a file."""
 
 
-def writer(setup: Setup, kind: str) -> Writer:
+def make_writer(setup: Setup, kind: str) -> Writer:
     """Return a function that writes networks in one of `FORMATS`; a graph is traced once, for all models.
 
     - safetensors: the state dict of the user's network; tied tensors are stored under each of their names.
@@ -53,22 +61,24 @@ def writer(setup: Setup, kind: str) -> Writer:
         return lambda network: to_safetensors(network.state_dict())
     if kind not in FORMATS:
         raise FlocoError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
-    form = setup.federation.form
-    samples = form.restored(setup.federation.x[:3]).contiguous()
+    schema = setup.federation.schema
+    raw, forms = columns(rows(setup.federation.x, slice(3))), columns(schema.forms)
+    samples = tuple(forms[name].restored(column).contiguous() for name, column in raw.items())
     initial = setup.network.holding({**setup.network.parameters, **setup.network.buffers})
-    graph = _traced(Portable(initial, form), samples, kind)
-    make = _pt2(graph) if kind == "pt2" else _onnx(graph, samples)
+    graph = _traced(Portable(initial, schema), samples, kind)
+    names = [name or "samples" for name in raw], schema.task.graph_names
+    make = _pt2(graph) if kind == "pt2" else _onnx(graph, samples, *names)
 
     def write(network: nn.Module) -> bytes:
-        model = Portable(network, form).eval()
+        model = Portable(network, schema).eval()
         data = make(model.state_dict())
         with torch.no_grad():
-            expected = model(samples)[1]
-        found = (_run_pt2 if kind == "pt2" else _run_onnx)(data, samples)
+            expected = model(*samples)[1]
+        found = _run_pt2(data, samples) if kind == "pt2" else _run_onnx(data, samples)
         apart = float((expected - found).abs().max())
         if not apart <= _CLOSE:
             raise FlocoError(
-                f"the {kind} graph of this network gives probabilities that differ by {apart:.2g} from the network's "
+                f"the {kind} graph of this network gives predictions that differ by {apart:.2g} from the network's "
                 f"own, more than {_CLOSE:g}: use another format"
             )
         return data
@@ -90,10 +100,11 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _traced(model: Portable, samples: torch.Tensor, kind: str) -> Any:
+def _traced(model: Portable, samples: tuple[torch.Tensor, ...], kind: str) -> Any:
+    n = torch.export.Dim("n")
     try:
         with _quiet():
-            return torch.export.export(model.eval(), (samples,), dynamic_shapes=({0: torch.export.Dim("n")},))
+            return torch.export.export(model.eval(), samples, dynamic_shapes=(tuple({0: n} for _ in samples),))
     except Exception as error:
         raise FlocoError(
             f"the network cannot be written as {kind}, because torch.export cannot trace it: "
@@ -115,23 +126,25 @@ def _pt2(graph: Any) -> Callable[[Mapping[str, torch.Tensor]], bytes]:
     return make
 
 
-def _run_pt2(data: bytes, samples: torch.Tensor) -> torch.Tensor:
+def _run_pt2(data: bytes, samples: tuple[torch.Tensor, ...]) -> torch.Tensor:
     with _quiet(), torch.no_grad():
-        found: torch.Tensor = torch.export.load(io.BytesIO(data)).module()(samples)[1]
+        found: torch.Tensor = torch.export.load(io.BytesIO(data)).module()(*samples)[1]
     return found
 
 
-def _onnx(graph: Any, samples: torch.Tensor) -> Callable[[Mapping[str, torch.Tensor]], bytes]:
+def _onnx(
+    graph: Any, samples: tuple[torch.Tensor, ...], inputs: list[str], outputs: tuple[str, str]
+) -> Callable[[Mapping[str, torch.Tensor]], bytes]:
     try:
         import onnx
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise FlocoError(f"--format onnx needs {error.name}, not installed here: pip install 'floco[onnx]'") from error
-    names: dict[str, Any] = {"input_names": ["samples"], "output_names": ["logits", "probabilities"]}
+    names: dict[str, Any] = {"input_names": inputs, "output_names": list(outputs)}
     try:
         with _quiet():
-            made = torch.onnx.export(graph, (samples,), dynamo=True, optimize=False, verbose=False, **names)
+            made = torch.onnx.export(graph, samples, dynamo=True, optimize=False, verbose=False, **names)
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise FlocoError(f"the network cannot be written as onnx: {reason}; use safetensors or pt2") from error
@@ -147,8 +160,9 @@ def _onnx(graph: Any, samples: torch.Tensor) -> Callable[[Mapping[str, torch.Ten
     return make
 
 
-def _run_onnx(data: bytes, samples: torch.Tensor) -> torch.Tensor:
+def _run_onnx(data: bytes, samples: tuple[torch.Tensor, ...]) -> torch.Tensor:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(np.asarray(session.run(["probabilities"], {"samples": samples.numpy()})[0]))
+    given = {place.name: column.numpy() for place, column in zip(session.get_inputs(), samples, strict=True)}
+    return torch.from_numpy(np.asarray(session.run(None, given)[1]))

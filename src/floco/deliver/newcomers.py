@@ -8,33 +8,33 @@ from dataclasses import replace
 import torch
 
 from floco.algorithms import FedAvgFT
-from floco.algorithms.floco import OnSimplex
-from floco.client.predict import global_model, judge
-from floco.client.round import adapted, prepared
+from floco.client.predict import find_global_model, judge
+from floco.client.round import adapt, prepare
 from floco.client.setup import Setup
-from floco.client.sgd import run
+from floco.client.sgd import train_client
 from floco.core.errors import FlocoError, warn
-from floco.core.metrics import METRICS, score
+from floco.core.inputs import Inputs, rows
+from floco.core.metrics import pooled
+from floco.core.mixing import Mixing
 from floco.core.random import one_thread, stream
-from floco.core.values import OWN, Message, Row, ServerState, Tensors, under
+from floco.core.settings import plain
+from floco.core.values import PERSONAL, Message, Row, ServerState, Tensors, strip_prefix
 from floco.data.federation import Client
-from floco.deliver.guess import Guess
 from floco.deliver.mixtures import Mixtures
 from floco.deliver.placement import Candidate
 from floco.deliver.placement import Placement as Placement
-from floco.simplex import Assignment
 
 _ALL, _FOLDS = 20, 5  # leave-one-out for up to 20 samples, 5-fold cross-validation for more
 SIZES = (5, 10, 20, 50)
 """Numbers of samples to evaluate newcomers with, besides all of their samples."""
 _NAME = "newcomer"
-_Samples = tuple[torch.Tensor, torch.Tensor]
-"""Raw samples (n, C, ...) and class numbers (n,)."""
+_Samples = tuple[Inputs, torch.Tensor]
+"""Raw samples (n, C, ...) and targets (n, ...)."""
 _Maker = Callable[[], tuple[str, Tensors, str]]
 
 
-def place(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) -> Placement:
-    """Return a place and a model for a newcomer with raw samples x (n, C, ...) and class numbers y (n,); n >= 2.
+def place(setup: Setup, state: ServerState, x: Inputs, y: torch.Tensor) -> Placement:
+    """Return a place and a model for a newcomer with raw samples x (n, C, ...) and targets y (n, ...); n >= 2.
 
     The place is chosen among three rules by cross-validation (leave-one-out for up to 20 samples, otherwise 5 folds):
     the rule with the lowest loss on left-out samples is applied to all samples.
@@ -49,13 +49,13 @@ def place(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) ->
         FlocoError: the run has no simplex or no assignment, n < 2, or the model is no better than a guess
             (`Guess.beats`).
     """
-    found = tried(setup, state, x, y)
+    found = try_place(setup, state, x, y)
     if found.refusal:
         raise FlocoError(
             f"{found.refusal}. It must be better in one of the two: check that labels and samples are coded as in the "
             "data of the run (exchanged or shifted labels look like this), train again with such data, or collect more"
         )
-    if found.chosen.accuracy < found.guess.accuracy or found.chosen.loss > found.guess.loss:
+    if found.doubtful:
         warn(
             f"these samples do not show that the newcomer's model is better than a guess: {found.compared}; "
             "check the labels, or collect samples of several labels"
@@ -63,9 +63,9 @@ def place(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) ->
     return found
 
 
-def tried(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) -> Placement:
+def try_place(setup: Setup, state: ServerState, x: Inputs, y: torch.Tensor) -> Placement:
     """Return the placement of `place` without its refusal and warning."""
-    algorithm, stored = _assigned(setup, state)
+    mixing = _simplex(setup, state)
     if len(y) < 2:
         raise FlocoError(
             f"a newcomer needs 2 labelled samples at least, one to place it and one to check, got {len(y)}"
@@ -73,10 +73,10 @@ def tried(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) ->
     parts = _left_out(len(y), setup.seed)
     alone = _alone(setup, x, y, parts)
     with one_thread():
-        mixtures = Mixtures(setup, algorithm.mixing, state.shared, x)
+        mixtures = Mixtures(setup, mixing, state.shared, x)
         rules: dict[str, Callable[[str], torch.Tensor]] = {
             "global": lambda who: mixtures.middle,
-            "signal": lambda who: _by_signal(alone, algorithm, stored, state, who),
+            "signal": lambda who: _by_signal(alone, mixing, state, who),
             "data": lambda who: mixtures.best(y, rows=alone.federation.client(who).train),
         }
         candidates, problems = [], {}
@@ -87,36 +87,34 @@ def tried(setup: Setup, state: ServerState, x: torch.Tensor, y: torch.Tensor) ->
                 problems[rule] = f"{type(error).__name__}: {error}"
     if not candidates:
         raise FlocoError(f"all rules fail: {problems}")
-    guess = Guess.of(y, parts, setup.federation.classes)
-    return Placement(tuple(candidates), problems, guess, setup.network, state.shared, algorithm.mixing)
+    guess = setup.task.guess(y, parts, setup.federation.schema.labels)
+    return Placement(tuple(candidates), problems, guess, setup.network, state.shared, mixing)
 
 
-def _assigned(setup: Setup, state: ServerState) -> tuple[OnSimplex, Assignment]:
-    if not isinstance(setup.algorithm, OnSimplex):
+def _simplex(setup: Setup, state: ServerState) -> Mixing:
+    if (mixing := setup.algorithm.mixing) is None:
         raise FlocoError(
             f"a newcomer is placed on the solution simplex, and algorithm {setup.algorithm.name} has none: "
-            "only floco and floco+ have one"
+            "floco and floco+ have one"
         )
     if setup.local_buffers:
         raise FlocoError(
             'a newcomer cannot be placed in a run with training.buffers = "local": '
             "neither the newcomer nor the server has statistics for the buffers"
         )
-    stored = setup.algorithm.assignment(state)
-    if stored is None:
-        at = setup.algorithm.assign_at
+    if not setup.algorithm.assigned(state):
         raise FlocoError(
             "a newcomer is placed by the map of the assignment, and there was none in this run: "
-            f"algorithm.assign_at = {at}, after round {state.round}"
+            f"algorithm.assign_at = {plain(setup.algorithm).get('assign_at')}, after round {state.round}"
         )
-    return setup.algorithm, stored
+    return mixing
 
 
 def _left_out(n: int, seed: int) -> list[torch.Tensor]:
     return list(torch.randperm(n, generator=stream(seed, "left out")).tensor_split(n if n <= _ALL else _FOLDS))
 
 
-def _alone(setup: Setup, x: torch.Tensor, y: torch.Tensor, parts: list[torch.Tensor]) -> Setup:
+def _alone(setup: Setup, x: Inputs, y: torch.Tensor, parts: list[torch.Tensor]) -> Setup:
     """Return the setup of a federation of clients that are copies of the newcomer.
 
     The first has all samples. Each other one leaves out one part, which is its test part.
@@ -128,17 +126,18 @@ def _alone(setup: Setup, x: torch.Tensor, y: torch.Tensor, parts: list[torch.Ten
     return replace(setup, federation=federation)
 
 
-def _by_signal(alone: Setup, algorithm: OnSimplex, stored: Assignment, state: ServerState, who: str) -> torch.Tensor:
+def _by_signal(alone: Setup, mixing: Mixing, state: ServerState, who: str) -> torch.Tensor:
     """Return a newcomer's place (M,) by the map of the assignment, from one local training on the shared simplex."""
-    trained = run(alone, prepared(alone, who, Message(state.round + 1, "probe", state.shared), None))
-    return stored.place(algorithm.mixing.signal(state.shared, trained)[None])[0]
+    trained = train_client(alone, prepare(alone, who, Message(state.round + 1, "probe", state.shared), None))
+    return alone.algorithm.place(state, mixing.signal(state.shared, trained)[None])[0]
 
 
 def _candidate(rule: str, at: Callable[[str], torch.Tensor], mixtures: Mixtures, alone: Setup) -> Candidate:
     everyone, *others = alone.federation.clients
-    found = [score(mixtures.logits(at(c.id), c.test), alone.federation.y[c.test]) for c in others]
-    judged = sum(found[1:], start=found[0])
-    return Candidate(rule, at(everyone.id), judged.loss, judged.accuracy)
+    found = [alone.task.score(mixtures.outputs(at(c.id), c.test), alone.federation.y[c.test]) for c in others]
+    judged = pooled(found)
+    assert judged is not None
+    return Candidate(rule, at(everyone.id), judged.loss, alone.task.value(judged))
 
 
 def newcomer_rows(setup: Setup, state: ServerState) -> list[Row]:
@@ -154,15 +153,15 @@ def newcomer_rows(setup: Setup, state: ServerState) -> list[Row]:
 
     The row of a model that fails has no metrics, and the reason as its `problem`.
     """
-    rows: list[Row] = []
+    made: list[Row] = []
     for client in setup.federation.held_out:
         order = client.train[torch.randperm(len(client.train), generator=stream(setup.seed, "newcomer", client.id))]
-        test = setup.federation.x[client.test], setup.federation.y[client.test]
+        test = rows(setup.federation.x, client.test), setup.federation.y[client.test]
         for n, size in [*((s, str(s)) for s in SIZES if s < len(order)), (len(order), "all")]:
-            few = setup.federation.x[order[:n]], setup.federation.y[order[:n]]
+            few = rows(setup.federation.x, order[:n]), setup.federation.y[order[:n]]
             head: Row = {"client": client.id, "size": size, "samples": n}
-            rows += [{**head, **judged} for judged in _judged(setup, state, few, test)]
-    return rows
+            made += [{**head, **judged} for judged in _judged(setup, state, few, test)]
+    return made
 
 
 def _judged(setup: Setup, state: ServerState, few: _Samples, test: _Samples) -> Iterator[Row]:
@@ -173,10 +172,10 @@ def _judged(setup: Setup, state: ServerState, few: _Samples, test: _Samples) -> 
             try:
                 rule, tensors, refusal = make()
                 judged = judge(setup, [tensors], *test)[0]
-                yield {"model": name, "rule": rule, **{m: getattr(judged, m) for m in METRICS}, "problem": refusal}
+                yield {"model": name, "rule": rule, **setup.task.values(judged), "problem": refusal}
             except Exception as error:  # noqa: BLE001  a model that fails must not end a finished run
                 problem = f"{type(error).__name__}: {error}"
-                yield {"model": name, "rule": "", **dict.fromkeys(METRICS), "problem": problem}
+                yield {"model": name, "rule": "", **setup.task.values(None), "problem": problem}
 
 
 def _makers(setup: Setup, state: ServerState, few: _Samples) -> dict[str, _Maker]:
@@ -184,12 +183,12 @@ def _makers(setup: Setup, state: ServerState, few: _Samples) -> dict[str, _Maker
     network, training = setup.network, setup.training
     in_a_round = max(1, round(training.fraction * len(setup.federation.clients)))
     epochs = max(1, round(training.rounds * training.epochs * in_a_round / len(setup.federation.clients)))
-    shared = global_model(setup, Message(state.round, "evaluate", state.shared))
+    shared = find_global_model(setup, Message(state.round, "evaluate", state.shared))
     middle = {n: shared[n] for n in (*network.layout.parameters, *network.layout.buffers)} if shared is not None else {}
-    assigned = isinstance(setup.algorithm, OnSimplex) and setup.algorithm.assignment(state) is not None
+    assigned = setup.algorithm.mixing is not None and setup.algorithm.assigned(state)
     makers: dict[str, _Maker] = {}
     if assigned and not setup.local_buffers:
-        makers["placed"] = lambda: ((found := tried(setup, state, *few)).chosen.rule, found.tensors, found.refusal)
+        makers["placed"] = lambda: ((found := try_place(setup, state, *few)).chosen.rule, found.tensors, found.refusal)
     if middle:
         makers["global"] = lambda: ("", middle, "")
         makers["global+ft"] = lambda: ("", _fine_tuned(setup, middle, few, None), "")
@@ -201,4 +200,4 @@ def _makers(setup: Setup, state: ServerState, few: _Samples) -> dict[str, _Maker
 def _fine_tuned(setup: Setup, start: Tensors, few: _Samples, epochs: int | None) -> Tensors:
     """Return network tensors after local epochs (None: as many as in a round) on a newcomer's samples."""
     alone = replace(_alone(setup, *few, []), algorithm=FedAvgFT(personal_epochs=epochs))
-    return under(adapted(alone, _NAME, Message(setup.training.rounds, "evaluate", start), None), OWN)
+    return strip_prefix(adapt(alone, _NAME, Message(setup.training.rounds, "evaluate", start), None), PERSONAL)

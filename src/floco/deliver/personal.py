@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
 import torch
 
-from floco.algorithms.floco import AT, OnSimplex
-from floco.client.predict import global_model, logits
-from floco.client.round import adapted
+from floco.client.predict import compute_outputs, find_global_model
+from floco.client.round import adapt
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
+from floco.core.inputs import Inputs, rows
+from floco.core.mixing import Mixing
 from floco.core.random import one_thread, stream
+from floco.core.settings import plain
 from floco.core.values import Message, Tensors
 from floco.deliver.mixtures import Mixtures
 from floco.server.rounds import Progress
@@ -23,12 +24,12 @@ POINTS = ("center", "best")
 """Points on the simplex for a client's own model: its center, or the best mixture for its training part."""
 
 
-def exact(setup: Setup) -> Setup:
+def in_float32(setup: Setup) -> Setup:
     """Return the setup with float32 arithmetic, in which models are used whatever precision they were trained in."""
     return replace(setup, training=replace(setup.training, precision="float32"))
 
 
-def delivered(
+def deliver(
     setup: Setup, progress: Progress, client: str | None, *, at: str = "center"
 ) -> tuple[Tensors, torch.Tensor | None]:
     """Return parameters and buffers of a client's own or the global model, and its point on the simplex, if any.
@@ -50,14 +51,14 @@ def delivered(
     return {n: tensors[n] for n in (*setup.network.layout.parameters, *setup.network.layout.buffers)}, alpha
 
 
-def everyone(setup: Setup, progress: Progress) -> list[str | None]:
+def list_models(setup: Setup, progress: Progress) -> list[str | None]:
     """Return the ids of all participants, and None for the global model if there is one."""
-    shared = global_model(setup, Message(progress.round, "evaluate", progress.state.shared))
+    shared = find_global_model(setup, Message(progress.round, "evaluate", progress.state.shared))
     return [*setup.federation.ids, *([] if shared is None else [None])]
 
 
 def _global(setup: Setup, progress: Progress) -> Tensors:
-    tensors = global_model(setup, Message(progress.round, "evaluate", progress.state.shared))
+    tensors = find_global_model(setup, Message(progress.round, "evaluate", progress.state.shared))
     if tensors is None:
         local, none = (
             "floating buffers stay on the clients (training.buffers)",
@@ -68,9 +69,9 @@ def _global(setup: Setup, progress: Progress) -> Tensors:
 
 
 def _personal(setup: Setup, progress: Progress, client: str, at: str) -> tuple[Tensors, torch.Tensor | None]:
-    if at == "best" or isinstance(setup.algorithm, OnSimplex):
-        algorithm, simplex, alpha = own_point(setup, progress, client, at)
-        return algorithm.mixing(simplex, alpha.float()), alpha
+    if at == "best" or setup.algorithm.mixing is not None:
+        mixing, simplex, alpha = find_point(setup, progress, client, at)
+        return mixing(simplex, alpha.float()), alpha
     personal = setup.algorithm.models(_tensors(setup, progress, client), setup.facts(client)).personal
     if personal is None:
         raise FlocoError(f"algorithm {setup.algorithm.name} has no personal models")
@@ -86,62 +87,58 @@ def _tensors(setup: Setup, progress: Progress, client: str) -> Tensors:
             "place it, with floco place or run.place"
         )
     message = setup.algorithm.message(progress.state, client, "evaluate")
-    return adapted(setup, client, message, progress.memories.get(client))
+    return adapt(setup, client, message, progress.memories.get(client))
 
 
-def own_point(
+def find_point(
     setup: Setup, progress: Progress, client: str, at: str = "center"
-) -> tuple[OnSimplex, Tensors, torch.Tensor]:
-    """Return the method, a client's own simplex, and its point (M,) on it; `at` is as in `delivered`."""
-    algorithm = setup.algorithm
-    if not isinstance(algorithm, OnSimplex):
-        raise FlocoError(f"algorithm {algorithm.name} has no simplex: only floco and floco+ have one")
-    tensors = _tensors(setup, progress, client)
-    simplex, center = algorithm.own_simplex(tensors), tensors[AT]
+) -> tuple[Mixing, Tensors, torch.Tensor]:
+    """Return the mixing, a client's own simplex, and its point (M,) on it; `at` is as in `deliver`."""
+    if (mixing := setup.algorithm.mixing) is None:
+        raise FlocoError(f"algorithm {setup.algorithm.name} has no simplex: floco and floco+ have one")
+    simplex, center = mixing.point(_tensors(setup, progress, client))
     if at == "center":
-        return algorithm, simplex, center
+        return mixing, simplex, center
     train = setup.federation.client(client).train
-    mixtures = Mixtures(setup, algorithm.mixing, simplex, setup.federation.x[train])
-    return algorithm, simplex, mixtures.best(setup.federation.y[train], near=center)
+    mixtures = Mixtures(setup, mixing, simplex, rows(setup.federation.x, train))
+    return mixing, simplex, mixtures.best(setup.federation.y[train], near=center)
 
 
-def probabilities(
-    setup: Setup, progress: Progress, client: str | None, x: torch.Tensor, *, at: str = "center", mixtures: int = 0
+def predict(
+    setup: Setup, progress: Progress, client: str | None, x: Inputs, *, at: str = "center", mixtures: int = 0
 ) -> torch.Tensor:
-    """Return the predicted probabilities (n, C) float64 of raw samples x (n, C, ...).
+    """Return the predictions (n, ...) float64, e.g. probabilities, of raw samples x (n, C, ...).
 
     Args:
         setup: the fixed part of the run.
         progress: the state of the run.
         client: the client whose model predicts; None: the global model.
         x: raw samples, channels first.
-        at: see `delivered`.
-        mixtures: number of mixtures from the client's subregion whose probabilities are averaged (0: its one model).
+        at: see `deliver`.
+        mixtures: number of mixtures from the client's subregion whose predictions are averaged (0: its one model).
     """
     if mixtures < 0:
         raise FlocoError(f"mixtures must be 0 or more, got {mixtures}")
-    tensors, _ = delivered(setup, progress, client, at=at)
+    tensors, _ = deliver(setup, progress, client, at=at)
     if not mixtures:
-        return logits(exact(setup), tensors, x).double().softmax(dim=1)
+        return setup.task.activate(compute_outputs(in_float32(setup), tensors, x).double())
     if client is None:
         raise FlocoError("mixtures are drawn from a client's subregion: name the client; the global model has none")
     with one_thread():
-        algorithm, simplex, alpha = own_point(setup, progress, client, at)
+        mixing, simplex, alpha = find_point(setup, progress, client, at)
         if client not in progress.state.by_client:
-            raise FlocoError(f'client "{client}" has no subregion: {_why_not(algorithm, progress)}')
-        alphas = sample_subregion(alpha, algorithm.radius, mixtures, generator=stream(setup.seed, "predict", client))
-        return Mixtures(setup, algorithm.mixing, simplex, x).mean_probabilities(alphas)
+            raise FlocoError(f'client "{client}" has no subregion: {_why_not(setup, progress)}')
+        alphas = sample_subregion(alpha, mixing.radius, mixtures, generator=stream(setup.seed, "predict", client))
+        return Mixtures(setup, mixing, simplex, x).mean_predictions(alphas)
 
 
-def _why_not(algorithm: OnSimplex, progress: Progress) -> str:
-    if algorithm.assignment(progress.state) is None:
-        at = f"assign_at = {algorithm.assign_at}, after round {progress.round}"
+def _why_not(setup: Setup, progress: Progress) -> str:
+    if not setup.algorithm.assigned(progress.state):
+        at = f"assign_at = {plain(setup.algorithm).get('assign_at')}, after round {progress.round}"
         return f"the clients were not assigned in this run ({at})"
     return "it has sent no signal since the assignment"
 
 
-def prediction_table(probabilities: torch.Tensor, names: Sequence[str]) -> pd.DataFrame:
-    """Return a table of predicted label, its probability and all probabilities (n, C), one row per sample."""
-    most, which = probabilities.max(dim=1)
-    columns = {f"p({name})": column.tolist() for name, column in zip(names, probabilities.T, strict=True)}
-    return pd.DataFrame({"label": [names[i] for i in which.tolist()], "probability": most.tolist(), **columns})
+def prediction_table(setup: Setup, predictions: torch.Tensor) -> pd.DataFrame:
+    """Return predictions as a table, one row per sample; for classification: label and probabilities."""
+    return pd.DataFrame(setup.task.present(predictions, setup.federation.schema.labels))

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from floco.core.mixing import Mixing
 from floco.core.network import Network
+from floco.core.task import Guess
 from floco.core.values import Tensors
-from floco.deliver.guess import Guess
-from floco.simplex import Mixing
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Candidate:
     """(M,) float64."""
     loss: float
     """Mean loss on left-out samples, in nats."""
-    accuracy: float
-    """Accuracy on left-out samples, in [0, 1]."""
+    value: float
+    """The task's primary metric on them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Placement:
     candidates: tuple[Candidate, ...]
     problems: dict[str, str]
     """Reasons why rules failed, by rule."""
-    guess: Guess
+    guess: Guess | None
+    """What a model has to beat, if the task knows it."""
     network: Network = field(repr=False)
     simplex: Tensors = field(repr=False)
     """The shared simplex, network tensors with endpoints (M, ...)."""
@@ -53,18 +54,18 @@ class Placement:
     @property
     def refusal(self) -> str:
         """Why `place` refuses the model (`Guess.beats`); "" if it does not."""
-        refused = self.guess.beats(self.chosen.accuracy, self.chosen.loss)
+        refused = self.guess is not None and self.guess.beats(self.chosen.value, self.chosen.loss)
         return f"the newcomer's model is no better than a guess: {self.compared}" if refused else ""
 
     @property
+    def doubtful(self) -> bool:
+        """Whether the newcomer's samples do not show that its model is better than a guess."""
+        return self.guess is not None and self.guess.doubts(self.chosen.value, self.chosen.loss)
+
+    @property
     def compared(self) -> str:
-        """Accuracy and loss of the model and of the guess, as text."""
-        model, guess = self.chosen, self.guess
-        return (
-            f"of {guess.samples} samples, left out in turn, it recognises {100 * model.accuracy:.1f} %, and "
-            f"{100 * guess.accuracy:.1f} % have the commonest label; its loss is {model.loss:.3f}, "
-            f"and that of the label frequencies {guess.loss:.3f}"
-        )
+        """The model and the guess in numbers, as text."""
+        return "" if self.guess is None else self.guess.compare(self.chosen.value, self.chosen.loss)
 
     @property
     def tensors(self) -> Tensors:

@@ -9,8 +9,9 @@ from torch.func import vmap
 
 from floco.client.setup import Setup
 from floco.client.sgd import Work
+from floco.core.inputs import columns, each, like
 from floco.core.random import one_thread
-from floco.core.values import PADDED, Batch, Step, Tensors
+from floco.core.values import Batch, Step, Tensors
 from floco.engines.stack import Cohort
 from floco.engines.tracing import Programs, lasting, step_key
 
@@ -22,7 +23,8 @@ def refusal(setup: Setup) -> str | None:
     device, federation = setup.device, setup.federation
     initial = {**setup.network.parameters, **setup.network.buffers}
     tensors = {n: torch.stack([t, t]).to(device) for n, t in initial.items()}
-    x = federation.inputs(federation.clients[0].train[[0, -1]]).expand(2, -1, *federation.shape).to(device)
+    x = federation.inputs(federation.clients[0].train[[0, -1]])
+    x = each(lambda column: column.expand(2, *column.shape).to(device), x)
     moved = [tensors[n].requires_grad_() for n in setup.network.layout.parameters]
     try:
         with one_thread():
@@ -58,7 +60,8 @@ class Cohorts:
             groups.setdefault(self._kind(work), []).append(i)
         for kind, members in groups.items():
             members.sort(key=lambda i: -works[i].steps)
-            if len(members) == 1 < len(works) and kind[-1] is not None:
+            others = [k for k in groups if k != kind and k[:-1] == kind[:-1]]  # like it but for the size
+            if len(members) == 1 and others:
                 found[members[0]] = (
                     "networks with buffers, and losses with a mean of their own, need clients of one size"
                 )
@@ -83,7 +86,7 @@ class Cohorts:
 
     def _leaves_padding_out(self, work: Work, keys: Sequence[Sequence[Hashable]]) -> bool:
         """Return whether all losses of a client ignore padding; BatchNorm and losses with their own mean do not."""
-        if self._setup.network.layout.buffers:
+        if self._setup.network.layout.buffers or self._setup.task.padding is None:
             return False
         known = dict(self._paddable)
         for phase, own in zip(work.phases, keys, strict=True):
@@ -110,9 +113,10 @@ class Cohorts:
         draw = None if draw is None else noisy(draw)
         moved = [tensors[n].requires_grad_() for n in (*step.moves, *step.coefficients)]
         chosen = federation.clients[0].train[:3]
-        x, y = noisy(federation.inputs(chosen)), federation.y[chosen].to(device)
-        padding = noisy(federation.inputs(chosen[:2]))
-        padded = Batch(torch.cat([x, padding]), torch.cat([y, torch.full_like(y[:2], PADDED)]))
+        x, y = each(noisy, federation.inputs(chosen)), federation.y[chosen].to(device)
+        padding = columns(each(noisy, federation.inputs(chosen[:2])))
+        longer = like(x, {name: torch.cat([column, padding[name]]) for name, column in columns(x).items()})
+        padded = Batch(longer, torch.cat([y, torch.full_like(y[:2], self._setup.task.padding or 0)]))
 
         def gradients(batch: Batch) -> torch.Tensor:
             loss = step.loss(self._predict, tensors, draw, batch)

@@ -11,7 +11,7 @@ from torch import nn
 
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError, warn
-from floco.engines.jobs import Job, Performer, Result, tell, units
+from floco.engines.jobs import Job, Performer, Result, group_jobs, warn_once
 from floco.engines.processes import Processes
 
 
@@ -36,10 +36,10 @@ class Serial:
     def run(self, jobs: Sequence[Job]) -> list[Result]:
         """Return one result for each job, in the same order."""
         found: dict[int, Result] = {}
-        for unit in units(self._setup, jobs, self._together, 1):
+        for unit in group_jobs(self._setup, jobs, self._together, 1):
             found |= zip(unit, self._perform([jobs[i] for i in unit]), strict=True)
         results = [found[i] for i in range(len(jobs))]
-        tell(results, self._told)
+        warn_once(results, self._told)
         return results
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ _SMALL = 200_000  # parameters up to which dispatch takes longer than computing,
 _HEAVY = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.RNNBase)
 
 
-def engine(setup: Setup, kind: str, workers: int | None) -> Engine:
+def start_engine(setup: Setup, kind: str, workers: int | None) -> Engine:
     """Return the engine `kind`; `resolve` explains `auto`."""
     kind, workers = resolve(setup, kind, workers)
     _say_what_was_found(setup)

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
-from floco.client.predict import global_model, judge
-from floco.client.round import Scores, concluded, prepared, scored
+from floco.client.predict import find_global_model, judge
+from floco.client.round import Scores, conclude, prepare, score
 from floco.client.setup import Setup
-from floco.client.sgd import Work, run
+from floco.client.sgd import Work, train_client
 from floco.core.errors import FlocoError, warn
+from floco.core.inputs import rows
 from floco.core.metrics import Score
 from floco.core.values import Message, Tensors, Update
 from floco.storage.memories import Memory
@@ -62,28 +63,28 @@ def perform(setup: Setup, job: Job, work: Work | None = None, tensors: Tensors |
     try:
         if job.task == "test":
             return _test(setup, job)
-        work = work or _prepared(setup, job)
-        tensors = run(setup, work) if tensors is None else tensors
+        work = work or _prepare(setup, job)
+        tensors = train_client(setup, work) if tensors is None else tensors
         if job.task == "evaluate":
-            return Result(job.client, scores=scored(setup, work, tensors), steps=work.steps)
-        update, memory = concluded(setup, work, tensors)
+            return Result(job.client, scores=score(setup, work, tensors), steps=work.steps)
+        update, memory = conclude(setup, work.client, work.message, work.facts, tensors)
         return Result(job.client, update, memory, steps=work.steps)
     except Exception as error:  # noqa: BLE001  no client's error may end the run; it is reported and counted
         kind = "" if isinstance(error, FlocoError) else f"{type(error).__name__}: "
         return Result(job.client, failure=f"{kind}{error}", trace=traceback.format_exc())
 
 
-def _prepared(setup: Setup, job: Job) -> Work:
+def _prepare(setup: Setup, job: Job) -> Work:
     memory = job.memory.tensors if isinstance(job.memory, Memory) else job.memory
-    return prepared(setup, job.client, job.message, memory)
+    return prepare(setup, job.client, job.message, memory)
 
 
 def _test(setup: Setup, job: Job) -> Result:
-    tensors, x, y = global_model(setup, job.message), setup.federation.x_test, setup.federation.y_test
+    tensors, x, y = find_global_model(setup, job.message), setup.federation.x_test, setup.federation.y_test
     if tensors is None or x is None or y is None:
         return Result(job.client)
     start, stop = job.part
-    return Result(job.client, score=judge(setup, [tensors], x[start:stop], y[start:stop])[0])
+    return Result(job.client, score=judge(setup, [tensors], rows(x, slice(start, stop)), y[start:stop])[0])
 
 
 def perform_together(setup: Setup, jobs: Sequence[Job], cohorts: Cohorts) -> list[Result]:
@@ -103,7 +104,7 @@ def perform_together(setup: Setup, jobs: Sequence[Job], cohorts: Cohorts) -> lis
 
 def _tried(setup: Setup, job: Job) -> Work | None:
     try:
-        return _prepared(setup, job)
+        return _prepare(setup, job)
     except Exception:  # noqa: BLE001  raised again, and reported, when the job is done alone
         return None
 
@@ -126,7 +127,7 @@ class Performer:
         return perform_together(self._setup, unit, self._cohorts)
 
 
-def units(setup: Setup, jobs: Sequence[Job], together: int, workers: int) -> list[list[int]]:
+def group_jobs(setup: Setup, jobs: Sequence[Job], together: int, workers: int) -> list[list[int]]:
     """Return positions of jobs in units of at most `together`, largest clients first.
 
     Units are as even as possible, and no fewer than workers. Parts of the global test are units of one.
@@ -143,7 +144,7 @@ def units(setup: Setup, jobs: Sequence[Job], together: int, workers: int) -> lis
     return tests + [order[a:b] for a, b in pairwise(bounds)]
 
 
-def tell(results: Sequence[Result], told: set[str]) -> None:
+def warn_once(results: Sequence[Result], told: set[str]) -> None:
     """Warn once of each reason why clients could not be trained together."""
     for reason in {r.alone for r in results} - told - {""}:
         told.add(reason)

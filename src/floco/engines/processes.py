@@ -19,7 +19,7 @@ import torch
 
 from floco.client.setup import Setup
 from floco.core.errors import WorkerDied
-from floco.engines.jobs import Job, Performer, Result, tell, units
+from floco.engines.jobs import Job, Performer, Result, group_jobs, warn_once
 from floco.storage.memories import Memory
 
 _NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
@@ -134,7 +134,7 @@ class Processes:
             return []
         known = list(jobs[0].message.shared.values())  # the same objects in most jobs: sent to each worker once
         body, numbers = _dumps(("known", known)), {id(t): i for i, t in enumerate(known)}
-        positions = units(self._setup, jobs, self._together, len(self._workers))
+        positions = group_jobs(self._setup, jobs, self._together, len(self._workers))
         parts = [[jobs[i] for i in unit] for unit in positions]
         results: list[list[Result]] = [[] for _ in parts]
         running: dict[Connection, int] = {}
@@ -153,7 +153,7 @@ class Processes:
                 del running[pipe]
                 running |= self._next(pipe, todo, parts, numbers)
         found = {i: r for unit, got in zip(positions, results, strict=True) for i, r in zip(unit, got, strict=True)}
-        tell([*found.values()], self._told)
+        warn_once([*found.values()], self._told)
         return [found[i] for i in range(len(jobs))]
 
     def _next(

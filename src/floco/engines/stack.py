@@ -14,7 +14,8 @@ from torch.func import vmap
 
 from floco.client.setup import Setup
 from floco.client.sgd import Work, add_correction, move
-from floco.core.values import PADDED, Batch, Phase, Predict, Step, Tensors
+from floco.core.inputs import Inputs, columns, each, like, rows
+from floco.core.values import Batch, Phase, Predict, Step, Tensors
 from floco.engines.tracing import Program, Programs, loss_key
 
 
@@ -28,7 +29,8 @@ class Cohort:
         self._setup, self._predict, self._works, self._programs = setup, predict, works, programs
         first, device, federation = works[0], setup.device, setup.federation
         samples = torch.cat([w.samples for w in works])
-        self._x, self._y = federation.inputs(samples).to(device), federation.y[samples]
+        self._x = each(lambda column: column.to(device), federation.inputs(samples))
+        self._y, self._columns = federation.y[samples], len(columns(federation.x))
         self._starts = [0, *torch.tensor([len(w.samples) for w in works]).cumsum(0).tolist()]
         names = sorted(first.tensors)  # the order of names may differ between clients and cohorts
         changing = {n for p in first.phases for s in p.steps for n in _moving(s)}
@@ -59,20 +61,20 @@ class Cohort:
         steps = max(lengths)
         orders = [torch.cat(list(w.orders(w.phases[number], seed))) for w in self._works]
         positions = [o[plan.at] + start for o, plan, start in zip(orders, plans, self._starts, strict=False)]
-        rows, real = _stretched(positions, steps), _stretched([plan.real for plan in plans], steps)  # (S, C, B)
-        labels = torch.where(real, self._y[rows], PADDED).to(device)
+        at, real = _stretched(positions, steps), _stretched([plan.real for plan in plans], steps)  # (S, C, B)
+        targets = self._targets(at, real).to(device)
         alive = (torch.arange(steps)[:, None] < torch.tensor(lengths)).sum(dim=1).tolist()  # these first clients move
         draws = self._draws(number, steps)
         counts = real.sum(dim=2)
         equal = (counts == counts[:, :1]).all(dim=1)  # no padding where all batches have the same size
         widths = torch.where(equal, counts[:, 0], width).tolist()
-        rows, whole, held = rows.to(device), self._tensors, len(self._works)
+        at, whole, held = at.to(device), self._tensors, len(self._works)
         todo: list[tuple[Step, Hashable, list[torch.Tensor]]] = [(step, loss_key(step), []) for step in phase.steps]
         for i in range(steps):
             if alive[i] <= held // 2:  # most clients are done: the others continue without them
                 held = alive[i]
                 self._tensors = {n: t[:held] if n in self._stacked else t for n, t in whole.items()}
-            batch = Batch(self._x[rows[i, :held, : widths[i]]], labels[i, :held, : widths[i]])
+            batch = Batch(rows(self._x, at[i, :held, : widths[i]]), targets[i, :held, : widths[i]])
             for step, key, velocity in todo:
                 if velocity and len(velocity[0]) > alive[i]:
                     velocity[:] = [v[: alive[i]] for v in velocity]
@@ -84,6 +86,13 @@ class Cohort:
                         gradients = [g[: alive[i]] for g in gradients]
                     move(step, moving, gradients, velocity, self._setup.training)
         self._tensors = whole
+
+    def _targets(self, at: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        """Return the targets (steps, clients, width, ...) at positions; padding where they are not real."""
+        targets, padding = self._y[at], self._setup.task.padding
+        if padding is None:  # clients of equal sizes
+            return targets
+        return torch.where(real.view(*real.shape, *(1,) * (targets.ndim - real.ndim)), targets, padding)
 
     def _draws(self, number: int, steps: int) -> torch.Tensor | None:
         drawn = []
@@ -99,7 +108,8 @@ class Cohort:
         """Return the gradients of the tensors that a step moves."""
         names = _moving(step)
         others = [n for n in self._tensors if n not in names]
-        inputs = [self._tensors[n] for n in (*names, *others)] + ([] if draw is None else [draw]) + [*batch]
+        inputs = [self._tensors[n] for n in (*names, *others)] + ([] if draw is None else [draw])
+        inputs += [*columns(batch.x).values(), batch.y]
         key = key, names, tuple((n, n in self._stacked) for n in others)
         return self._programs.of(key, self._program(step, others, draw is not None), inputs)(*inputs)
 
@@ -111,15 +121,16 @@ class Cohort:
         def gradients(*flat: torch.Tensor) -> list[torch.Tensor]:
             moved = [t.detach().requires_grad_() for t in flat[: len(names)]]
             rest = dict(zip(others, flat[len(names) :], strict=False))
-            draw, x, y = flat[-3] if drawn else None, flat[-2], flat[-1]
+            *_, draw = flat[: -self._columns - 1] if drawn else (None,)
+            x = like(self._x, dict(zip(columns(self._x), flat[-self._columns - 1 : -1], strict=True)))
 
             def loss(
-                own: list[torch.Tensor], rest: Tensors, draw: torch.Tensor | None, x: torch.Tensor, y: torch.Tensor
+                own: list[torch.Tensor], rest: Tensors, draw: torch.Tensor | None, x: Inputs, y: torch.Tensor
             ) -> torch.Tensor:
                 return step.loss(self._predict, {**rest, **dict(zip(names, own, strict=True))}, draw, Batch(x, y))
 
             with torch.enable_grad():
-                losses = vmap(loss, in_dims=(0, dims, 0 if drawn else None, 0, 0))(moved, rest, draw, x, y)
+                losses = vmap(loss, in_dims=(0, dims, 0 if drawn else None, 0, 0))(moved, rest, draw, x, flat[-1])
                 found = list(torch.autograd.grad(losses.sum(), moved, materialize_grads=True))
             if step.correction is not None:
                 every = {**rest, **dict(zip(names, flat, strict=False))}

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
 from floco.core.random import one_thread
-from floco.core.values import Message, ServerState, Tensors, Update, prefixed, under
+from floco.core.values import Message, ServerState, Tensors, Update, add_prefix, strip_prefix
 from floco.engines.jobs import Job, Result, perform
 from floco.flower.protocol import LOG, Answer, Ask
 from floco.flower.site import SiteConfig
@@ -104,7 +104,7 @@ class _Site:
         if not number:
             return (), None
         if (found := self._read(number)) is not None:
-            return (), under(found[0], "memory/") or None
+            return (), strip_prefix(found[0], "memory/") or None
         lost = f"what this client kept after round {number} is not in its state-dir any more, or damaged"
         return (f"{lost}: its own model begins anew",), None
 
@@ -146,7 +146,7 @@ class _Site:
 
     def _trained(self, message: Message, kept: Tensors | None) -> Result:
         """Return the result of this round's training, from disk if the same question was answered before."""
-        sent = to_safetensors({**prefixed(message.shared, "shared/"), **prefixed(message.own, "own/")})
+        sent = to_safetensors({**add_prefix(message.shared, "shared/"), **add_prefix(message.own, "own/")})
         key = checksum(sent + f"{message.round} {message.task} {self._ask.accepted}".encode())
         tensors, facts = self._files(message.round)
         if (found := self._read(message.round)) is not None and found[1].get("key") == key:
@@ -154,8 +154,8 @@ class _Site:
         result = perform(self._setup, Job(self._client, "train" if message.task == "train" else "probe", message, kept))
         if (update := result.update) is not None:
             self._answers.mkdir(exist_ok=True)
-            stored = {**prefixed(update.shared, "shared/"), **prefixed(update.extra, "extra/")}
-            data = to_safetensors({**stored, **prefixed(result.memory or {}, "memory/")})
+            stored = {**add_prefix(update.shared, "shared/"), **add_prefix(update.extra, "extra/")}
+            data = to_safetensors({**stored, **add_prefix(result.memory or {}, "memory/")})
             replace_file(tensors, data)
             known = {"weight": update.weight, "task": update.task, "steps": result.steps}
             replace_file(facts, to_json({"key": key, "sha256": checksum(data), **known}))
@@ -163,7 +163,7 @@ class _Site:
 
 
 def _result(message: Message, client: str, tensors: Tensors, facts: Mapping[str, Any]) -> Result:
-    sent = under(tensors, "shared/")
+    sent = strip_prefix(tensors, "shared/")
     shared = {n: sent[n] for n in message.shared if n in sent}  # in the order of the message, as Flower mods expect
-    update = Update(client, facts["task"], facts["weight"], shared, under(tensors, "extra/"))
+    update = Update(client, facts["task"], facts["weight"], shared, strip_prefix(tensors, "extra/"))
     return Result(client, update, steps=facts["steps"])

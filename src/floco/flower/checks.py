@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 
 from floco.client.round import Scores
-from floco.core.metrics import BINS, Score
 from floco.core.values import Update
 from floco.engines.jobs import Result
 from floco.flower.protocol import Answer, Ask, short
@@ -21,7 +19,7 @@ _NATS = 1e6  # cap on a loss, in nats per sample
 
 
 @dataclass(frozen=True)
-class Form:
+class Expected:
     """What an honest answer of a client looks like."""
 
     update: Update | None
@@ -33,22 +31,23 @@ class Form:
     models: tuple[bool, bool]
     """Whether the method has a global and a personal model."""
     n_test: int
-    classes: int
+    outputs: int
+    """Outputs of the network, for classification the number of classes."""
     steps: tuple[int, int]
     """Optimiser steps of the training and of the adaptation before evaluation."""
 
 
-def checked(answer: Answer, ask: Ask, form: Form) -> Answer:
+def check_answer(answer: Answer, ask: Ask, expected: Expected) -> Answer:
     """Return the answer with an invalid training or evaluation replaced by a failure that states the reason.
 
     Losses above 1e6 nats per sample are capped, and a note says so.
     """
     trained, evaluated, notes = answer.trained, answer.evaluated, answer.notes
     if trained is not None and trained.update is not None:
-        why = _steps_problem(trained, form.steps[0]) or _update_problem(trained.update, ask, form)
+        why = _steps_problem(trained, expected.steps[0]) or _update_problem(trained.update, ask, expected)
         trained = trained if why is None else Result(answer.client, failure=short(why))
     if evaluated is not None and (scores := evaluated.scores) is not None:
-        why = _steps_problem(evaluated, form.steps[1]) or _scores_problem(scores, form)
+        why = _steps_problem(evaluated, expected.steps[1]) or _scores_problem(scores, expected)
         if why is not None:
             evaluated = Result(answer.client, failure=short(why))
         elif (most := max((s.loss for s in scores if s is not None), default=0.0)) > _NATS:
@@ -61,8 +60,8 @@ def _steps_problem(result: Result, steps: int) -> str | None:
     return None if result.steps == steps else f"it says {result.steps} steps, and should have taken {steps}"
 
 
-def _update_problem(update: Update, ask: Ask, form: Form) -> str | None:
-    wanted = form.update
+def _update_problem(update: Update, ask: Ask, expected: Expected) -> str | None:
+    wanted = expected.update
     if wanted is None or (update.task, update.weight) != (wanted.task, wanted.weight):
         has = f" and has {wanted.weight} samples" if wanted else ""
         return f"it answered {update.task} with weight {update.weight}, and was asked to {ask.task}{has}"
@@ -70,7 +69,7 @@ def _update_problem(update: Update, ask: Ask, form: Form) -> str | None:
         if missing := sorted(like.keys() - sent.keys()):
             return f"its update lacks {', '.join(missing)}"
         for name, now in sent.items():
-            if why := _form_problem(name, now, like.get(name)) or _size_problem(name, now, ask, form):
+            if why := _form_problem(name, now, like.get(name)) or _size_problem(name, now, ask, expected):
                 return why
     return None
 
@@ -82,7 +81,7 @@ def _form_problem(name: str, now: torch.Tensor, like: torch.Tensor | None) -> st
     return None if bool(torch.isfinite(now).all()) else f"it sent a {name!r} that is not finite"
 
 
-def _size_problem(name: str, now: torch.Tensor, ask: Ask, form: Form) -> str | None:
+def _size_problem(name: str, now: torch.Tensor, ask: Ask, expected: Expected) -> str | None:
     """Return why a tensor's values are out of range, given the tensor that was sent to the site.
 
     An oversized value would stay in the average and spoil every later round.
@@ -91,12 +90,12 @@ def _size_problem(name: str, now: torch.Tensor, ask: Ask, form: Form) -> str | N
     if not now.numel() or now.dtype == torch.bool:
         return None
     if not (now.is_floating_point() or now.is_complex()):
-        return _counter_problem(name, now.long(), before.long(), max(_COUNTED, form.steps[0]))
+        return _counter_problem(name, now.long(), before.long(), max(_COUNTED, expected.steps[0]))
     reach, had = _largest(now), _largest(before)
-    limit = (_STATISTICS if name in form.buffers else _GROWTH) * max(1.0, had)
-    if reach > limit and (name in form.parameters or reach > limit * _stretch(ask, form)):
+    limit = (_STATISTICS if name in expected.buffers else _GROWTH) * max(1.0, had)
+    if reach > limit and (name in expected.parameters or reach > limit * _stretch(ask, expected)):
         return f"it sent a {name!r} of up to {reach:.3g}, and had got one of up to {had:.3g}"
-    if name in form.buffers and name.rpartition(".")[2] == "running_var" and float(now.min()) < 0:
+    if name in expected.buffers and name.rpartition(".")[2] == "running_var" and float(now.min()) < 0:
         had_got = f"had got one down to {float(before.min()):.3g}"
         return f"it sent a {name!r} down to {float(now.min()):.3g}, and {had_got}: it is never negative"
     return None
@@ -106,12 +105,12 @@ def _largest(tensor: torch.Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 
-def _stretch(ask: Ask, form: Form) -> float:
+def _stretch(ask: Ask, expected: Expected) -> float:
     """Return the factor by which large parameters sent to the site widen the limits on statistics and gradients.
 
     Another site may have spoiled the parameters within its limits; refusing the honest answers would end the run.
     """
-    return max([1.0, *(_largest(t) / _ORDINARY for n, t in ask.shared.items() if n in form.parameters)]) ** 2
+    return max([1.0, *(_largest(t) / _ORDINARY for n, t in ask.shared.items() if n in expected.parameters)]) ** 2
 
 
 def _counter_problem(name: str, now: torch.Tensor, before: torch.Tensor, most: int) -> str | None:
@@ -123,10 +122,12 @@ def _counter_problem(name: str, now: torch.Tensor, before: torch.Tensor, most: i
     return f"it sent a {name!r} of {int(now.flatten()[i])}, and had got one of {int(before.flatten()[i])}"
 
 
-def _scores_problem(scores: Scores, form: Form) -> str | None:
-    for has, score in zip(form.models, scores, strict=True):
-        if has != (score is not None) or (score is not None and not _plausible(score, form.n_test, form.classes)):
-            return f"its evaluation is not one of {form.n_test} samples and {form.classes} classes, or not finite"
+def _scores_problem(scores: Scores, expected: Expected) -> str | None:
+    for has, score in zip(expected.models, scores, strict=True):
+        if has != (score is not None) or (score is not None and not score.plausible(expected.n_test, expected.outputs)):
+            return (
+                f"its evaluation is not one of {expected.n_test} samples and {expected.outputs} classes, or not finite"
+            )
     return None
 
 
@@ -136,18 +137,4 @@ def _capped(scores: Scores) -> Scores:
     Large losses are capped rather than refused: honest sites report them for a model that another site has spoiled,
     and a round without any valid evaluation ends the run.
     """
-    return Scores(*(s if s is None else replace(s, losses=min(s.losses, _NATS * s.n)) for s in scores))
-
-
-def _plausible(score: Score, n_test: int, classes: int) -> bool:
-    """Return whether a score is possible for this number of samples and classes."""
-    n, counts, right, balanced = n_test * (1 + 1e-6), score.counts, score.right, score.balanced
-    if len(counts) != len(right) or len(counts) not in (1, classes):
-        return False
-    whole = all(type(c) is int and type(r) is int and 0 <= r <= c for r, c in zip(right, counts, strict=True))
-    if not whole or score.n != n_test:
-        return False
-    if (balanced is not None) if len(counts) == classes else (balanced is None or not 0 <= balanced <= 1):
-        return False
-    sums = len(score.gaps) == BINS and sum(map(abs, score.gaps)) <= n
-    return sums and 0 <= score.squares <= 2 * n and 0 <= score.losses < math.inf
+    return Scores(*(s if s is None else replace(s, losses=min(s.losses, _NATS * s.n)) for s in scores))  # type: ignore[type-var]

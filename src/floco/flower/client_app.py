@@ -14,7 +14,7 @@ from flwr.clientapp.typing import Mod
 from floco.core.errors import FlocoError
 from floco.flower.answering import answer
 from floco.flower.protocol import FORMAT, LOG, Answer, Ask
-from floco.flower.site import SiteConfig, VirtualSite, joined
+from floco.flower.site import SiteConfig, VirtualSite, introduce
 
 
 def client_app(mods: Sequence[Mod] = ()) -> ClientApp:
@@ -47,7 +47,7 @@ def _join(message: Message, context: Context) -> Message:
     try:
         config = str(message.content.config_records["ask"]["config"])
         site = _site(context, config)
-        told |= {"client": site.client, **joined(site, config)}
+        told |= {"client": site.client, **introduce(site, config)}
     except FlocoError as error:
         told["problem"] = str(error)
         LOG.error("this site cannot join: %s", error)

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import torch
 
 from floco.core.errors import FlocoError, RunFailed
 from floco.data.partition import Folds
 from floco.data.sources import load
 from floco.flower.scaffold import write
-from floco.runs.config import override, read
+from floco.runs.toml import override, read
 
 SITES = ("east", "north", "south")
 _BUDGET = ("training.rounds=20", "training.fraction=1.0", "algorithm.assign_at=8", "run.evaluate_every=4")
@@ -188,6 +189,7 @@ def deal(folder: Path) -> Path:
     samples = load("digits")
     federation = samples.split(Folds(3, share=0.8), clients=len(SITES), samples=400, seed=0)
     (folder / "data").mkdir()
+    assert isinstance(samples.x, torch.Tensor)
     x, y, owner = samples.x.squeeze(1).numpy(), samples.y, np.full(len(samples.y), "", dtype="U10")
     for site, client in zip(SITES, federation.clients, strict=True):
         rows = np.sort(np.concatenate([client.train.numpy(), client.test.numpy()]))

@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from flwr.app import Message
 
-from floco.client.round import concluded, prepared
+from floco.client.round import begin, conclude
 from floco.client.setup import Setup
-from floco.core.values import Facts, Phase, Task
+from floco.core.values import Facts, Phase, Purpose
 from floco.data.schema import Normalization
 from floco.engines.jobs import Job, Result
-from floco.flower.checks import Form, checked
+from floco.flower.checks import Expected, check_answer
 from floco.flower.protocol import LOG, Answer, Ask
 from floco.flower.roster import Nodes
-from floco.runs.config import Config, as_dict
-from floco.server.rounds import Progress, size
+from floco.runs.config import Config
+from floco.runs.toml import as_dict
+from floco.server.rounds import Progress, count_elements
 
 _KINDS = {"train": "train", "probe": "train.probe", "evaluate": "evaluate"}
 
@@ -52,7 +53,7 @@ class Questions:
     ) -> tuple[list[Result], list[Result]]:
         """Send each client one question; return the job results, and the evaluations in the federation's order."""
         todo = {j.client: j for j in jobs}
-        clients = [c for c in setup.federation.ids if c in todo or evaluating]
+        clients = [c for c in setup.clients if c in todo or evaluating]
         asks = {c: self._ask(setup, progress, c, todo.get(c), evaluating=evaluating) for c in clients}
         wait = self._config.flower.deadline
         there = {c: self._nodes.by_client[c] for c in clients if c in self._nodes.by_client}
@@ -64,7 +65,7 @@ class Questions:
         return trained, [_certain(answers[c].evaluated, c) for c in clients] if evaluating else []
 
     def _ask(self, setup: Setup, progress: Progress, client: str, job: Job | None, *, evaluating: bool) -> Ask:
-        task: Task = "evaluate" if job is None else job.message.task
+        task: Purpose = "evaluate" if job is None else job.message.task
         sent, normal = setup.algorithm.message(progress.state, client, task), self._normalization
         accepted, known = progress.last.get(client, 0), (self._text, self._model, normal.mean, normal.std)
         return Ask(self._id, progress.round, task, evaluating, sent.shared, sent.own, accepted, *known)
@@ -80,9 +81,9 @@ class Questions:
             why = f"it did not answer: {reply.error.reason or 'an error without a reason'}"
         elif reply is not None:
             try:
-                answer = Answer.of(reply.content)
+                answer = Answer.of(reply.content, setup.task)
                 if answer.client == client:
-                    answer = checked(answer, ask, form(setup, client, ask))
+                    answer = check_answer(answer, ask, expect(setup, client, ask))
                     for note in answer.notes:
                         self._tell(client, note)
                     return answer
@@ -99,23 +100,24 @@ class Questions:
         for client, ask in asks.items():
             if ask.task != "evaluate":
                 update = trained.update if (trained := answers[client].trained) is not None else None
-                down = size([ask.shared, ask.own])[1]
-                up = size([update.shared, update.extra])[1] if update is not None else 0
+                down = count_elements([ask.shared, ask.own])[1]
+                up = count_elements([update.shared, update.extra])[1] if update is not None else 0
                 costs.append(f"{client} {'probes, ' if ask.task == 'probe' else ''}{down:,} bytes down, {up:,} up")
         if costs:
             LOG.info("round %d: %s", progress.round + 1, "; ".join(costs))
 
 
-def form(setup: Setup, client: str, ask: Ask) -> Form:
-    """Return the form of an honest answer: that of a client after zero steps, but with the right step counts."""
-    work = prepared(setup, client, ask.message(ask.task), None)
-    update = concluded(setup, work, work.tensors)[0] if ask.task != "evaluate" else None
-    both, layout, federation = setup.algorithm.models(work.tensors, work.facts), setup.network.layout, setup.federation
-    models, n_test = (both.global_ is not None, both.personal is not None), len(federation.client(client).test)
-    trained = 0 if update is None else _steps(work.phases, work.facts)
-    taken = trained, _steps(setup.algorithm.adapt(work.facts), work.facts)
+def expect(setup: Setup, client: str, ask: Ask) -> Expected:
+    """Return what an honest answer looks like: that of a client after zero steps, but with the right step counts."""
+    algorithm, layout = setup.algorithm, setup.network.layout
+    message, facts, tensors = begin(setup, client, ask.message(ask.task), None)
+    update = conclude(setup, client, message, facts, tensors)[0] if ask.task != "evaluate" else None
+    both = algorithm.models(tensors, facts)
+    models, n_test = (both.global_ is not None, both.personal is not None), setup.clients[client].n_test
+    trained = 0 if update is None else _steps(algorithm.phases(message, facts), facts)
     names = frozenset(layout.parameters), frozenset(layout.buffers)
-    return Form(update, *names, models, n_test, federation.classes, taken)
+    taken = trained, _steps(algorithm.adapt(facts), facts)
+    return Expected(update, *names, models, n_test, setup.federation.outputs, taken)
 
 
 def _steps(phases: Sequence[Phase], facts: Facts) -> int:

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 
 from floco.core.errors import FlocoError
+from floco.core.values import ClientInfo
 from floco.data.arrays import CHANNELS, channels_first
-from floco.data.federation import Client, Federation, normalization
-from floco.data.schema import Normalization
+from floco.data.federation import Federation, fit_normalization
+from floco.data.schema import Form, Normalization
 from floco.flower.protocol import FORMAT
 from floco.runs.config import Config
 
-Facts = dict[str, Any]
+SiteFacts = dict[str, Any]
 """A site's report: its sizes, the dtype and layout of its samples, and its sums for the common normalisation."""
 
 
-def introduced(told: Facts, config: Config, known: Mapping[str, Facts]) -> tuple[str, Facts]:
+def admit(told: SiteFacts, config: Config, known: Mapping[str, SiteFacts]) -> tuple[str, SiteFacts]:
     """Return the client id and the validated facts of a site that joins.
 
     Args:
@@ -41,7 +42,7 @@ def introduced(told: Facts, config: Config, known: Mapping[str, Facts]) -> tuple
     if not all(type(n) is int and 1 <= n <= config.flower.most_samples for n in sizes):
         limit = f"each must be at least 1, and at most flower.most_samples = {config.flower.most_samples}"
         raise FlocoError(f"it says that it has {sizes[0]!r} samples to train and {sizes[1]!r} to test: {limit}")
-    facts: Facts = {"n_train": sizes[0], "n_test": sizes[1], "dtype": dtype, "channels": channels}
+    facts: SiteFacts = {"n_train": sizes[0], "n_test": sizes[1], "dtype": dtype, "channels": channels}
     before = known.get(client, facts)
     if changed := next((k for k in ("n_train", "n_test") if before[k] != facts[k]), None):
         now = f"{changed} was {before[changed]}, and is {facts[changed]}"
@@ -53,7 +54,7 @@ def introduced(told: Facts, config: Config, known: Mapping[str, Facts]) -> tuple
     return client, {**facts, **_sums(told, config)}
 
 
-def _sums(told: Facts, config: Config) -> Facts:
+def _sums(told: SiteFacts, config: Config) -> SiteFacts:
     """Return a site's sums for the common normalisation, checked against its sample counts and channels."""
     if config.data.normalize != "train":
         return {"count": 0, "sum": [], "square": []}
@@ -66,30 +67,25 @@ def _sums(told: Facts, config: Config) -> Facts:
     return {"count": count, "sum": both[0], "square": both[1]}
 
 
-def common_normalization(config: Config, facts: Mapping[str, Facts]) -> Normalization:
+def common_normalization(config: Config, facts: Mapping[str, SiteFacts]) -> Normalization:
     """Return the normalisation of all sites, from the configuration or from their sums."""
     if config.data.normalize == "fixed":
         return Normalization(config.data.mean, config.data.std)
     if config.data.normalize == "none":
         return Normalization()
     told = [facts[c] for c in sorted(facts)]
-    return normalization([(int(f["count"]), tuple(f["sum"]), tuple(f["square"])) for f in told])
+    return fit_normalization([(int(f["count"]), tuple(f["sum"]), tuple(f["square"])) for f in told])
 
 
-class Sites(Federation):
-    """A federation of known sizes without the samples; its memory does not grow with the sizes that sites report."""
-
-    def label_counts(self, indices: torch.Tensor) -> tuple[int, ...]:
-        """Return counts (C,) that sum to `len(indices)`, all on the first label: the labels are unknown here."""
-        return (len(indices), *(0,) * (self.classes - 1))
-
-
-def sizes_only(config: Config, facts: Mapping[str, Facts], normal: Normalization) -> Sites:
-    """Return the federation of sites whose sample shape and sizes are known, but not their samples."""
+def schema_only(config: Config, facts: Mapping[str, SiteFacts], normal: Normalization) -> Federation:
+    """Return a federation without clients, whose samples have the shape and type of the sites' samples."""
     one: dict[str, Any] = next(iter(facts.values()))
     dtype, channels = torch.uint8 if one["dtype"] == "uint8" else torch.float32, str(one["channels"])
     x = channels_first(torch.zeros(4, *config.flower.shape, dtype=dtype), channels)
-    y, place = torch.zeros(4, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    sizes = {c: (int(facts[c]["n_train"]), int(facts[c]["n_test"])) for c in sorted(facts)}
-    clients = tuple(Client(c, place.expand(train), place.expand(test)) for c, (train, test) in sizes.items())
-    return Sites(x, y, clients, config.data.labels, normalization=normal, channels=channels)
+    forms = {"": Form(channels, normalization=normal)}
+    return Federation(x, torch.zeros(4, dtype=torch.int64), (), config.data.labels, forms=forms, task=config.task)
+
+
+def client_infos(facts: Mapping[str, SiteFacts]) -> tuple[ClientInfo, ...]:
+    """Return what the server knows of each site, in order of their ids."""
+    return tuple(ClientInfo(c, int(facts[c]["n_train"]), int(facts[c]["n_test"])) for c in sorted(facts))

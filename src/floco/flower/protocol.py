@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import safetensors.torch
@@ -19,7 +19,8 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from floco.client.round import Scores
 from floco.core.errors import FlocoError
 from floco.core.metrics import Score
-from floco.core.values import Message, Task, Tensors, Update
+from floco.core.task import Task
+from floco.core.values import Message, Purpose, Tensors, Update
 from floco.engines.jobs import Result
 from floco.storage.files import to_safetensors
 
@@ -38,7 +39,7 @@ class Ask:
     """Id of the run; a site keeps each run in its own folder."""
     round: int
     """Round of the state that is sent."""
-    task: Task
+    task: Purpose
     """`train` or `probe`; `evaluate` for neither."""
     evaluate: bool
     shared: Tensors
@@ -52,7 +53,7 @@ class Ask:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
-    def message(self, task: Task) -> Message:
+    def message(self, task: Purpose) -> Message:
         """Return the message that the client would receive in a local run."""
         return Message(self.round + (task != "evaluate"), task, self.shared, self.own)
 
@@ -112,13 +113,13 @@ class Answer:
         scores = self.evaluated.scores if self.evaluated is not None else None
         for name in _MODELS if scores is not None else ():
             if (score := getattr(scores, name)) is not None:
-                records[name] = MetricRecord(_metrics(score if share_labels else summed_up(score)))
+                records[name] = MetricRecord(_metrics(score if share_labels else score.coarse()))
         records["answer"] = ConfigRecord(plain)
         return records
 
     @staticmethod
-    def of(records: RecordDict) -> Answer:
-        """Return the answer in Flower records."""
+    def of(records: RecordDict, task: Task) -> Answer:
+        """Return the answer in Flower records; the task knows what its scores look like."""
         plain: dict[str, Any] = dict(records.config_records["answer"])
         if plain["format"] != FORMAT:
             raise FlocoError("the site has another version of floco")
@@ -134,26 +135,20 @@ class Answer:
             results["trained"] = Result(client, update, steps=results["trained"].steps)
         if "evaluated" in results and results["evaluated"].failure is None:
             metrics = records.metric_records
-            scores = Scores(*(_score(metrics[m]) if m in metrics else None for m in _MODELS))
+            scores = Scores(*(_score(task, metrics[m]) if m in metrics else None for m in _MODELS))
             results["evaluated"] = Result(client, scores=scores, steps=results["evaluated"].steps)
         notes = tuple(short(str(n)) for n in plain["notes"][:_NOTES])
         return Answer(client, results.get("trained"), results.get("evaluated"), notes)
 
 
-def summed_up(score: Score) -> Score:
-    """Return a score without counts by label; the balanced accuracy becomes a number."""
-    return Score((score.n,), (sum(score.right),), score.losses, score.squares, score.gaps, score.balanced_accuracy)
-
-
 def _metrics(score: Score) -> dict[str, Any]:
-    lists = {n: list(getattr(score, n)) for n in ("counts", "right", "gaps")}
-    balanced = {} if score.balanced is None else {"balanced": score.balanced}
-    return {**lists, "losses": score.losses, "squares": score.squares, **balanced}
+    values = {f.name: getattr(score, f.name) for f in fields(score)}  # type: ignore[arg-type]
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items() if v is not None}
 
 
-def _score(metrics: Mapping[str, Any]) -> Score:
-    counts, right, gaps = (tuple(metrics[n]) for n in ("counts", "right", "gaps"))
-    return Score(counts, right, metrics["losses"], metrics["squares"], gaps, metrics.get("balanced"))
+def _score(task: Task, metrics: Mapping[str, Any]) -> Score:
+    known = {f.name for f in fields(task.score_type)}  # type: ignore[arg-type]
+    return task.score_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in metrics.items() if n in known})
 
 
 def short(text: str) -> str:

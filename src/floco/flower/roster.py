@@ -14,9 +14,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from floco.core.errors import FlocoError, RunFailed
-from floco.flower.joining import Facts, introduced
+from floco.flower.joining import SiteFacts, admit
 from floco.flower.protocol import FORMAT, short
-from floco.runs.config import Config, as_dict
+from floco.runs.config import Config
+from floco.runs.toml import as_dict
 
 _POLL = 0.5  # seconds between polls for replies
 _LOOK = 10.0  # seconds between checks which nodes are connected
@@ -42,7 +43,7 @@ class Nodes:
     """The connected nodes of one run, and the clients they serve."""
 
     def __init__(
-        self, grid: Grid, settings: Config, known: Mapping[str, Facts] | None, tell: Callable[[str, str], None]
+        self, grid: Grid, settings: Config, known: Mapping[str, SiteFacts] | None, tell: Callable[[str, str], None]
     ) -> None:
         """Start with no node.
 
@@ -55,7 +56,7 @@ class Nodes:
         self._grid, self._settings, self._tell = grid, settings, tell
         self._config = json.dumps(as_dict(settings))
         self._nodes: defaultdict[int, _Node] = defaultdict(_Node)
-        self.facts: dict[str, Facts] = dict(known or {})
+        self.facts: dict[str, SiteFacts] = dict(known or {})
         self.by_client: dict[str, int] = {}
         self.begun = known is not None
         """Whether the run has started; until then, sites may leave and return with other ids and data."""
@@ -120,7 +121,7 @@ class Nodes:
         self._drop(there)
         for node, told in self._join(sorted(n for n in there if now >= self._nodes[n].ask_at)).items():
             try:
-                client, facts = introduced(told, self._settings, self.facts)
+                client, facts = admit(told, self._settings, self.facts)
                 self._check_identity(client, node, there)
             except RunFailed:
                 raise
@@ -149,7 +150,7 @@ class Nodes:
         now = time.monotonic()
         self.facts = {c: f for c, f in self.facts.items() if c in keep or now - self._seen[c] <= seconds}
 
-    def _refuse(self, node: int, told: Facts, problem: str) -> None:
+    def _refuse(self, node: int, told: SiteFacts, problem: str) -> None:
         known = self._nodes[node]
         known.ask_at, known.patience = time.monotonic() + known.patience, 2 * known.patience
         if known.problem != problem:
@@ -163,9 +164,9 @@ class Nodes:
     def _question(self, node: int) -> Message:
         return Message(RecordDict({"ask": ConfigRecord({"format": FORMAT, "config": self._config})}), node, "query")
 
-    def _join(self, nodes: Sequence[int]) -> dict[int, Facts]:
+    def _join(self, nodes: Sequence[int]) -> dict[int, SiteFacts]:
         replies = self.exchange({n: self._question(n) for n in nodes}, _JOIN, joining=True)
-        told: dict[int, Facts] = {n: {"problem": f"it did not say who it is within {_JOIN:g} s"} for n in nodes}
+        told: dict[int, SiteFacts] = {n: {"problem": f"it did not say who it is within {_JOIN:g} s"} for n in nodes}
         for node, reply in replies.items():
             if isinstance(reply, Exception):
                 told[node] = {"problem": f"what it sends cannot be read: {type(reply).__name__}: {reply}"}

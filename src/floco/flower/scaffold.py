@@ -12,7 +12,8 @@ from typing import Any
 from floco.core.errors import FlocoError
 from floco.data.sources import load
 from floco.runs import session
-from floco.runs.config import Config, override, parse, to_toml
+from floco.runs.config import Config
+from floco.runs.toml import override, parse, put, to_toml
 from floco.storage.files import write_file
 
 _PACKAGE = "federation"
@@ -94,13 +95,12 @@ server sees, and what to do when something fails.
 """
 
 
-def settings(values: Mapping[str, Any]) -> Config:
+def read_settings(values: Mapping[str, Any]) -> Config:
     """Return the settings in Flower's run configuration, which has flat dotted keys and lists as strings."""
     raw: dict[str, Any] = {}
     for key, value in values.items():
-        table, _, leaf = key.rpartition(".")
         is_list = isinstance(value, str) and value.startswith("[")
-        (raw.setdefault(table, {}) if table else raw)[leaf] = override(f"{leaf}={value}")[1] if is_list else value
+        put(raw, key, override(f"{key}={value}")[1] if is_list else value, "the run configuration")
     return parse(raw)
 
 
@@ -114,16 +114,18 @@ def _scalar_line(line: str) -> str:
     return f"{key} = {quoted}  # {comment}" if value.startswith("[") else line
 
 
-def shared(config: Config) -> Config:
+def share_schema(config: Config) -> Config:
     """Return the configuration with the common labels and sample shape, read from its own data if they are not set."""
-    if config.data.labels and config.flower.shape:
+    labelled = config.task.labelled
+    if (config.data.labels or not labelled) and config.flower.shape:
         return config
     if config.data.source in (session.SITES, session.PYTHON):
         example = """-s 'data.labels=["0","1"]' -s flower.shape=[8,8]"""
         source = "a data.source on this machine to read them from"
         raise FlocoError(f"the sites must agree on labels and shape: give {example}, or {source}")
-    form = load(config.data.source, kind=config.data.kind, labels=config.data.labels).form
-    data, flower = replace(config.data, labels=form.values), replace(config.flower, shape=form.shape)
+    samples = load(config.data.source, kind=config.data.kind, labels=config.data.labels, task=config.task)
+    data = replace(config.data, labels=samples.labels.values)
+    flower = replace(config.flower, shape=samples.schema.form.shape)
     return replace(config, data=data, flower=flower)
 
 
@@ -140,7 +142,7 @@ def write(folder: Path, config: Config) -> None:
     """Write an app for `flwr run` to an empty or absent folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FlocoError(f"{folder} is not empty: choose another place")
-    config = _unresolved(shared(config))
+    config = _unresolved(share_schema(config))
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-")
     facts = {"name": name or "federation", "package": _PACKAGE, "floco": version("floco"), "flwr": version("flwr")}
     facts |= {"labels": ", ".join(config.data.labels), "shape": str(config.flower.shape)}

@@ -10,10 +10,11 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import Context
@@ -24,14 +25,15 @@ from floco.core.errors import FlocoError, RunFailed
 from floco.data.schema import Normalization
 from floco.engines.jobs import Job, Result
 from floco.flower.dispatch import Questions
-from floco.flower.joining import Sites, common_normalization, sizes_only
+from floco.flower.joining import client_infos, common_normalization, schema_only
 from floco.flower.protocol import LOG
 from floco.flower.roster import Nodes
-from floco.flower.scaffold import settings
+from floco.flower.scaffold import read_settings
 from floco.runs import session
 from floco.runs.checkpoint import Store
-from floco.runs.config import Config, as_dict, parse, to_toml
+from floco.runs.config import Config, describe
 from floco.runs.machine import environment
+from floco.runs.toml import as_dict, parse, to_toml
 from floco.server import rounds as loop
 from floco.server.rounds import Failure, Plan, Progress
 from floco.storage.files import read_json, replace_file, to_json
@@ -52,7 +54,7 @@ def server_app() -> ServerApp:
         given = dict(context.run_config)
         out = Path(str(given.pop("out", "floco-run")))
         try:
-            _Server(grid, settings(given), out).run()
+            _Server(grid, read_settings(given), out).run()
         except FlocoError as error:
             LOG.error("error: %s", error)
             raise
@@ -114,6 +116,7 @@ class _Server:
     def _begin(self) -> None:
         setup, plain = self._setup(), json.loads(json.dumps(as_dict(self._config)))
         facts = {"config": plain, "data": session.SITES, "model": setup.network.fingerprint(), "id": uuid.uuid4().hex}
+        facts |= describe(self._config)
         texts = {"config.toml": to_toml(self._config), "environment.json": to_json(environment()).decode()}
         Store.create(self._out, {**texts, "sites.json": self._sites_text().decode()}, facts, loop.begin(setup))
 
@@ -125,11 +128,9 @@ class _Server:
         """Return the setup as the server knows it: the network, and the ids and sizes of the clients."""
         if not self._ids:
             raise RunFailed(f"round {self._round}: no site is left; {_AGAIN}")
-        return session.assembled(self._config, self._sites(self._ids))
-
-    def _sites(self, clients: Collection[str]) -> Sites:
-        facts = {c: f for c, f in self._nodes.facts.items() if c in clients}
-        return sizes_only(self._config, facts, self._normalization)
+        facts = {c: f for c, f in self._nodes.facts.items() if c in self._ids}
+        known = session.assemble(self._config, schema_only(self._config, facts, self._normalization))
+        return replace(known, remote=client_infos(facts))
 
     def _tell(self, client: str, what: str) -> None:
         """Log an event of a site, and add it to failures.csv with the next checkpoint."""
@@ -146,7 +147,7 @@ class _Server:
             begun, known = time.perf_counter(), set(self._nodes.facts)
             self._round = progress.round + 1
             setup, jobs, results, progress = self._asked(store, setup, progress)
-            everybody = replace(setup, federation=self._sites(self._nodes.facts))  # SCAFFOLD counts absent clients too
+            everybody = replace(setup, remote=client_infos(self._nodes.facts))  # SCAFFOLD counts absent clients too
             progress = loop.after_round(everybody, self._plan, progress, jobs, results)
             for name, tensor in progress.state.shared.items():
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -178,7 +179,7 @@ class _Server:
         self._aside = set[str]()
         setup = self._ready(setup, progress)
         self._nodes.running = True
-        whole, evaluating = setup, loop.due(setup, self._plan, progress.round)
+        whole, evaluating = setup, loop.is_due(setup, self._plan, progress.round)
         while True:
             jobs = loop.round_jobs(setup, progress)
             results, evaluated = self._questions.ask(setup, progress, jobs, evaluating=evaluating)
@@ -206,7 +207,7 @@ class _Server:
         self._away -= set(self._nodes.by_client)
         if progress.round:
             self._nodes.forget({*progress.participated, *progress.state.by_client}, self._config.flower.wait)
-        return setup if self._ids == set(setup.federation.ids) else self._setup()
+        return setup if self._ids == set(setup.clients) else self._setup()
 
     @property
     def _ids(self) -> set[str]:
@@ -219,11 +220,11 @@ class _Server:
             setup = self._refreshed(setup, progress)
             chosen = [j.client for j in loop.round_jobs(setup, progress) if j.task == "train"]
             if self._nodes.wait_for(self._needed(len(chosen)), chosen.copy, wait):
-                if self._ids == set(setup.federation.ids):
+                if self._ids == set(setup.clients):
                     return setup
                 continue
-            gone = set(setup.federation.ids) - set(self._nodes.by_client)
-            if len(gone) == len(setup.federation.ids):
+            gone = set(setup.clients) - set(self._nodes.by_client)
+            if len(gone) == len(setup.clients):
                 raise RunFailed(f"round {self._round}: no site is connected after {wait:g} s (flower.wait); {_AGAIN}")
             self._away |= gone
             for client in sorted(gone):
@@ -242,7 +243,8 @@ class _Server:
         store.add("failures", [f.row for f in progress.failures])
         for failure in progress.failures:
             LOG.info("%s", failure)
-        values = history["accuracy_global"], history["accuracy_personal"]
-        shown = ["none" if v is None else f"{100 * float(v):.1f} %" for v in values]
+        name, metrics = setup.task.primary, setup.task.metrics
+        values: list[Any] = [history[f"{name}_{which}"] for which in ("global", "personal")]
+        shown = ["none" if v is None else metrics.text(name, v) for v in values]
         LOG.info(f"round {progress.round}: global {shown[0]}, personal {shown[1]}")
         return progress

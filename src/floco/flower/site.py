@@ -9,11 +9,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from floco.core.errors import FlocoError
 from floco.core.random import one_thread
-from floco.data.federation import Federation, Sums, sums
+from floco.data.federation import Federation, Sums, sum_channels
+from floco.data.partition import Single
 from floco.runs import session
-from floco.runs.config import Config, parse
+from floco.runs.config import Config
+from floco.runs.toml import parse
 from floco.storage.files import file_name
 
 _EXAMPLE = """--node-config 'client-id="north" data="/data/north.npz" state-dir="/var/lib/floco"'"""
@@ -60,7 +64,7 @@ class SiteConfig:
     def config(self, text: str) -> Config:
         """Return the run's configuration for this site: its own data, all assigned to one client."""
         config = parse(json.loads(text))
-        data = replace(config.data, source=self.data, split="single", id=self.client, clients=None, held_out=0)
+        data = replace(config.data, source=self.data, split=Single(self.client), clients=None, held_out=0)
         return _serial(replace(config, data=data))
 
 
@@ -83,7 +87,7 @@ class VirtualSite(SiteConfig):
 
 
 def _serial(config: Config) -> Config:
-    return session.settled(replace(config, run=replace(config.run, engine="serial", workers=1, trackers=())))
+    return session.resolve_paths(replace(config, run=replace(config.run, engine="serial", workers=1, trackers=())))
 
 
 @cache
@@ -92,7 +96,7 @@ def _federation(config: Config) -> Federation:
         return session.federation(config)
 
 
-def joined(site: SiteConfig, text: str) -> dict[str, Any]:
+def introduce(site: SiteConfig, text: str) -> dict[str, Any]:
     """Return a site's report on joining: its sizes and its sums for a common normalisation.
 
     It contains no single sample or label.
@@ -102,18 +106,19 @@ def joined(site: SiteConfig, text: str) -> dict[str, Any]:
     """
     site.check_owner()
     config = site.config(text)
-    if not config.data.labels or not config.flower.shape:
+    if (config.task.labelled and not config.data.labels) or not config.flower.shape:
         needed = "the run's configuration must name data.labels and flower.shape, which all sites share"
         raise FlocoError(f"{needed}: floco flower new writes them")
     federation = _federation(replace(config, data=replace(config.data, normalize="none", mean=(), std=())))
-    form, client, source = federation.form, federation.client(site.client), config.data.source
+    form, client, source = federation.schema.form, federation.client(site.client), config.data.source
     if form.shape != config.flower.shape:
         shape = config.flower.shape
         raise FlocoError(f"the run is about samples of shape {shape}, and those of {source} have {form.shape}")
-    if federation.offset:
-        large = ", ".join(str(i) for i, o in enumerate(federation.offset) if o)
+    if form.offset:
+        large = ", ".join(str(i) for i, o in enumerate(form.offset) if o)
         problem = f"channels {large} of {source} have values that are large compared with their differences"
         raise FlocoError(f"{problem}: first subtract a constant that all sites agree on")
-    own: Sums = sums(federation.x, client.train) if config.data.normalize == "train" else (0, (), ())
+    assert isinstance(federation.x, torch.Tensor)  # of the one form
+    own: Sums = sum_channels(federation.x, client.train) if config.data.normalize == "train" else (0, (), ())
     sizes = {"n_train": len(client.train), "n_test": len(client.test), "dtype": form.dtype, "channels": form.channels}
     return {**sizes, "count": own[0], "sum": list(own[1]), "square": list(own[2])}

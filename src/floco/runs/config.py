@@ -1,24 +1,20 @@
-"""The configuration of a run: from TOML and `-s key=value` to checked settings, and back to TOML."""
+"""The settings of a run: one class for each table of the configuration."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import re
-import tomllib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from floco.algorithms import ALGORITHMS, Floco
 from floco.core.algorithm import Algorithm
-from floco.core.errors import FlocoError, nearest
-from floco.core.settings import Settings, build, plain, range_text, setting
+from floco.core.errors import FlocoError
+from floco.core.objects import Registry
+from floco.core.settings import Settings, setting
+from floco.core.task import Task
 from floco.core.values import Training
-from floco.data.partition import SPLITS, Split
-
-T = TypeVar("T")
+from floco.data.partition import SPLITS, Folds
+from floco.data.split import Split
+from floco.tasks import TASKS, Classification
 
 
 @dataclass(frozen=True)
@@ -30,16 +26,10 @@ class Data(Settings):
     channels: str = setting(
         "auto", "position of channels or features: last is (T, F) for sequences", choices=("auto", "first", "last")
     )
-    split: str = setting("folds", "how samples are split over clients", choices=tuple(SPLITS))
     clients: int | None = setting(None, "K: number of clients (natural: the first K; empty: all)", low=1)
     samples: int | None = setting(None, "samples per client, drawn at random (empty: all)", low=2)
     test_share: float = setting(0.2, "share of a client's samples that is its test part", above=0, below=1)
     held_out: int = setting(0, "number of clients, the last ones, excluded from training and evaluation", low=0)
-    folds: int = setting(5, "folds: number of groups of clients with classes in common", low=2)
-    share: float = setting(0.8, "folds: share of a client's samples that is from its fold's classes", low=0, high=1)
-    alpha: float = setting(0.5, "dirichlet, dirichlet-sizes: concentration; smaller is more heterogeneous", above=0)
-    classes: int = setting(2, "pathological: classes per client", low=1)
-    id: str = setting("site", "single: the client's id")
     labels: tuple[str, ...] = setting(
         (), "labels as text, in the order of the classes (empty: those that occur, sorted); sites must agree on them"
     )
@@ -55,6 +45,8 @@ class Data(Settings):
     )
     mean: tuple[float, ...] = setting((), "normalize fixed: mean of each channel")
     std: tuple[float, ...] = setting((), "normalize fixed: standard deviation of each channel", above=0)
+    split: Split = field(default_factory=Folds)
+    """How samples are split over clients."""
 
     def __post_init__(self) -> None:
         """Check the fields that depend on each other."""
@@ -64,12 +56,6 @@ class Data(Settings):
                 'mean and std belong to normalize = "fixed" and have one value per channel each, '
                 f"got {self.normalize!r} with {self.mean} and {self.std}"
             )
-
-    @property
-    def splitter(self) -> Split:
-        """The split, with its settings taken from these fields."""
-        cls = SPLITS[self.split]
-        return cls(**{f.name: getattr(self, f.name) for f in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -83,7 +69,7 @@ class Model(Settings):
 
 
 @dataclass(frozen=True)
-class Run(Settings):
+class RunSettings(Settings):
     """Where a run is computed and what it writes.
 
     Results do not depend on these settings, except for rounding with the engine cohort and on other devices.
@@ -126,148 +112,45 @@ class Config(Settings):
 
     seed: int = setting(0, "seed of all random numbers", low=0)
     data: Data = field(default_factory=Data)
+    task: Task = field(default_factory=Classification)
     model: Model = field(default_factory=Model)
     algorithm: Algorithm = field(default_factory=Floco)
     training: Training = field(default_factory=Training)
-    run: Run = field(default_factory=Run)
+    run: RunSettings = field(default_factory=RunSettings)
     flower: Flower = field(default_factory=Flower)
 
 
-_SECTIONS: dict[str, type[Any]] = {"data": Data, "model": Model, "training": Training, "run": Run, "flower": Flower}
+SECTIONS: dict[str, type[Any]] = {
+    "data": Data,
+    "model": Model,
+    "training": Training,
+    "run": RunSettings,
+    "flower": Flower,
+}
+REGISTRIES = {
+    "data.split": Registry("data.split", Split, SPLITS),
+    "task": Registry("task.name", Task, TASKS),
+    "algorithm": Registry("algorithm.name", Algorithm, ALGORITHMS, "floco.algorithms"),
+}
+"""Tables whose `name` chooses a class, which has the other settings of the table."""
+DEFAULTS = {"data.split": "folds", "task": "classification", "algorithm": "floco"}
 
 
-def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration of a TOML file (None: this package's digits.toml) with `key=value` overrides.
-
-    Keys are dotted. Overriding `algorithm.name` drops the file's settings of the other algorithm; overriding
-    `data.source` without a file drops the data settings of digits.toml.
-    """
-    file = Path(__file__).with_name("digits.toml") if path is None else path
-    try:
-        raw: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FlocoError(f"{file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FlocoError(f"{file}: not a TOML file: {error}") from error
-    changes = [override(text) for text in overrides]
-    name = next((v for k, v in reversed(changes) if k == "algorithm.name"), None)
-    if path is None and any(k == "data.source" and v != "digits" for k, v in changes):
-        raw["data"] = {}  # the split of the digits does not apply to other data
-    if name is not None and isinstance(raw.get("algorithm"), dict) and raw["algorithm"].get("name", "floco") != name:
-        raw["algorithm"] = {}
-    for key, value in changes:
-        section, _, leaf = key.rpartition(".")
-        table = raw.setdefault(section, {}) if section else raw
-        if not isinstance(table, dict):
-            raise FlocoError(f"-s {key}: {section} is not a table")
-        table[leaf] = value
-    return parse(raw, str(path) if path is not None else "")
+def describe(config: Config) -> dict[str, Any]:
+    """Return what readers of a run directory need to know without its classes: the method's word, and the metrics."""
+    return {"method": config.algorithm.name, "metrics": config.task.metrics.plain()}
 
 
-def override(text: str) -> tuple[str, Any]:
-    """Return key and value of a text `key=value`; a value that is not valid TOML is text."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise FlocoError(f"-s needs key=value, got {text!r}")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value.strip()
-
-
-def parse(raw: Mapping[str, Any], where: str = "") -> Config:
-    """Return the configuration from nested tables; error messages name the file `where` and the key."""
-    prefix = f"{where}: " if where else ""
-    known = ["seed", *_SECTIONS, "algorithm"]
-    for key in raw:
-        if key not in known:
-            raise FlocoError(f"{prefix}unknown key {key!r}{nearest(key, known)}")
-    for key in (*_SECTIONS, "algorithm"):
-        if not isinstance(raw.get(key, {}), Mapping):
-            raise FlocoError(f"{prefix}{key} must be a table, got {raw[key]!r}")
-    sections = {key: _section(cls, key, raw.get(key, {}), prefix) for key, cls in _SECTIONS.items()}
-    algorithm = dict(raw.get("algorithm", {}))
-    name = algorithm.pop("name", "floco")
-    if not isinstance(name, str) or name not in ALGORITHMS:
-        offer = nearest(str(name), ALGORITHMS)
-        raise FlocoError(f"{prefix}algorithm.name must be one of {', '.join(ALGORITHMS)}, got {name!r}{offer}")
-    made: Algorithm = _section(ALGORITHMS[name], "algorithm", algorithm, prefix)
-    try:
-        made = made.resolved(sections["training"])
-        return Config(raw.get("seed", 0), algorithm=made, **sections)
-    except FlocoError as error:
-        raise FlocoError(f"{prefix}{error}") from error
-
-
-def _section(cls: type[T], name: str, values: Mapping[str, Any], prefix: str) -> T:
-    try:
-        return build(cls, values)
-    except FlocoError as error:
-        separator = ": " if str(error).startswith("unknown") else "."
-        raise FlocoError(f"{prefix}{name}{separator}{error}") from error
-
-
-def as_dict(config: Config) -> dict[str, Any]:
-    """Return the configuration as nested plain values, including the algorithm's name."""
-    flat = {k: plain(v) if dataclasses.is_dataclass(v) else v for k, v in plain(config).items()}
-    flat["algorithm"] = {"name": config.algorithm.name, **flat["algorithm"]}
-    return flat
-
-
-def _toml(value: Any) -> str:
-    """Return a value as TOML; None is the empty string."""
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return json.dumps("" if value is None else value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _documented(settings: Any) -> list[dataclasses.Field[Any]]:
-    """Return the fields of settings that have a description."""
-    return [f for f in dataclasses.fields(settings) if "doc" in f.metadata]
-
-
-def _lines(settings: Any) -> list[str]:
-    return [f"{f.name} = {_toml(getattr(settings, f.name))}  # {_comment(f)}" for f in _documented(settings)]
-
-
-def _comment(f: dataclasses.Field[Any]) -> str:
-    allowed = range_text(f)
-    return str(f.metadata["doc"]) + (f" ({allowed})" if allowed else "")
-
-
-def to_toml(config: Config) -> str:
-    """Return the configuration as TOML, with a comment per setting; reading it gives the same configuration."""
-    lines = _lines(config)
-    for name in ("data", "model", "algorithm", "training", "run", "flower"):
-        value = getattr(config, name)
-        lines += ["", f"[{name}]"]
-        lines += [f"name = {_toml(value.name)}  # one of {', '.join(ALGORITHMS)}"] if name == "algorithm" else []
-        lines += _lines(value)
-    return "\n".join(lines) + "\n"
-
-
-def reference() -> str:
-    """Return the table of all keys with default and meaning, as Markdown."""
-    rows = ["| key | default | meaning |", "|---|---|---|"]
-    groups: dict[str, type[Any]] = {"": Config} | {f"{name}.": cls for name, cls in _SECTIONS.items()}
-    groups |= {f"algorithm. ({name})": cls for name, cls in ALGORITHMS.items()}
-    for prefix, cls in groups.items():
-        start, _, which = prefix.partition(" ")
-        lines = (f"| `{start}{f.name}` {which} | `{_toml(f.default)}` | {_comment(f)} |" for f in _documented(cls))
-        rows += [line.replace("  |", " |") for line in lines]
-    return "\n".join(rows) + "\n"
-
-
-def methods() -> str:
-    """Return the table of all algorithms with rule, global and personal model, and settings, as Markdown."""
-    rows = ["| method | rule | global model | personal model | settings and defaults |", "|---|---|---|---|---|"]
-    classes: dict[str, type[Any]] = {**ALGORITHMS}
-    for name, cls in classes.items():
-        words = " ".join((cls.__doc__ or "").split(">>>")[0].split())
-        found = re.search(r"Global (?:and personal )?model: (.*?)(?:; personal: (.*?))?\.(?: [A-Z]|$)", words)
-        assert found is not None, name  # every docstring names its models
-        one, own = found.group(1), found.group(2) or found.group(1)
-        rule = words[: found.start()].strip().replace("|", "\\|")
-        settings = "; ".join(f"`{f.name}` = `{_toml(f.default)}`: {_comment(f)}" for f in _documented(cls))
-        rows.append(f"| `{name}` | {rule} | {one} | {own} | {settings or 'none'} |")
-    return "\n".join(rows) + "\n"
+def check_importable(config: Config) -> None:
+    """Raise if a run directory could not be opened, because a class of its own cannot be imported by its name."""
+    for value, table in ((config.algorithm, "algorithm"), (config.task, "task")):
+        registry = REGISTRIES[table]
+        name = registry.name_of(type(value))
+        try:
+            found = registry.find(name)
+        except FlocoError as error:
+            raise FlocoError(
+                f"{error}; a run directory needs a class that it can import: put it in a module"
+            ) from error
+        if found is not type(value):
+            raise FlocoError(f"{name} is another class than the one given: give each class a name of its own")

@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from floco.client.setup import Setup
+from floco.core.metrics import Metrics
 from floco.core.values import Row
 from floco.deliver.drift import Drift, drift
 from floco.deliver.export import export, export_placed
 from floco.deliver.newcomers import newcomer_rows, place
-from floco.deliver.personal import delivered, prediction_table, probabilities
+from floco.deliver.personal import deliver, predict, prediction_table
 from floco.deliver.placement import Placement
 from floco.runs.machine import environment
 from floco.runs.session import PYTHON
 from floco.server.rounds import Progress
+from floco.storage.files import read_json
 from floco.storage.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def read_metrics(path: Path) -> Metrics:
+    """Return the metrics of a run directory."""
+    return Metrics.of(read_json(path / "run.json")["metrics"])
 
 
 @dataclass(frozen=True)
@@ -85,14 +92,14 @@ class Run:
         It is the model of the evaluations. With Floco and Floco+, `at="best"` returns the best mixture for the client's
         training part instead of its center (docs/models.md).
         """
-        return self.setup.network.holding(delivered(self.setup, self.progress, client, at=at)[0])
+        return self.setup.network.holding(deliver(self.setup, self.progress, client, at=at)[0])
 
     def global_model(self) -> nn.Module:
         """Return the global model, in the form of `personal`."""
-        return self.setup.network.holding(delivered(self.setup, self.progress, None)[0])
+        return self.setup.network.holding(deliver(self.setup, self.progress, None)[0])
 
     def predict(self, x: Any, client: str | None = None, *, at: str = "center", mixtures: int = 0) -> pd.DataFrame:
-        """Return predicted label, its probability, and the probabilities of all labels, one row per sample.
+        """Return predictions, one row per sample: for classification label, its probability, and those of all labels.
 
         Args:
             x: raw samples (N, ...), as in the data of the run: not normalised, images channels last.
@@ -103,9 +110,9 @@ class Run:
         Raises:
             FlocoError: samples that do not fit the model, or a missing model.
         """
-        raw = self.setup.federation.form.samples(x, "x")
-        found = probabilities(self.setup, self.progress, client, raw, at=at, mixtures=mixtures)
-        return prediction_table(found, self.setup.federation.names)
+        raw = self.setup.federation.schema.samples(x, "x")
+        found = predict(self.setup, self.progress, client, raw, at=at, mixtures=mixtures)
+        return prediction_table(self.setup, found)
 
     def export(
         self,
@@ -129,9 +136,9 @@ class Run:
     def place(self, x: Any, y: Any) -> Placement:
         """Return a place on the simplex and a model for a newcomer.
 
-        Raw samples x (N, ...) and labels y (N,) are as in the data of the run.
+        Raw samples x (N, ...) and targets y (N, ...) are as in the data of the run.
         """
-        return place(self.setup, self.progress.state, *self.setup.federation.form.labelled(x, y))
+        return place(self.setup, self.progress.state, *self.setup.federation.schema.labelled(x, y))
 
     def export_placed(
         self,
@@ -145,12 +152,12 @@ class Run:
     ) -> Path:
         """Write the model of a newcomer called `name` with its card, as `export` does, and return its file.
 
-        `y` are the labels (N,) that it was placed with.
+        `y` are the targets (N, ...) that it was placed with.
         """
-        labels = self.setup.federation.form.classes(y, "y")
+        targets = self.setup.federation.schema.targets(y, "y")
         more: dict[str, Any] = {"source": source, "versions": environment(), "kind": kind}
-        return export_placed(self.setup, self.progress.round, placed, labels, Path(path), name, **more)
+        return export_placed(self.setup, self.progress.round, placed, targets, Path(path), name, **more)
 
     def check(self, client: str, x: Any, y: Any) -> Drift:
-        """Return whether a client's subregion still fits, from new samples x (N, ...) and labels y (N,)."""
-        return drift(self.setup, self.progress, client, *self.setup.federation.form.labelled(x, y))
+        """Return whether a client's subregion still fits, from new samples x (N, ...) and targets y (N, ...)."""
+        return drift(self.setup, self.progress, client, *self.setup.federation.schema.labelled(x, y))

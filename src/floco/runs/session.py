@@ -14,17 +14,19 @@ from typing import Any
 from floco.client.fitness import check_model
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError, warn
-from floco.core.network import network
+from floco.core.network import build_network
+from floco.core.settings import flatten
 from floco.core.values import Row
 from floco.data.federation import Federation
 from floco.data.models import model as named_model
 from floco.data.schema import Normalization
 from floco.data.sources import load
 from floco.deliver.newcomers import newcomer_rows
-from floco.engines.engine import engine, resolve
+from floco.engines.engine import resolve, start_engine
 from floco.runs.checkpoint import Store
-from floco.runs.config import Config, Run, as_dict, parse, read, to_toml
+from floco.runs.config import Config, RunSettings, describe
 from floco.runs.machine import device, environment
+from floco.runs.toml import as_dict, parse, read, to_toml
 from floco.runs.trackers import Tracker, open_trackers
 from floco.server import rounds as loop
 from floco.server.rounds import Plan, Progress
@@ -49,9 +51,9 @@ def federation(config: Config) -> Federation:
             "this run was started from Python, and its directory does not describe its data and model: "
             "continue it with floco.fit(..., out=..., resume=True)"
         )
-    samples = load(data.source, kind=data.kind, labels=data.labels, channels=data.channels)
+    samples = load(data.source, kind=data.kind, labels=data.labels, channels=data.channels, task=config.task)
     return samples.split(
-        data.splitter,
+        data.split,
         clients=data.clients,
         samples=data.samples,
         seed=config.seed,
@@ -65,20 +67,20 @@ def federation(config: Config) -> Federation:
 def prepare(config: Config, made: Federation | None = None) -> Setup:
     """Return the fixed part of a run: the federation (loaded unless given) and a network that is checked on it."""
     made = made or federation(config)
-    setup = assembled(config, made)
+    setup = assemble(config, made)
     check_model(setup)
     return setup
 
 
-def assembled(config: Config, made: Federation) -> Setup:
+def assemble(config: Config, made: Federation) -> Setup:
     """Return the setup of a configuration and a federation, with a network built for it."""
     weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
-    net = network(named_model(config.model.name, made), seed=config.seed, weights=weights, sample=made.sample)
+    net = build_network(named_model(config.model.name, made), seed=config.seed, weights=weights, sample=made.sample)
     algorithm = config.algorithm.resolved(config.training, net.layout)
     return Setup(made, net, algorithm, config.training, config.seed, device(config.run.device))
 
 
-def here(config: Config) -> Config:
+def move_here(config: Config) -> Config:
     """Return the configuration for using a run's models: on the CPU if the run's device is not available."""
     try:
         device(config.run.device)
@@ -87,7 +89,7 @@ def here(config: Config) -> Config:
     return config
 
 
-def settled(config: Config) -> Config:
+def resolve_paths(config: Config) -> Config:
     """Return the configuration with absolute paths, so that a run can be resumed from any working directory."""
     data, (scheme, _, rest) = config.data, config.data.source.partition(":")
     if scheme in _ON_DISK:
@@ -96,13 +98,13 @@ def settled(config: Config) -> Config:
     return replace(config, data=data, model=model)
 
 
-def shown_source(config: Config) -> str:
+def show_source(config: Config) -> str:
     """Return the source of the data, without the directories of this machine."""
     scheme, _, rest = config.data.source.partition(":")
     return f"{scheme}:{Path(rest).name}" if scheme in _ON_DISK else config.data.source
 
 
-def placed(config: Config, setup: Setup) -> Config:
+def resolve_engine(config: Config, setup: Setup) -> Config:
     """Return the configuration with engine and workers resolved, so that a resumed run uses the same ones."""
     kind, workers = resolve(setup, config.run.engine, config.run.workers)
     return replace(config, run=replace(config.run, engine=kind, workers=workers))
@@ -111,6 +113,7 @@ def placed(config: Config, setup: Setup) -> Config:
 def create(config: Config, setup: Setup, path: Path) -> None:
     """Create the run directory of a configuration, with a checkpoint of round 0."""
     facts = {"config": _plain(config), "data": setup.federation.fingerprint(), "model": setup.network.fingerprint()}
+    facts |= describe(config)
     versions = json.dumps(environment(), indent=1, sort_keys=True) + "\n"
     texts = {"config.toml": to_toml(config), "environment.json": versions}
     Store.create(path, texts, facts, loop.begin(setup))
@@ -166,11 +169,11 @@ def check(store: Store, setup: Setup) -> None:
         )
 
 
-def advance(setup: Setup, settings: Run, store: Store | None, start: Progress, watch: Watch) -> Progress:
+def advance(setup: Setup, settings: RunSettings, store: Store | None, start: Progress, watch: Watch) -> Progress:
     """Run all remaining rounds, write checkpoints, and return the last progress."""
     progress = start
     plan = Plan(settings.evaluate_every, settings.max_failed)
-    with closing(engine(setup, settings.engine, settings.workers)) as running, ExitStack() as stack:
+    with closing(start_engine(setup, settings.engine, settings.workers)) as running, ExitStack() as stack:
         trackers = [stack.enter_context(closing(t)) for t in _trackers(settings, store)]
         clock = time.perf_counter()
         for progress in loop.rounds(setup, running, plan, start):
@@ -206,19 +209,17 @@ def _track(tracker: Tracker, row: Row, trackers: list[Tracker]) -> None:
         )
 
 
-def _trackers(settings: Run, store: Store | None) -> list[Tracker]:
+def _trackers(settings: RunSettings, store: Store | None) -> list[Tracker]:
     if not settings.trackers:
         return []
     if store is None:
         raise FlocoError("run.trackers write into the run directory: give one (out=...)")
     with (store.path / "history.csv").open(newline="") as file:
         rows: list[Row] = [{**row, "round": int(row["round"])} for row in csv.DictReader(file)]
-    seed, *tables = sorted(store.facts["config"].items(), key=lambda item: isinstance(item[1], dict))
-    flat = {"seed": seed[1], **{f"{section}.{key}": value for section, table in tables for key, value in table.items()}}
-    return open_trackers(settings.trackers, store.path, flat, rows)
+    return open_trackers(settings.trackers, store.path, flatten(store.facts["config"]), rows)
 
 
-def carry(path: Path, setup: Setup | None, start: Callable[[Setup, Progress], Watch]) -> Setup:
+def continue_run(path: Path, setup: Setup | None, start: Callable[[Setup, Progress], Watch]) -> Setup:
     """Continue the run of a directory to its last round, and return its setup.
 
     `start` is called with setup and progress before the first round, and returns the function to call after each round.

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, fields
 import torch
 
 from floco.client.round import Scores
-from floco.core.metrics import METRICS, Score, mean, spread, worst
-from floco.core.values import Layout, Row, Tensors
+from floco.core.metrics import Score, mean, spread, worst
+from floco.core.task import Task
+from floco.core.values import ClientInfo, Layout, Row, Tensors
 
 SPREAD = tuple(f"update_variance{group}{kind}" for group in ("", "_body", "_head") for kind in ("", "_relative"))
 """Columns of the variance of the clients' updates."""
@@ -80,29 +81,31 @@ def update_spread(
     return sums
 
 
-def client_row(round_: int, client: str, n_train: int, participated: int, scores: Scores) -> Row:
+def client_row(task: Task, round_: int, client: ClientInfo, participated: int, scores: Scores) -> Row:
     """Return one client's row; columns of a model that the method does not have stay empty."""
     both = {"personal": scores.personal, "global_local": scores.global_}
     n_test = next((s.n for s in both.values() if s is not None), 0)
-    row: Row = {"round": round_, "client": client, "n_train": n_train, "n_test": n_test, "participated": participated}
-    for metric in METRICS:
+    row: Row = {"round": round_, "client": client.id, "n_train": client.n_train, "n_test": n_test}
+    row["participated"] = participated
+    for metric in task.metrics:
         row |= {f"{metric}_{which}": None if s is None else getattr(s, metric) for which, s in both.items()}
     return row
 
 
-def _summary(clients: Sequence[Row], which: str) -> Row:
-    """Return means of the clients' metrics, and spread and worst of their accuracies; empty without clients."""
-    having = [r for r in clients if r[f"{METRICS[0]}_{which}"] is not None]
+def _summary(task: Task, clients: Sequence[Row], which: str) -> Row:
+    """Return means of the clients' metrics, and spread and worst of the primary one; empty without clients."""
+    primary, higher = task.primary, task.metrics.higher
+    having = [r for r in clients if r[f"{primary}_{which}"] is not None]
     n = _column(having, "n_test")
     row: Row = {}
-    for metric in METRICS:
+    for metric in task.metrics:
         values = _column(having, f"{metric}_{which}")
         row[f"{metric}_{which}"] = mean(values) if n else None
         row[f"{metric}_{which}_weighted"] = mean(values, n) if n else None
-    accuracies = _column(having, f"accuracy_{which}")
-    row[f"accuracy_{which}_std"] = spread(accuracies) if n else None
+    reached = _column(having, f"{primary}_{which}")
+    row[f"{primary}_{which}_std"] = spread(reached) if n else None
     for percent in (5, 10):
-        row[f"accuracy_{which}_worst{percent}"] = worst(accuracies, percent / 100) if n else None
+        row[f"{primary}_{which}_worst{percent}"] = worst(reached, percent / 100, higher=higher) if n else None
     return row
 
 
@@ -110,12 +113,13 @@ def _column(rows: Sequence[Row], name: str) -> list[float]:
     return [v for r in rows if isinstance(v := r[name], int | float)]
 
 
-def evaluation(
-    round_: int, clients: Sequence[Row], global_: Score | None, counts: Counts, adapted: int = 0
+def summarize(
+    task: Task, round_: int, clients: Sequence[Row], global_: Score | None, counts: Counts, adapted: int = 0
 ) -> Evaluation:
     """Return the evaluation of a round.
 
     Args:
+        task: names the metrics.
         round_: the round after which the models were evaluated.
         clients: the clients' rows.
         global_: the score of the global model on the global test part, or without such a part on the union of the
@@ -124,7 +128,7 @@ def evaluation(
         adapted: optimiser steps of all clients within this evaluation (FedAvg+FT).
     """
     history: Row = {"round": round_}
-    history |= {f"{m}_global": None if global_ is None else getattr(global_, m) for m in METRICS}
-    history |= _summary(clients, "personal") | _summary(clients, "global_local")
+    history |= {f"{metric}_global": value for metric, value in task.values(global_).items()}
+    history |= _summary(task, clients, "personal") | _summary(task, clients, "global_local")
     history |= {"clients_evaluated": len(clients), "clients_trained": sum(1 for r in clients if r["participated"])}
     return Evaluation(round_, {**history, **counts.row, "steps_adapt": adapted}, tuple(clients))

@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
-from floco.client.predict import global_parts
+from floco.client.predict import split_test_part
 from floco.client.setup import Setup
-from floco.core.errors import RunFailed
+from floco.core.errors import FlocoError, RunFailed
 from floco.core.metrics import Score, pooled
 from floco.core.random import one_thread, stream
-from floco.core.values import Row, ServerState, Task, Tensors, Update
+from floco.core.values import Purpose, Row, ServerState, Tensors, Update
 from floco.engines.engine import Engine
 from floco.engines.jobs import Job, Result
-from floco.server.evaluation import Counts, Evaluation, client_row, evaluation, update_spread
+from floco.server.evaluation import Counts, Evaluation, client_row, summarize, update_spread
 from floco.storage.memories import Memories
 
 _AT_ONCE = 1000  # jobs of an evaluation that are in memory at once
@@ -91,7 +91,7 @@ def rounds(setup: Setup, engine: Engine, plan: Plan, start: Progress) -> Iterato
         with one_thread():  # not around the yield, so that the caller's code is unaffected
             jobs = round_jobs(setup, progress)
             progress = after_round(setup, plan, progress, jobs, engine.run(jobs))
-            if due(setup, plan, progress.round):
+            if is_due(setup, plan, progress.round):
                 progress = after_evaluation(setup, plan, progress, _run(engine, evaluation_jobs(setup, progress)))
         yield progress
 
@@ -102,7 +102,7 @@ def _run(engine: Engine, jobs: Iterator[Job]) -> Iterator[Result]:
         yield from engine.run(some)
 
 
-def due(setup: Setup, plan: Plan, round_: int) -> bool:
+def is_due(setup: Setup, plan: Plan, round_: int) -> bool:
     """Return whether the models after a round are evaluated."""
     return round_ > 0 and (round_ % plan.evaluate_every == 0 or round_ == setup.training.rounds)
 
@@ -110,9 +110,9 @@ def due(setup: Setup, plan: Plan, round_: int) -> bool:
 def round_jobs(setup: Setup, before: Progress) -> list[Job]:
     """Return the jobs of the round after `before`: some clients train, others only probe."""
     algorithm, state = setup.algorithm, before.state
-    ids, generator = setup.federation.ids, stream(setup.seed, "select", before.round + 1)
+    ids, generator = tuple(setup.clients), stream(setup.seed, "select", before.round + 1)
     train, probe = algorithm.select(state, ids, fraction=setup.training.fraction, generator=generator)
-    tasks: list[tuple[str, Task]] = [*((c, "train") for c in train), *((c, "probe") for c in probe)]
+    tasks: list[tuple[str, Purpose]] = [*((c, "train") for c in train), *((c, "probe") for c in probe)]
     return [Job(c, task, algorithm.message(state, c, task), before.memories.of(c)) for c, task in tasks]
 
 
@@ -125,11 +125,16 @@ def after_round(setup: Setup, plan: Plan, before: Progress, jobs: Sequence[Job],
     new = {r.client: r.memory for r in results if r.memory}
     trained = {u.client for u in updates if u.task == "train"}
     participated = {c: before.participated.get(c, 0) + (c in trained) for c in {*before.participated, *trained}}
-    down = size(t for j in jobs for t in (j.message.shared, j.message.own))
-    up = size(t for u in updates for t in (u.shared, u.extra))
+    down = count_elements(t for j in jobs for t in (j.message.shared, j.message.own))
+    up = count_elements(t for u in updates for t in (u.shared, u.extra))
     steps, apart = sum(r.steps for r in results), _spread(setup, state, updates)
     counts = Counts(len(failures), 1, steps, down[0], up[0], down[1], up[1], apart)
-    after = algorithm.aggregate(state, updates, clients=setup.federation.sizes)
+    after = algorithm.aggregate(state, updates, clients=setup.sizes)
+    if after.round != number:
+        method = type(algorithm).__name__
+        raise FlocoError(
+            f"{method}.aggregate must return the state of round {number} (`average` does), got {after.round}"
+        )
     memories, last = before.memories.updated(new), {**before.last, **dict.fromkeys(trained, number)}
     return Progress(after, memories, participated, last, before.since + counts, tuple(new), failures)
 
@@ -149,7 +154,7 @@ def _check(failures: Sequence[Failure], train: Sequence[str], plan: Plan, number
         raise RunFailed(f"round {number}: {len(failed)} clients failed, {limit}:\n  {shown}")
 
 
-def size(groups: Iterable[Tensors]) -> tuple[int, int]:
+def count_elements(groups: Iterable[Tensors]) -> tuple[int, int]:
     """Return the number of elements and of bytes."""
     sizes = [(t.numel(), t.nbytes) for tensors in groups for t in tensors.values()]
     return sum(n for n, _ in sizes), sum(b for _, b in sizes)
@@ -165,9 +170,9 @@ def _spread(setup: Setup, state: ServerState, updates: Sequence[Update]) -> dict
 def evaluation_jobs(setup: Setup, progress: Progress) -> Iterator[Job]:
     """Yield the jobs to evaluate all clients, whether they trained or not, and the global model."""
     algorithm, state = setup.algorithm, progress.state
-    for client in setup.federation.ids:
+    for client in setup.clients:
         yield Job(client, "evaluate", algorithm.message(state, client, "evaluate"), progress.memories.of(client))
-    for part in global_parts(setup):
+    for part in split_test_part(setup):
         yield Job(_TEST, "test", algorithm.message(state, _TEST, "evaluate"), part=part)
 
 
@@ -182,12 +187,12 @@ def after_evaluation(setup: Setup, plan: Plan, progress: Progress, results: Iter
         failures += _failures(number, [result])
         steps += result.steps
         if result.scores is not None:
-            client, n_train = result.client, len(setup.federation.client(result.client).train)
-            rows.append(client_row(number, client, n_train, progress.participated.get(client, 0), result.scores))
+            client, took_part = setup.clients[result.client], progress.participated.get(result.client, 0)
+            rows.append(client_row(setup.task, number, client, took_part, result.scores))
         found = result.score if whole else None if setup.local_buffers else result.scores and result.scores.global_
         judged = pooled(s for s in (judged, found) if s is not None)
-    _check(failures, setup.federation.ids, plan, number)
+    _check(failures, tuple(setup.clients), plan, number)
     if any(f.client == _TEST for f in failures):
         judged = None
-    done = evaluation(number, rows, judged, progress.since + Counts(failed=len(failures)), steps)
+    done = summarize(setup.task, number, rows, judged, progress.since + Counts(failed=len(failures)), steps)
     return replace(progress, evaluation=done, since=Counts(), failures=(*progress.failures, *failures))

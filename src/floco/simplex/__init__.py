@@ -3,8 +3,8 @@
 Notation: K clients, M endpoints. A mixture is a point alpha of the probability simplex: M numbers >= 0 with sum 1.
 """
 
+from floco.core.mixing import Mixing
 from floco.simplex.assignment import Assignment, assign, log_energy
-from floco.simplex.mixing import Mixing
 from floco.simplex.projection import project
 from floco.simplex.sampling import sample_released, sample_simplex, sample_subregion
 

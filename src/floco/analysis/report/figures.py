@@ -37,12 +37,12 @@ def colour(label: int, classes: int) -> str:
     return _COLOURS[label] if classes <= len(_COLOURS) else f"hsl({360 * label / classes:.0f},60%,50%)"
 
 
-def curve(results: Results, column: str, title: str, y: str, *, percent: bool = False, log: bool = False) -> go.Figure:
+def curve(results: Results, column: str, title: str, y: str, scale: float = 1.0, *, log: bool = False) -> go.Figure:
     """Return one line per method over the rounds: the mean over seeds, with their range on hover."""
     figure = empty(title, "round", y)
     for i, name in enumerate(results.names):
         by_round = results.history[results.history["method"] == name].groupby("round")[column]
-        table = by_round.agg(["mean", "min", "max"]).dropna() * (100 if percent else 1)
+        table = by_round.agg(["mean", "min", "max"]).dropna() * scale
         if len(table):
             text = [f"{low:.4g} to {high:.4g} over seeds" for low, high in zip(table["min"], table["max"], strict=True)]
             hover = f"{name}<br>round %{{x}}: %{{y:.4g}}<br>%{{text}}<extra></extra>"
@@ -55,13 +55,17 @@ def curve(results: Results, column: str, title: str, y: str, *, percent: bool = 
 
 
 def distributions(results: Results) -> go.Figure:
-    """Return one box per method of the clients' personal accuracies, with a point for every client."""
-    title, x = "Personal accuracy of every client", "accuracy on its own test part, %"
-    figure = empty(title, x, "", height=90 + 46 * len(results.names))
+    """Return one box per method of the clients' primary metric, with a point for every client."""
+    primary = results.metrics.primary
+    unit, scale = results.metrics.scaled(primary)
+    words, percent = unit.removesuffix(", %"), " %" * (scale == 100)
+    x = f"{words} on its own test part{percent and ', %'}"
+    figure = empty(f"Personal {words} of every client", x, "", height=90 + 46 * len(results.names))
     for i, name in enumerate(results.names):
         mine = results.clients[results.clients["method"] == name]
         text = [f"client {c}, seed {s}" for c, s in zip(mine["client"], mine["seed"], strict=True)]
-        values, hover = list(100 * mine["accuracy_personal"]), "%{text}: %{x:.1f} %<extra></extra>"
+        values = list(scale * mine[f"{primary}_personal"])
+        hover = f"%{{text}}: %{{x:{'.1f' if percent else '.4g'}}}{percent}<extra></extra>"
         points = {"boxpoints": "all", "jitter": 0.6, "pointpos": 0}
         look = {"marker": {"color": _COLOURS[i % len(_COLOURS)], "size": 4}, "line": {"width": 1.3}}
         figure.add_box(x=values, name=name, text=text, hovertemplate=hover, **points, **look)
@@ -86,7 +90,7 @@ def labels(federation: Federation) -> go.Figure:
 
 
 def main_labels(client: str, federation: Federation) -> str:
-    """Return a client's four most frequent labels in its training part, with their counts."""
+    """Return a client's four most frequent labels in its training part, with their counts; "" without labels."""
     counts = federation.label_counts(federation.client(client).train)
     most = sorted(range(len(counts)), key=lambda c: -counts[c])[:4]
     return ", ".join(f"{counts[c]} of {federation.names[c]}" for c in most if counts[c])
@@ -103,16 +107,18 @@ def lines(between: Mapping[str, Sequence[float]]) -> go.Figure:
 
 
 def worst_clients(results: Results, federation: Federation | None, seed: int, n: int = 8) -> pd.DataFrame:
-    """Return the n clients of a seed with the lowest personal accuracy under the first method.
+    """Return the n clients of a seed whose personal model is worst under the first method.
 
-    One row per client: its main labels, if the federation is known, and its accuracy in per cent under every method.
+    One row per client: its main labels, if they are known, and its primary metric under every method, shares in per
+    cent.
     `attrs["by"]` names the first method.
     """
     mine = results.clients[results.clients["seed"] == seed]
-    table = mine.pivot_table(index="client", columns="method", values="accuracy_personal", sort=False)
+    table = mine.pivot_table(index="client", columns="method", values=f"{results.metrics.primary}_personal", sort=False)
     names = [m for m in results.names if m in table]
-    found = (100 * table[names]).sort_values(names[0]).head(n).round(1)
-    if federation is not None:
+    scale, higher = results.metrics.scaled(results.metrics.primary)[1], results.metrics.higher
+    found = (scale * table[names]).sort_values(names[0], ascending=higher).head(n).round(1 if scale == 100 else 4)
+    if federation is not None and federation.task.labelled:
         texts = [main_labels(c, federation) if c in federation.ids else "" for c in found.index]
         found.insert(0, "labels", texts)
     found = found.reset_index()

@@ -10,10 +10,9 @@ from typing import Any
 import pandas as pd
 
 from floco import __version__
-from floco.algorithms import ALGORITHMS
-from floco.algorithms.floco import OnSimplex
 from floco.analysis import comparison, tables
-from floco.analysis.columns import ACCURACY, CALIBRATION, COST, methods_table
+from floco.analysis.columns import cost_columns, main_columns, methods_table, other_columns
+from floco.analysis.pairs import pairs
 from floco.analysis.report import figures, surface
 from floco.analysis.report.page import Section, html_table, plots, render, text
 from floco.analysis.tables import Results
@@ -21,6 +20,7 @@ from floco.api import Run, open_run
 from floco.core.errors import FlocoError
 from floco.core.values import Row
 from floco.runs.session import PYTHON
+from floco.runs.toml import parse
 from floco.storage.files import csv_text, read_json, write_file
 
 _METRICS = (
@@ -55,8 +55,8 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     opened, problem = _opened(next(filter(_on_simplex, results.paths.values()), first))
     sections = [*_comparison(results, _missing(runs, results)), *_clients(results, opened, problem)]
     measured: list[Row] = []
-    if opened is not None and isinstance(opened.setup.algorithm, OnSimplex):
-        section, measured = surface.loss(opened, opened.setup.algorithm, results)
+    if opened is not None and (mixing := opened.setup.algorithm.mixing) is not None:
+        section, measured = surface.loss(opened, mixing, results)
         sections += [*surface.clients(opened), section]
     sections.append(_settings(results))
     names = ", ".join(results.names)
@@ -99,7 +99,10 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _on_simplex(path: Path) -> bool:
-    return issubclass(ALGORITHMS[_config(path)["algorithm"]["name"]], OnSimplex)
+    try:
+        return parse(_config(path)).algorithm.mixing is not None
+    except FlocoError:  # a class that is not importable here; `_opened` says so
+        return False
 
 
 def _environment(path: Path) -> str:
@@ -119,22 +122,26 @@ def _opened(path: Path) -> tuple[Run | None, str]:
 
 def _comparison(results: Results, missing: str) -> Iterator[Section]:
     made = tables.methods(results)
-    notes = (_METRICS, tables.unequal(results.paths.values()), tables.left_out(made), missing)
-    shown = [html_table(methods_table(made, columns)) for columns in (ACCURACY, CALIBRATION, COST)]
+    notes = (_METRICS, tables.name_differences(results.paths.values()), tables.name_left_out(made), missing)
+    kinds = (main_columns, other_columns, cost_columns)
+    shown = [html_table(methods_table(made, columns(results.metrics))) for columns in kinds]
     yield Section("Comparison", text(*filter(None, notes)) + "".join(shown))
-    relative = "variance / |mean update|²"
+    relative, name = "variance / |mean update|²", results.metrics.primary
+    unit, scale = results.metrics.scaled(name)
     curves = [
-        figures.curve(results, "accuracy_global", "Global model", "accuracy, %", percent=True),
-        figures.curve(results, "accuracy_personal", "Personal models, mean over clients", "accuracy, %", percent=True),
+        figures.curve(results, f"{name}_global", "Global model", unit, scale),
+        figures.curve(results, f"{name}_personal", "Personal models, mean over clients", unit, scale),
         figures.curve(results, "update_variance_relative", "Update variance, relative", relative, log=True),
         figures.curve(results, "update_variance", "Update variance, absolute", "variance", log=True),
     ]
     yield Section("Curves", text(_VARIANCE) + plots(*(c for c in curves if c.data)))
-    table = tables.pairs(results, results.names[0])
+    table = pairs(results, results.names[0])
     if len(table):
         p = {name: table[name].map("{:.2g}".format) for name in ("p", "p_holm")}
         table = table.assign(mean_difference=table["mean_difference"].round(4), **p)
-        what = f"Personal accuracy of the same client under {results.names[0]} and under another method"
+        what = (
+            f"Personal {unit.removesuffix(', %')} of the same client under {results.names[0]} and under another method"
+        )
         note = f"{what}, over all clients of all common seeds. {_TESTS}"
         yield Section("Paired tests", text(note) + html_table(table))
 
@@ -143,11 +150,12 @@ def _clients(results: Results, opened: Run | None, problem: str) -> Iterator[Sec
     seed = opened.setup.seed if opened is not None else int(results.runs["seed"].iloc[0])
     federation = opened.setup.federation if opened is not None else None
     worst = figures.worst_clients(results, federation, seed)
-    note = f"The clients that {worst.attrs['by']} serves worst under seed {seed}: personal accuracy in % by method."
+    unit = results.metrics.scaled(results.metrics.primary)[0].replace(", %", " in %")
+    note = f"The clients that {worst.attrs['by']} serves worst under seed {seed}: personal {unit} by method."
     yield Section("Clients", plots(figures.distributions(results)) + text(note) + html_table(worst, ["labels"]))
     if federation is None:
         yield Section("Data and simplex", text(f"Not shown: {problem}"))
-    else:
+    elif federation.task.labelled:
         yield Section("Who has what", text(f"The federation of seed {seed}.") + plots(figures.labels(federation)))
 
 

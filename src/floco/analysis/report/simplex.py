@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,11 +21,12 @@ def polygon(endpoints: int) -> np.ndarray:
 
 
 def simplex(
-    centers: Mapping[str, Sequence[float]], federation: Federation, accuracies: Mapping[str, float], title: str
+    centers: Mapping[str, Sequence[float]], federation: Federation, reached: Mapping[str, str], title: str
 ) -> go.Figure:
     """Return the clients on the simplex, coloured by their most frequent label.
 
-    A client is drawn at the mean of the endpoints weighted by its center (M,).
+    A client is drawn at the mean of the endpoints weighted by its center (M,). `reached` is what its model reaches, as
+    text. Without labels, all have one colour.
     """
     corners = polygon(len(next(iter(centers.values()))))
     figure = empty(title, "", "", height=560)
@@ -34,13 +34,14 @@ def simplex(
     groups: dict[int, list[str]] = {}
     for client in centers:
         counts = federation.label_counts(federation.client(client).train)
-        groups.setdefault(int(np.argmax(counts)), []).append(client)
+        groups.setdefault(int(np.argmax(counts)) if counts else 0, []).append(client)
+    names = federation.names or ("clients",)
     for label, mine in sorted(groups.items()):
         x, y = (np.array([centers[c] for c in mine]) @ corners).T.tolist()
-        text = [_client_text(c, federation, accuracies) for c in mine]
-        marker = {"size": 11, "color": colour(label, federation.classes), "line": {"width": 1, "color": "white"}}
+        text = [_client_text(c, federation, reached) for c in mine]
+        marker = {"size": 11, "color": colour(label, len(names)), "line": {"width": 1, "color": "white"}}
         look = {"mode": "markers", "marker": marker, "hovertemplate": "%{text}<extra></extra>"}
-        figure.add_scatter(x=x, y=y, text=text, name=federation.names[label], **look)
+        figure.add_scatter(x=x, y=y, text=text, name=names[label], **look)
     cross = {"symbol": "cross-thin", "size": 14, "line": {"width": 2, "color": _GREY}}
     figure.add_scatter(x=[0], y=[0], mode="markers", marker=cross, name="global model, 1/M", hoverinfo="name")
     figure.update_xaxes(visible=False, range=[-1.2, 1.2])
@@ -57,18 +58,18 @@ def _draw_outline(figure: go.Figure, corners: np.ndarray) -> None:
     figure.add_scatter(x=x[:-1], y=y[:-1], text=[f"W{m + 1}" for m in range(len(corners))], **look, **hidden)
 
 
-def _client_text(client: str, federation: Federation, accuracies: Mapping[str, float]) -> str:
-    accuracy = 100 * accuracies.get(client, math.nan)
-    return f"client {client}<br>{main_labels(client, federation)}<br>personal accuracy {accuracy:.1f} %"
+def _client_text(client: str, federation: Federation, reached: Mapping[str, str]) -> str:
+    lines = [f"client {client}", main_labels(client, federation), f"personal {reached.get(client, '-')}"]
+    return "<br>".join(filter(None, lines))
 
 
-def edges(found: Landscape, reference: float | None, *, accuracy: bool = False) -> go.Figure:
-    """Return the loss (or accuracy) along the edges of the simplex, at its middle, and of FedAvg if known."""
-    title = f"{'Accuracy' if accuracy else 'Loss'} on the edges of the simplex"
-    figure = empty(title, "from one endpoint to the next", "accuracy, %" if accuracy else "loss")
+def edges(found: Landscape, reference: float | None, unit: str = "loss", scale: float = 1.0) -> go.Figure:
+    """Return loss or primary metric along the edges of the simplex, at its middle, and of FedAvg if known."""
+    words = unit.removesuffix(", %")
+    figure = empty(f"{words.capitalize()} on the edges of the simplex", "from one endpoint to the next", unit)
 
     def value(p: Point) -> float:
-        return 100 * p.accuracy if accuracy else p.loss
+        return p.loss if unit == "loss" else scale * p.value
 
     look = {"mode": "lines", "line": {"width": 1.3, "color": "#7aa6d8"}, "showlegend": False}
     for (i, j), points in found.edges.items():
@@ -86,17 +87,20 @@ def edges(found: Landscape, reference: float | None, *, accuracy: bool = False) 
 
 
 def plane(
-    corners: tuple[int, int, int], points: Sequence[Point], scale: tuple[float, float], unit: str = "loss"
+    corners: tuple[int, int, int],
+    points: Sequence[Point],
+    values: Sequence[float],
+    reach: tuple[float, float],
+    unit: str,
 ) -> go.Figure:
-    """Return the triangle through three endpoints, coloured by loss (or accuracy in per cent).
+    """Return the triangle through three endpoints, coloured by the points' values.
 
-    `scale` is the range of the colours, the same for all planes.
+    `reach` is the range of the colours, the same for all planes.
     """
     ends = [f"W{k + 1}" for k in corners]
     figure = empty(f"{unit.capitalize()} between {ends[0]}, {ends[1]} and {ends[2]}", "", "", height=400)
-    values = [p.loss if unit == "loss" else 100 * p.accuracy for p in points]
     a, b, c = ([p.alpha[k] for p in points] for k in corners)
-    shades = {"color": values, "colorscale": "Viridis", "cmin": scale[0], "cmax": scale[1]}
+    shades = {"color": list(values), "colorscale": "Viridis", "cmin": reach[0], "cmax": reach[1]}
     marker = {**shades, "size": 15, "symbol": "hexagon", "showscale": True, "colorbar": {"thickness": 12}}
     hover = f"%{{a:.1f}} / %{{b:.1f}} / %{{c:.1f}}: {unit} %{{marker.color:.4g}}<extra></extra>"
     look = {"mode": "markers", "marker": marker, "showlegend": False, "cliponaxis": False}

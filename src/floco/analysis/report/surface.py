@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from floco.algorithms import FedAvg
-from floco.algorithms.floco import OnSimplex
 from floco.analysis.landscape import Landscape, barrier, between, common_sample, landscape, network_of
 from floco.analysis.report.figures import lines
 from floco.analysis.report.page import Section, plots, text
@@ -16,6 +15,7 @@ from floco.analysis.report.simplex import edges, plane, simplex, subregions
 from floco.analysis.tables import Results
 from floco.api import Run
 from floco.client.predict import judge
+from floco.core.mixing import Mixing
 from floco.core.values import Row, Tensors
 from floco.runs.checkpoint import Store
 from floco.storage.files import read_json
@@ -36,8 +36,10 @@ def clients(run: Run) -> Iterator[Section]:
     placed = table[table["center"].notna()]
     if not len(placed):
         return
-    centers, accuracies = (dict(zip(placed["client"], placed[c], strict=True)) for c in ("center", "accuracy_personal"))
-    figure = simplex(centers, run.setup.federation, accuracies, f"{len(placed)} clients on the simplex")
+    metrics, name = run.setup.task.metrics, run.setup.task.primary
+    centers, values = (dict(zip(placed["client"], placed[c], strict=True)) for c in ("center", f"{name}_personal"))
+    reached = {c: f"{name.replace('_', ' ')} {metrics.text(name, value)}" for c, value in values.items()}
+    figure = simplex(centers, run.setup.federation, reached, f"{len(placed)} clients on the simplex")
     yield Section("Clients on the simplex", text(f"{_which(run)}. {_PLACES}") + plots(figure))
 
 
@@ -45,28 +47,32 @@ def _which(run: Run) -> str:
     return f"{run.setup.algorithm.name}, seed {run.setup.seed}, after round {run.progress.round}"
 
 
-def loss(run: Run, algorithm: OnSimplex, results: Results) -> tuple[Section, list[Row]]:
+def loss(run: Run, mixing: Mixing, results: Results) -> tuple[Section, list[Row]]:
     """Return the section on the loss over the shared simplex, and all measurements as rows."""
     title = "Loss over the simplex"
     if run.setup.local_buffers:
         why = 'with training.buffers = "local" the shared simplex has no statistics of its own'
         return Section(title, text(f"Not shown: {why}.")), []
-    found = landscape(run.setup, algorithm, run.progress.state)
+    found = landscape(run.setup, mixing, run.progress.state)
     network = _fedavg(run, results)
     score = None if network is None else judge(run.setup, [network], *common_sample(run.setup.federation))[0]
-    reference = None if score is None else (score.loss, score.accuracy)
+    reference = None if score is None else (score.loss, run.setup.task.value(score))
+    unit, scale = run.setup.task.metrics.scaled(found.metric)
     shown = [edges(found, reference and reference[0])]
-    shown += [edges(found, reference and 100 * reference[1], accuracy=True)]
+    shown += [edges(found, reference and scale * reference[1], unit, scale)]
     shown += [subregions(found)] if found.subregions else []
-    for unit, scale in (("loss", 1), ("accuracy", 100)):
-        values = [scale * getattr(p, unit) for points in found.planes.values() for p in points]
-        shown += [plane(c, points, (min(values), max(values)), unit) for c, points in found.planes.items()]
-    whole = set(algorithm.mixing.names) == set(run.setup.network.layout.parameters)
+    planes = found.planes.items()
+    heights = {c: [p.loss for p in points] for c, points in planes}
+    reached = {c: [scale * p.value for p in points] for c, points in planes}
+    for named, values in (("loss", heights), (unit.removesuffix(", %"), reached)):
+        both = [v for part in values.values() for v in part]
+        shown += [plane(c, points, values[c], (min(both), max(both)), named) for c, points in planes]
+    whole = set(mixing.names) == set(run.setup.network.layout.parameters)
     words = [f"The shared simplex of {_which(run)}, on {found.samples} test samples. {_in_words(found, reference)}"]
     if whole and found.edges:
         rise = f"The highest rise of the loss on an edge above the line between its ends is {found.barrier:.3f}."
         words.append(f"All parameters have endpoints. {rise}")
-    elif found.linear and found.edges:
+    elif found.convex and found.edges:
         words.append(_CONVEX)
     html, rows = _between(run, results) if whole else ("", [])
     return Section(title, text(*words) + plots(*shown) + html), found.rows + rows
@@ -105,9 +111,9 @@ def _between(run: Run, results: Results) -> tuple[str, list[Row]]:
     heights = ", ".join(f"{barrier(values):.3f}" for values in losses.values())
     which = "Between whole networks trained from different initial weights (FedAvg under different seeds)"
     rows: list[Row] = [
-        {"kind": "networks", "where": name, "alpha": "", "loss": x, "accuracy": accuracy}
+        {"kind": "networks", "where": name, "alpha": "", "loss": x, run.setup.task.primary: value}
         for name, line in found.items()
-        for x, accuracy in line
+        for x, value in line
     ]
     return text(f"{which} the rise is {heights}.") + plots(lines(losses)), rows
 

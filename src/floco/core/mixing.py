@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from floco.core.errors import FlocoError, nearest
-from floco.core.values import Layout, Tensors, fast_copy
+from floco.core.values import Layout, Tensors, fast_copy, strip_prefix
+
+CENTER = "at/center"
+"""Name of a client's center among its working tensors; a network may have a parameter called `center`."""
 
 
 @dataclass(frozen=True)
@@ -16,19 +19,25 @@ class Mixing:
     """The mixed parameters; in working tensors each of them is a stack of M endpoints."""
 
     names: tuple[str, ...]
+    endpoints: int
+    """M."""
+    radius: float
+    """L1 radius of the clients' subregions."""
+    prefix: str = ""
+    """Where a client's own simplex is among its working tensors; "": the shared one is its own."""
 
     @staticmethod
-    def of(layout: Layout, mix: str | tuple[str, ...]) -> Mixing:
-        """Return the mixing that `algorithm.mix` asks for: "last", "all", or names of parameters."""
+    def chosen(layout: Layout, mix: str | tuple[str, ...]) -> tuple[str, ...]:
+        """Return the parameters that `algorithm.mix` asks for: "last", "all", or names of parameters."""
         if mix == "last":
             if layout.last is None:
                 raise FlocoError(
                     'algorithm.mix = "last" mixes the weight of the nn.Linear that gives the logits, and the model has '
                     'none that is trained; set algorithm.mix to the names of the parameters to mix, or to "all"'
                 )
-            return Mixing((layout.last,))
+            return (layout.last,)
         if mix == "all":
-            return Mixing(layout.parameters)
+            return layout.parameters
         names = (mix,) if isinstance(mix, str) else mix
         if not names or len(set(names)) < len(names):
             raise FlocoError(f"algorithm.mix must name one parameter at least, and none twice, got {list(names)}")
@@ -36,7 +45,7 @@ class Mixing:
             if name not in layout.parameters:
                 hint = nearest(name, layout.parameters)
                 raise FlocoError(f"algorithm.mix names {name!r}, which is no trained parameter of the model{hint}")
-        return Mixing(names)
+        return names
 
     def __call__(self, tensors: Mapping[str, torch.Tensor], alpha: torch.Tensor) -> Tensors:
         """Return the tensors with the endpoints W (M, ...) replaced by W(alpha) = sum_m alpha_m W_m (...).
@@ -45,6 +54,15 @@ class Mixing:
         """
         mixed = {n: torch.einsum("m,m...->...", alpha, tensors[n]) for n in self.names}
         return {**tensors, **{n: fast_copy(t) if t.ndim == 4 else t for n, t in mixed.items()}}
+
+    @property
+    def middle(self) -> torch.Tensor:
+        """1/M, (M,) float64."""
+        return torch.full((self.endpoints,), 1 / self.endpoints, dtype=torch.float64)
+
+    def point(self, tensors: Tensors) -> tuple[Tensors, torch.Tensor]:
+        """Return a client's own simplex and its center (M,) on it, from its working tensors."""
+        return strip_prefix(tensors, self.prefix), tensors[CENTER]
 
     def signal(self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return a client's gradient signal: the flattened pseudo-gradient `before - after` of all endpoints, (P,)."""

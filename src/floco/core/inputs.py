@@ -1,0 +1,59 @@
+"""A batch's inputs: one tensor, a tuple (positional arguments), or a dict of tensors (keyword arguments)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+Inputs = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
+"""Inputs of n samples: every tensor is (n, ...)."""
+T = TypeVar("T")
+
+
+def columns(inputs: Any) -> dict[str, Any]:
+    """Return the columns of inputs by name: `""` for one tensor, the position for a tuple."""
+    if isinstance(inputs, dict):
+        return dict(inputs)
+    return {str(i): column for i, column in enumerate(inputs)} if isinstance(inputs, tuple) else {"": inputs}
+
+
+def like(inputs: Any, made: dict[str, T]) -> T | tuple[T, ...] | dict[str, T]:
+    """Return columns in the form of `inputs`: the inverse of `columns`."""
+    if isinstance(inputs, dict):
+        return made
+    return tuple(made.values()) if isinstance(inputs, tuple) else made[""]
+
+
+def each(function: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> Inputs:
+    """Return inputs with a function applied to every column."""
+    return like(inputs, {name: function(column) for name, column in columns(inputs).items()})
+
+
+def rows(inputs: Inputs, chosen: Any) -> Inputs:
+    """Return the samples `chosen` (indices, a slice) of inputs."""
+    return each(lambda column: column[chosen], inputs)
+
+
+def count(inputs: Inputs) -> int:
+    """Return the number of samples."""
+    return len(next(iter(columns(inputs).values())))
+
+
+def chunks(inputs: Inputs, size: int) -> Iterator[Inputs]:
+    """Yield the samples in order, at most `size` at a time."""
+    for start in range(0, count(inputs), size):
+        yield rows(inputs, slice(start, start + size))
+
+
+def arguments(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
+    """Return the positional and the keyword arguments with which a network takes inputs."""
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (inputs, {}) if isinstance(inputs, tuple) else ((inputs,), {})
+
+
+def shapes(inputs: Inputs) -> str:
+    """Return the shapes of inputs in words."""
+    return ", ".join(f"{name} {tuple(c.shape)}".strip() for name, c in columns(inputs).items())

@@ -1,0 +1,131 @@
+"""From arrays, as users or sources give them, to checked samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from floco.core.errors import FlocoError
+from floco.core.inputs import Inputs, columns, count, like
+from floco.core.task import Task
+from floco.data.arrays import column_names, find_channels, read_inputs
+from floco.data.samples import Samples
+from floco.data.schema import Form, equally_long
+from floco.tasks import Classification
+from floco.tasks.labels import array
+
+Arrays = Mapping[str, Any]
+
+
+def read_samples(
+    arrays: Arrays,
+    source: str,
+    *,
+    kind: str = "auto",
+    labels: Sequence[str] = (),
+    channels: str = "auto",
+    task: Task | None = None,
+) -> Samples:
+    """Return checked copies of arrays `x, y` or `x_train, y_train, x_test, y_test` (and `client`, `position`, `names`).
+
+    The test part must have the form of the training part. For a network with several inputs, x is a tuple or a dict
+    of arrays, or there are arrays `x.NAME`.
+
+    Args:
+        arrays: the arrays by name.
+        source: name of the source, for error messages.
+        kind: see `sources.load`.
+        labels: all labels as text, in the order of the classes (empty: those that occur, sorted).
+        channels: see `sources.load`.
+        task: what is learned (None: classification).
+
+    Raises:
+        FlocoError: an array is missing or does not fit; the message names it.
+    """
+    arrays, task = _gather(arrays), task or Classification()
+    suffix = "_train" if "x_train" in arrays else ""
+    needed = [f"x{suffix}", f"y{suffix}", *(["x_test", "y_test"] if "x_test" in arrays or "y_test" in arrays else [])]
+    for name in needed:
+        if name not in arrays:
+            names = "x and y, or x_train, y_train, x_test, y_test"
+            raise FlocoError(f"{source} must hold {names}; {name} is missing among {', '.join(arrays)}")
+    x, forms = _inputs(arrays[needed[0]], f"{source}: {needed[0]}", kind, channels)
+    meaning = task.labels(arrays[needed[1]], f"{source}: {needed[1]}", labels, arrays.get("names"))
+    y = _targets(task, arrays[needed[1]], f"{source}: {needed[1]}", meaning, count(x))
+    others = {n: v for n, v in arrays.items() if n not in (*needed, "names") and np.ndim(v) == 1}
+    made = Samples(x, y, meaning, None, None, _columns(others, count(x), source, needed[0]), forms, task)
+    if len(needed) == 2:
+        return made
+    _check_shapes(x, arrays["x_test"], made, source)
+    x_test = made.schema.samples(arrays["x_test"], f"{source}: x_test", far=0.5)
+    try:
+        y_test = _targets(task, arrays["y_test"], f"{source}: y_test", meaning, count(x_test))
+    except FlocoError as error:
+        more = "; labels of y_test that are not among those of the training part do not fit" if task.labelled else ""
+        raise FlocoError(f"{error}{more}") from error
+    return replace(made, x_test=x_test, y_test=y_test)
+
+
+def _gather(arrays: Arrays) -> dict[str, Any]:
+    """Return arrays with those called `x.NAME` gathered in a dict `x`; lists in tuples and dicts become arrays."""
+    found: dict[str, Any] = {}
+    for name, value in arrays.items():
+        part, dot, column = name.partition(".")
+        if dot and part in ("x", "x_train", "x_test"):
+            found.setdefault(part, {})[column] = value
+        else:
+            found[name] = value
+    return found
+
+
+def _inputs(given: Any, where: str, kind: str, channels: str) -> tuple[Inputs, dict[str, Form]]:
+    """Return inputs, channels first, and their forms in the source by column."""
+    made: dict[str, torch.Tensor] = {}
+    forms: dict[str, Form] = {}
+    several = isinstance(given, dict | tuple)
+    for name, values in columns(given).items():
+        column = f"{where} {name}".strip()
+        raw = array(values, column)
+        if several and raw.dtype.kind in "iu" and raw.dtype != np.uint8:
+            made[name], forms[name] = torch.from_numpy(raw.astype(np.int64)), Form()
+            continue
+        position = find_channels(raw, kind, channels, column)
+        made[name], offset = read_inputs(raw, column, position)
+        forms[name] = Form(position, offset, column_names(values))
+    if not made:
+        raise FlocoError(f"{where} must have one column at least")
+    return equally_long(like(given if several else raw, made), where), forms
+
+
+def _targets(task: Task, given: Any, where: str, meaning: Any, samples: int) -> np.ndarray:
+    found = task.targets(given, where, meaning).numpy()
+    if len(found) != samples:
+        raise FlocoError(f"{where} must be {samples} {task.kind}, one for each sample, got {len(found)}")
+    return found
+
+
+def _check_shapes(x: Inputs, test: Any, made: Samples, source: str) -> None:
+    forms = columns(made.schema.forms)
+    tested = columns(test) if isinstance(x, dict | tuple) else {"": test}
+    for name in forms.keys() & tested.keys():
+        shape, raw = forms[name].shape, array(tested[name], f"{source}: x_test {name}".strip())
+        if raw.shape[1:] != shape:
+            raise FlocoError(
+                f"{source}: x_test {name}".strip()
+                + f" must have samples of the shape {shape}, as the training part; those of {raw.shape[1:]} do not fit"
+            )
+
+
+def _columns(arrays: Arrays, samples: int, source: str, x: str) -> dict[str, np.ndarray]:
+    """Return copies of the other columns (N,)."""
+    for name, column in arrays.items():
+        if len(column) != samples:
+            raise FlocoError(
+                f"{source}: the column {name} must have one value for each of the {samples} samples of {x}, "
+                f"got {len(column)}"
+            )
+    return {n: array(v, f"{source}: {n}").copy() for n, v in arrays.items()}

@@ -1,0 +1,164 @@
+"""One label for each sample, among known classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from floco.core.errors import FlocoError
+from floco.core.metrics import Metric, Metrics, Score
+from floco.core.task import Labels, Task
+from floco.tasks.guess import LabelGuess
+from floco.tasks.labels import check_labels, plain_labels
+from floco.tasks.scores import BINS, ClassificationScore
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Classification: cross-entropy of logits (n, C) for class numbers (n,)."""
+
+    name: ClassVar[str] = "classification"
+    metrics: ClassVar[Metrics] = Metrics(
+        {
+            "accuracy": Metric(share=True),
+            "balanced_accuracy": Metric(share=True),
+            "loss": Metric(higher=False),
+            "ece": Metric(higher=False, share=True),
+            "brier": Metric(higher=False),
+        }
+    )
+    score_type: ClassVar[type[Score]] = ClassificationScore
+    kind: ClassVar[str] = "whole numbers or strings"
+    padding: ClassVar[int] = -100
+    convex: ClassVar[bool] = True
+    labelled: ClassVar[bool] = True
+    graph_names: ClassVar[tuple[str, str]] = ("logits", "probabilities")
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the mean cross-entropy, in nats."""
+        return cross_entropy(outputs, targets)
+
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the cross-entropy of each sample, (n,)."""
+        return cross_entropy(outputs, targets, reduction="none")
+
+    def score(self, outputs: torch.Tensor, targets: torch.Tensor) -> ClassificationScore:
+        """Return the score of logits (n, C) for class numbers (n,), n >= 1."""
+        classes = outputs.shape[1]
+        logits = outputs.double()
+        probabilities = logits.softmax(dim=1)
+        confidence, guess = probabilities.max(dim=1)
+        right = guess == targets
+        squares = (probabilities - torch.eye(classes, dtype=torch.float64)[targets]).square().sum()
+        bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # bins (0, 1/15], (1/15, 2/15], ...
+        gaps = torch.zeros(BINS, dtype=torch.float64).index_add_(0, bins, confidence - right.double())
+        counts, hits = (torch.bincount(y, minlength=classes).tolist() for y in (targets, targets[right]))
+        loss = float(cross_entropy(logits, targets, reduction="sum"))
+        return ClassificationScore(tuple(counts), tuple(hits), loss, float(squares), tuple(gaps.tolist()))
+
+    def activate(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return probabilities (n, C)."""
+        return outputs.softmax(dim=1)
+
+    def present(self, predictions: torch.Tensor, labels: Labels) -> dict[str, Any]:
+        """Return the most probable label of each sample, its probability, and the probabilities of all labels."""
+        most, which = predictions.max(dim=1)
+        all_ = {f"p({name})": column.tolist() for name, column in zip(labels.names, predictions.T, strict=True)}
+        return {"label": [labels.names[i] for i in which.tolist()], "probability": most.tolist(), **all_}
+
+    def labels(self, values: Any, where: str, given: Sequence[str] = (), names: Any = None) -> Labels:
+        """Return the classes: those `given`, those that `names` numbers, or the labels that occur, sorted."""
+        y = _read(values, where)
+        known: np.ndarray = np.unique(y)
+        check_labels(y, where, given)
+        if given:
+            known = np.asarray(given)
+            if strange := sorted({str(v) for v in np.unique(y).tolist()} - set(known.tolist())):
+                shown = ", ".join(strange[:8])
+                raise FlocoError(f"{where}: labels {shown} are not among data.labels ({', '.join(given)})")
+        elif names is not None:
+            if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(names):
+                wanted = f"whole numbers from 0 to {len(names) - 1}"
+                raise FlocoError(f"{where}: with names, labels must be {wanted}, got {y.min()} to {y.max()}")
+            known = np.arange(len(names))
+        texts = tuple(map(str, np.asarray(names).tolist() if names is not None and not given else known.tolist()))
+        if len(set(texts)) < len(texts):
+            raise FlocoError(f"{where}: each label needs a name of its own, got {', '.join(texts)}")
+        if len(texts) < 2:
+            raise FlocoError(f"{where}: labels must be of 2 classes at least, got {len(texts)}")
+        return Labels(texts, tuple(map(str, known.tolist())))
+
+    def targets(self, values: Any, where: str, labels: Labels) -> torch.Tensor:
+        """Return class numbers (N,) int64 of labels (N,), which are the source's own labels or label names.
+
+        Raises:
+            FlocoError: not an array of labels, a missing label, or one that is not known.
+        """
+        y = _read(values, where)
+        check_labels(y, where, {*labels.names, *labels.values})
+        found, which = np.unique(y, return_inverse=True)
+        given = [str(v) for v in found.tolist()]
+        for known in (labels.names, labels.values) if y.dtype.kind == "U" else (labels.values, labels.names):
+            if set(given) <= set(known):
+                return torch.from_numpy(np.asarray([known.index(v) for v in given], dtype=np.int64)[which])
+        strange = [v for v in given if v not in labels.values]
+        raise FlocoError(
+            f"{where} holds labels that the model does not know: {', '.join(strange[:8])}; "
+            f"it knows {', '.join(labels.values[:20])}"
+        )
+
+    def outputs(self, targets: torch.Tensor, labels: Labels) -> int:
+        """Return the number of classes."""
+        return len(labels.names)
+
+    def check(self, outputs: torch.Tensor, targets: torch.Tensor, labels: Labels, when: str) -> None:
+        """Raise if outputs are not (n, C)."""
+        n, classes = len(targets), len(labels.names)
+        if outputs.shape != (n, classes):
+            few, shape = min(2, n), outputs[:2].shape if len(outputs) == n else outputs.shape
+            raise FlocoError(
+                f"for {few} inputs and {classes} classes the model must give logits of shape {(few, classes)}{when}, "
+                f"got {tuple(shape)}"
+            )
+
+    def doubt(self, outputs: torch.Tensor, operation: str) -> str:
+        """Return a warning if outputs look like probabilities: the loss applies a softmax itself."""
+        end = _ends_in(outputs, operation)
+        return end and (
+            f"the model's outputs look like those of a {end}: the loss is the cross-entropy of logits, which applies a "
+            f"softmax itself: training is slow and the loss wrong; leave the {end} at the end of the model out"
+        )
+
+    def guess(self, targets: torch.Tensor, parts: Sequence[torch.Tensor], labels: Labels) -> LabelGuess:
+        """Return how well the labels of each part are predicted by the label frequencies of the others."""
+        return LabelGuess.of(targets, parts, len(labels.names))
+
+
+def _read(values: Any, where: str) -> np.ndarray:
+    y = plain_labels(values, where)
+    if y.ndim != 1 or y.dtype.kind not in "iubU":
+        whole = y.dtype.kind == "f" and (y == np.trunc(y)).all()
+        remedy = "; these are whole: convert them with astype(int)" if whole else ""
+        raise FlocoError(
+            f"{where} must be whole numbers or strings, one for each sample, got shape {y.shape} of {y.dtype}{remedy}"
+        )
+    return y
+
+
+def _ends_in(outputs: torch.Tensor, operation: str) -> str:
+    """Return which activation, softmax or sigmoid, ends a model; "" for logits.
+
+    Args:
+        outputs: of the model, (n, C).
+        operation: autograd's name of the operation that gives them.
+    """
+    if outputs.min() < 0 or torch.equal(outputs, outputs[:1].expand_as(outputs)):
+        return ""
+    if torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-3):
+        return "softmax"
+    return "sigmoid" if outputs.max() <= 1 and operation == "SigmoidBackward0" else ""
