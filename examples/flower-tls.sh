@@ -71,6 +71,6 @@ echo "-- the sites, and a run"
 for site in east north south; do start "$site"; done
 flwr run app local --stream --run-config "out=\"$dir/run\"" | \
   sed -u -E 's/^.*(INFO|ERROR)[^:]*: +//' | tee logs/run.log | grep -E "^(round|error|the run)"
-grep -q "^the run lies in" logs/run.log || { echo "FAILED: the run did not end well"; exit 1; }
+grep -q "^the run is in" logs/run.log || { echo "FAILED: the run did not end well"; exit 1; }
 floco export "$dir/sites/north" --client north -o "$dir/north.safetensors"
 echo "done: $dir"

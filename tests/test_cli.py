@@ -24,7 +24,7 @@ def test_run_leaves_a_run_directory_and_a_table(tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = floco("run", *QUICK, "--out", out)
     assert done.exit_code == 0, done.output
-    for text in ("global model, all test data", "personal models, worst 5 %", " of 20 ", f"the run lies in {out}"):
+    for text in ("global model, all test data", "personal models, worst 5 %", " of 20 ", f"the run is in {out}"):
         assert text in done.output
     assert {p.name for p in out.iterdir()} >= {
         "config.toml",

@@ -19,11 +19,11 @@ from floco.data.partition import (
     Natural,
     Pathological,
     Single,
-    heterogeneity,
     partition,
 )
 from floco.data.schema import Normalization
 from floco.data.sources import load
+from floco.data.split import heterogeneity
 
 DIGITS = load("digits")
 

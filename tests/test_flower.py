@@ -41,7 +41,8 @@ from floco.runs.config import Config, Flower
 from floco.runs.toml import as_dict, read
 from floco.server.rounds import begin
 from floco.storage.files import read_json, read_tensors
-from floco.tasks.classification import ClassificationScore as Score
+from floco.tasks import Classification
+from floco.tasks.scores import ClassificationScore as Score
 
 SETTINGS = [
     "training.fraction=0.67",
@@ -160,7 +161,7 @@ def test_the_servers_directory_holds_no_state_of_a_client_and_no_labels(federati
         done = floco("report", run, "-o", tmp_path / "report.html")
         assert done.exit_code == 0, done.output
         page = (tmp_path / "report.html").read_text()
-        assert "the data of this run lie at its sites" in page
+        assert "the data of this run and its models are at its sites" in page
         assert "Who has what" not in page
 
 
@@ -253,7 +254,7 @@ def shortly(folder: Path, seen: list[str]) -> None:
         follow(first, seen, r'client "west": joined')
         stop(running, first, seen)
         second = running.run(folder / "app", "--run-config", f"{out} flower.quorum=1.0 flower.wait=15.0")
-        follow(second, seen, r"^the run lies in")
+        follow(second, seen, r"^the run is in")
         second.wait(timeout=PATIENCE)
 
 
@@ -285,7 +286,7 @@ def at_length(folder: Path, seen: list[str]) -> None:
         time.sleep(1)
         stop(running, third, seen)  # while the last state is being evaluated
         fourth = running.run(folder / "app", "--run-config", f"{out} flower.quorum=1.0 flower.wait=15.0")
-        follow(fourth, seen, r"^the run lies in|is finished")
+        follow(fourth, seen, r"^the run is in|is finished")
         fourth.wait(timeout=PATIENCE)
         running.node("twin", {**node(folder, "north"), "state-dir": folder / "twin"})
         fifth = running.run(folder / "app", "--run-config", f'out="{folder / "other"}"')
@@ -323,7 +324,7 @@ def test_a_node_that_sends_nan_is_left_out_and_named(survivor: Survivor) -> None
 def test_a_node_that_was_killed_goes_on_with_its_own_model(survivor: Survivor) -> None:
     missed = survivor.happened("north", "did not answer") + survivor.happened("north", "is not connected")
     assert missed
-    assert "begins anew" not in survivor.said
+    assert "starts again from the global model" not in survivor.said
     assert 2 <= int(survivor.clients(survivor.rounds)["north"]["participated"]) < survivor.rounds
     with_own = package.open_run(survivor.folder / "sites" / "north").progress.memories["north"]
     assert with_own.keys() >= {"personal/3.weight"}
@@ -474,9 +475,9 @@ def test_accepted_memory_is_the_one_that_training_starts_from(site_alone: Any) -
     going_on = answer(site, ask(round=3, accepted=3))
     assert not going_on.notes
     a = read_tensors(site.state / "run1" / "answers" / "4.safetensors")
-    anew = replace(site, state=site.state.with_name("anew"))
-    answer(anew, ask(round=3))
-    b = read_tensors(anew.state / "run1" / "answers" / "4.safetensors")
+    again = replace(site, state=site.state.with_name("again"))
+    answer(again, ask(round=3))
+    b = read_tensors(again.state / "run1" / "answers" / "4.safetensors")
     assert same(
         {n: t for n, t in a.items() if n.startswith("shared/")}, {n: t for n, t in b.items() if n.startswith("shared/")}
     )
@@ -492,7 +493,8 @@ def test_a_lost_state_directory_is_told_and_the_client_begins_anew(site_alone: A
     _, site, _, ask = site_alone
     found = answer(site, ask(round=5, accepted=4))
     assert found.notes == (
-        "what this client kept after round 4 is not in its state-dir any more, or damaged: its own model begins anew",
+        "what this client kept after round 4 is not in its state-dir any more, or damaged: "
+        "its own model starts again from the global model",
     )
     assert tensors(found)
 
@@ -565,7 +567,7 @@ def test_questions_and_answers_survive_the_way(site_alone: Any) -> None:
     assert replace(back, shared={}, own={}) == replace(question, shared={}, own={})
     found = answer(site, ask(evaluate=True))
     for share in (True, False):
-        again = Answer.of(found.records(share_labels=share))
+        again = Answer.of(found.records(share_labels=share), Classification())
         assert same(tensors(again), tensors(found))
         assert again.evaluated is not None
         assert found.evaluated is not None
@@ -577,7 +579,7 @@ def test_questions_and_answers_survive_the_way(site_alone: Any) -> None:
         assert (one.global_ == other.global_) == share
         for metric in ("n", "accuracy", "balanced_accuracy", "loss", "ece", "brier"):
             assert getattr(one.global_, metric) == getattr(other.global_, metric)
-    hidden = Answer.of(found.records(share_labels=False)).evaluated
+    hidden = Answer.of(found.records(share_labels=False), Classification()).evaluated
     assert hidden is not None
     assert hidden.scores is not None
     assert hidden.scores.global_ is not None
@@ -676,7 +678,7 @@ def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: 
         own = Context(1, 1, {**node(tmp_path, "north"), "state-dir": str(tmp_path / state)}, RecordDict(), {})
         reply = client_app(mods=mods)(Message(question.records(), dst_node_id=1, message_type="train"), own)
         assert not reply.has_error(), reply.error
-        return Answer.of(reply.content)
+        return Answer.of(reply.content, setup.task)
 
     def moved(found: Answer) -> float:
         return float(sum((t - question.shared[n]).square().sum() for n, t in tensors(found).items())) ** 0.5
@@ -707,7 +709,7 @@ def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: 
     state = begin(setup).state
     message = setup.algorithm.message(state, "north", "train")
     question = Ask("run1", 0, "train", True, message.shared, message.own, 0, text, setup.network.fingerprint())
-    found = Answer.of(answer(site, Ask.of(question.records())).records(share_labels=False))
+    found = Answer.of(answer(site, Ask.of(question.records())).records(share_labels=False), setup.task)
     assert problem(found, question, expect(setup, "north", question)) is None
     assert found.trained is not None
     assert found.trained.update is not None
@@ -777,7 +779,7 @@ def test_a_damaged_answer_is_trained_again_and_a_damaged_memory_is_told(site_alo
     file.write_bytes(file.read_bytes()[:100])
     assert same(tensors(answer(site, ask())), first)
     file.write_bytes(file.read_bytes()[:100])
-    assert "begins anew" in answer(site, ask(round=3, accepted=3)).notes[0]
+    assert "starts again from the global model" in answer(site, ask(round=3, accepted=3)).notes[0]
 
 
 def test_a_damaged_copy_is_whole_again_after_the_same_question(site_alone: Any) -> None:

@@ -750,7 +750,7 @@ def test_a_server_that_is_killed_anywhere_and_started_again_gives_the_same_bits(
         try:
             _Server(dying, config, again / "run").run()
         except Stop:
-            assert not any("anew" in reason for _, _, reason in carried(again, config, InProcess(again)))
+            assert not any("starts again" in reason for _, _, reason in carried(again, config, InProcess(again)))
             assert_same_run(again / "run", tmp_path / "run", rounds)
         else:
             assert last > 3 * rounds

@@ -19,13 +19,14 @@ from torch import nn
 
 from conftest import blobs, floco, small_net, write_blobs
 from floco.algorithms import ALGORITHMS, FlocoPlus
-from floco.api import Run, fit, open_run
 from floco.api import _configured as configured
+from floco.api import fit, open_run
 from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError, RunFailed
 from floco.runs import checkpoint as store
 from floco.runs import session
 from floco.runs.checkpoint import FORMAT, Store
+from floco.runs.results import Run
 from floco.server import rounds as loop
 from floco.server.rounds import Progress
 from floco.storage import files

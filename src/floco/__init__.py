@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from floco.algorithms import Floco as Floco
     from floco.algorithms import FlocoPlus as FlocoPlus
     from floco.algorithms import Local as Local
-    from floco.api import Run as Run
     from floco.api import fit as fit
     from floco.api import open_run as open_run
     from floco.api import rounds as rounds
@@ -35,12 +34,13 @@ if TYPE_CHECKING:
     from floco.data.partition import Folds as Folds
     from floco.data.partition import Natural as Natural
     from floco.data.sources import load as load
+    from floco.runs.results import Run as Run
 
 _get, _names = lazy(
     __name__,
     {
         "floco.algorithms": ("ALGORITHMS", "Ditto", "FedAvg", "FedAvgFT", "Floco", "FlocoPlus", "Local"),
-        "floco.api": ("Run", "fit", "open_run", "rounds"),
+        "floco.api": ("fit", "open_run", "rounds"),
         "floco.core.algorithm": ("Algorithm",),
         "floco.core.errors": ("FlocoError",),
         "floco.core.task": ("Task",),
@@ -48,6 +48,7 @@ _get, _names = lazy(
         "floco.data.models": ("model",),
         "floco.data.partition": ("Dirichlet", "Folds", "Natural"),
         "floco.data.sources": ("load",),
+        "floco.runs.results": ("Run",),
     },
 )
 __all__ = [*_names, "simplex", "testing"]

@@ -23,7 +23,7 @@ from floco.runs import session
 from floco.runs.checkpoint import run_directory
 from floco.runs.config import Config, Data, Model, RunSettings, check_importable
 from floco.runs.machine import device
-from floco.runs.results import Run as Run
+from floco.runs.results import Run
 from floco.server import rounds as loop
 from floco.server.evaluation import Evaluation
 from floco.server.rounds import Plan, Progress

@@ -12,7 +12,7 @@ from floco.cli.console import Debug, Json, app, emit, out_console, report_errors
 from floco.core.errors import FlocoError
 
 if TYPE_CHECKING:
-    from floco.api import Run
+    from floco.runs.results import Run
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 Client = Annotated[str | None, typer.Option("--client", metavar="ID", help="Whose model.")]

@@ -182,7 +182,7 @@ def _continue(path: Path, setup: Setup | None, debug: bool) -> dict[str, Any]:
     out_console.print(views.closing_table(path))
     if (path / "newcomers.csv").exists():
         out_console.print(views.newcomer_table(path))
-    say(f"the run lies in {path}")
+    say(f"the run is in {path}")
     return {"run": path, "evaluation": views.last_row(path)}
 
 
@@ -203,7 +203,7 @@ def _compare(made: Comparison, debug: bool) -> dict[str, Any]:
     out_console.print(views.comparison_table(made.path, next(iter(made.configs.values())).task.metrics))
     if note := tables.name_left_out(read_table(made.path / "methods.csv")):
         say(note)
-    say(f"the comparison lies in {made.path}")
+    say(f"the comparison is in {made.path}")
     if failures:
         shown = "\n".join(f"{f['method']}, seed {f['seed']}: {f['reason']}" for f in failures)
         failed = f"{len(failures)} of {len(made.runs)} runs failed"

@@ -18,7 +18,7 @@ from floco.runs.results import read_metrics
 
 if TYPE_CHECKING:
     from floco.deliver.drift import Drift
-    from floco.deliver.newcomers import Placement
+    from floco.deliver.placement import Placement
 
 _ROWS = 40  # clients shown in a terminal
 

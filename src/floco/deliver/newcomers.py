@@ -21,8 +21,7 @@ from floco.core.settings import plain
 from floco.core.values import PERSONAL, Message, Row, ServerState, Tensors, strip_prefix
 from floco.data.federation import Client
 from floco.deliver.mixtures import Mixtures
-from floco.deliver.placement import Candidate
-from floco.deliver.placement import Placement as Placement
+from floco.deliver.placement import Candidate, Placement
 
 _ALL, _FOLDS = 20, 5  # leave-one-out for up to 20 samples, 5-fold cross-validation for more
 SIZES = (5, 10, 20, 50)

@@ -106,7 +106,7 @@ class _Site:
         if (found := self._read(number)) is not None:
             return (), strip_prefix(found[0], "memory/") or None
         lost = f"what this client kept after round {number} is not in its state-dir any more, or damaged"
-        return (f"{lost}: its own model begins anew",), None
+        return (f"{lost}: its own model starts again from the global model",), None
 
     def _forget(self) -> None:
         """Delete the answers before the last accepted round, and all but the two latest after it."""

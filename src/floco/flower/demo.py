@@ -164,7 +164,7 @@ def demonstrate(out: Path | None, overrides: Sequence[str], say: Callable[[str],
         run = federation.run(folder / "app", "--run-config", f'out="{folder / "run"}"')
         ended = False
         for line in federation.lines(run):
-            ended |= line.startswith("the run lies in")
+            ended |= line.startswith("the run is in")
             if line.startswith(("round ", "error")):
                 say(line.rstrip())
         run.wait()

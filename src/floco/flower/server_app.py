@@ -111,7 +111,7 @@ class _Server:
                 store.add("failures", [e.row for e in self._events])
                 store.amend(self._saved.since, "failures")  # keep the events of the unfinished round
                 raise
-        LOG.info(f"the run lies in {self._out.resolve()}")
+        LOG.info(f"the run is in {self._out.resolve()}")
 
     def _begin(self) -> None:
         setup, plain = self._setup(), json.loads(json.dumps(as_dict(self._config)))

@@ -37,7 +37,7 @@ from floco.storage.files import (
 )
 from floco.storage.memories import BUDGET, Memories, Memory
 
-FORMAT = 5  # 5: signals of unit length, data.channels, raw values without normalisation
+FORMAT = 6  # 6: run.json names the method and the metrics; [data.split] is a table
 _TABLES = ("history", "clients", "failures", "timings")
 
 

@@ -128,7 +128,7 @@ def reopen(path: Path) -> tuple[Config, Store]:
     store = Store(path)
     try:
         if store.facts["data"] == SITES:
-            where = "the data of this run lie at its sites, and so do its models"
+            where = "the data of this run and its models are at its sites"
             raise FlocoError(f"{path}: {where}: use the state directory of a site")
         stored = parse(store.facts["config"])
         check_config(stored, read(path / "config.toml"), path)

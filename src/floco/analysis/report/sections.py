@@ -16,9 +16,10 @@ from floco.analysis.pairs import pairs
 from floco.analysis.report import figures, surface
 from floco.analysis.report.page import Section, html_table, plots, render, text
 from floco.analysis.tables import Results
-from floco.api import Run, open_run
+from floco.api import open_run
 from floco.core.errors import FlocoError
 from floco.core.values import Row
+from floco.runs.results import Run
 from floco.runs.session import PYTHON
 from floco.runs.toml import parse
 from floco.storage.files import csv_text, read_json, write_file

@@ -13,11 +13,11 @@ from floco.analysis.report.figures import lines
 from floco.analysis.report.page import Section, plots, text
 from floco.analysis.report.simplex import edges, plane, simplex, subregions
 from floco.analysis.tables import Results
-from floco.api import Run
 from floco.client.predict import judge
 from floco.core.mixing import Mixing
 from floco.core.values import Row, Tensors
 from floco.runs.checkpoint import Store
+from floco.runs.results import Run
 from floco.storage.files import read_json
 
 _PLACES = (
