@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import pydoc
 import re
 import runpy
 import statistics
@@ -91,6 +92,17 @@ def test_half_of_all_functions_are_very_short() -> None:
 
 def test_the_package_stays_within_its_budget() -> None:
     assert sum(len(code_lines(p)) for p in FILES) <= 10_400
+
+
+WORDS = re.findall(r"^\| ([\w ]+) \|.*\| (.*) \|.*\| `([\w.]+)` \|$", (ROOT / "docs" / "method.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize(("setting", "name"), [w[1:] for w in WORDS], ids=[w[0] for w in WORDS])
+def test_a_word_of_the_table_of_words_is_the_word_of_the_code(setting: str, name: str) -> None:
+    owner, attribute = name.rsplit(".", 1)
+    found = pydoc.locate(f"floco.{owner}")
+    assert hasattr(found, attribute) or attribute in found.__annotations__
+    assert setting == "" or setting.strip("`") in (ROOT / "docs" / "configuration.md").read_text()
 
 
 def test_public_names_are_few_explicit_and_documented() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from floco.algorithms import ALGORITHMS
-from floco.runs.config import REGISTRIES, SECTIONS, Config
+from floco.runs.config import DEFAULTS, REGISTRIES, SECTIONS, Config
 from floco.runs.toml import describe, documented, to_text
 
 
@@ -18,6 +18,8 @@ def reference() -> str:
         start, _, which = prefix.partition(" ")
         lines = (f"| `{start}{f.name}` {which} | `{to_text(f.default)}` | {describe(f)} |" for f in documented(cls))
         rows += [line.replace("  |", " |") for line in lines]
+    for table, registry in REGISTRIES.items():
+        rows.append(f'| `{table}.name` | `"{DEFAULTS[table]}"` | {", ".join(registry.known)}, or module:Class |')
     return "\n".join(rows) + "\n"
 
 
