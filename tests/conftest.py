@@ -216,6 +216,10 @@ os.environ["FLOCO_TESTS"] = f"{os.getpid()} {time.time()}"
 _guard = subprocess.Popen([sys.executable, "-c", _GUARD], stdin=subprocess.PIPE, start_new_session=True)
 
 
+def pytest_unconfigure() -> None:
+    _guard.communicate()
+
+
 def _offspring() -> dict[int, int]:
     """All processes that come from this one, and of which child of this one each comes."""
     found = {os.getpid(): 0}
