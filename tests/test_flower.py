@@ -86,7 +86,10 @@ class Federated:
         return {name: read_json(self.folder / f"run-{name}" / "run.json")["id"] for name in self.logs}
 
 
-ONE, ALL = (("floco+",), 3), (tuple(package.ALGORITHMS), 4)
+EXAMPLES = Path(__file__).parents[1] / "examples"
+OWN = "fedbabu:FedBABU"
+"""A method in a file outside the package, which `floco flower new` copies into the app."""
+ONE, ALL = (("floco+", OWN), 3), ((*package.ALGORITHMS, OWN), 4)
 
 
 @pytest.fixture(scope="module", params=[ONE, pytest.param(ALL, marks=pytest.mark.soak)], ids=["one", "all methods"])
@@ -95,6 +98,10 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     folder = tmp_path_factory.mktemp("federation")
     dealt(folder)
     (methods, rounds), logs = request.param, {}
+    patch = pytest.MonkeyPatch()
+    patch.chdir(EXAMPLES)  # the user's folder; the processes of the federation run in others
+    patch.syspath_prepend(str(EXAMPLES))
+    request.addfinalizer(patch.undo)
     with processes(folder) as running:
         for site in SITES:
             running.node(site, node(folder, site, **{"share-labels": True}))

@@ -12,7 +12,7 @@ from typing import Any
 from floco.core.errors import FlocoError
 from floco.data.sources import load
 from floco.runs import session
-from floco.runs.config import Config
+from floco.runs.config import REGISTRIES, Config
 from floco.runs.toml import override, parse, put, to_toml
 from floco.storage.files import write_file
 
@@ -138,8 +138,22 @@ def _unresolved(config: Config) -> Config:
     return replace(config, algorithm=method)
 
 
+def _own_modules(config: Config) -> dict[str, bytes]:
+    """Return the user's own source files that the settings name as `module:name`: the server and the sites need them.
+
+    Modules outside the current folder are installed packages, which each machine has to install.
+    """
+    names = [config.model.name, *(REGISTRIES[t].name_of(type(getattr(config, t))) for t in ("algorithm", "task"))]
+    here, files = Path.cwd(), {}
+    for module in {name.partition(":")[0].partition(".")[0] for name in names if ":" in name}:
+        for path in (here / f"{module}.py", *sorted((here / module).rglob("*.py"))):
+            if path.is_file():
+                files[str(path.relative_to(here))] = path.read_bytes()
+    return files
+
+
 def write(folder: Path, config: Config) -> None:
-    """Write an app for `flwr run` to an empty or absent folder."""
+    """Write an app for `flwr run` to an empty or absent folder, with the user's own modules that it names."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FlocoError(f"{folder} is not empty: choose another place")
     config = _unresolved(share_schema(config))
@@ -154,5 +168,8 @@ def write(folder: Path, config: Config) -> None:
         (folder / _PACKAGE).mkdir(parents=True, exist_ok=True)
         for path, text in files.items():
             write_file(folder / path, text.encode())
+        for path, source in _own_modules(config).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            write_file(folder / path, source)
     except OSError as error:
         raise FlocoError(f"cannot write {folder}: {error.strerror or error}") from error
