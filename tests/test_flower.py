@@ -93,7 +93,7 @@ ONE, ALL = (("floco+", OWN), 3), ((*package.ALGORITHMS, OWN), 4)
 
 
 @pytest.fixture(scope="module", params=[ONE, pytest.param(ALL, marks=pytest.mark.soak)], ids=["one", "all methods"])
-def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Federated:
+def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federated]:
     """Methods, each run on Flower; four at a time, at the same sites."""
     folder = tmp_path_factory.mktemp("federation")
     dealt(folder)
@@ -101,7 +101,6 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     patch = pytest.MonkeyPatch()
     patch.chdir(EXAMPLES)  # the user's folder; the processes of the federation run in others
     patch.syspath_prepend(str(EXAMPLES))
-    request.addfinalizer(patch.undo)
     with processes(folder) as running:
         for site in SITES:
             running.node(site, node(folder, site, **{"share-labels": True}))
@@ -114,7 +113,8 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
                 logs[name] = "".join(running.lines(process))
     for name in methods:
         alone(read_settings(folder, name, f"training.rounds={rounds}"), folder / f"local-{name}")
-    return Federated(folder, rounds, logs)
+    yield Federated(folder, rounds, logs)
+    patch.undo()
 
 
 def test_a_run_on_flower_is_the_run_in_one_process_to_the_bit(federation: Federated) -> None:
