@@ -93,15 +93,14 @@ ONE, ALL = (("floco+", OWN), 3), ((*package.ALGORITHMS, OWN), 4)
 
 
 @pytest.fixture(scope="module", params=[ONE, pytest.param(ALL, marks=pytest.mark.soak)], ids=["one", "all methods"])
-def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federated]:
+def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Federated:
     """Methods, each run on Flower; four at a time, at the same sites."""
     folder = tmp_path_factory.mktemp("federation")
     dealt(folder)
     (methods, rounds), logs = request.param, {}
-    patch = pytest.MonkeyPatch()
-    patch.chdir(EXAMPLES)  # the user's folder; the processes of the federation run in others
-    patch.syspath_prepend(str(EXAMPLES))
-    with processes(folder) as running:
+    with pytest.MonkeyPatch.context() as patch, processes(folder) as running:
+        patch.chdir(EXAMPLES)  # the user's folder; the processes of the federation run in others
+        patch.syspath_prepend(str(EXAMPLES))
         for site in SITES:
             running.node(site, node(folder, site, **{"share-labels": True}))
         for i in range(0, len(methods), 4):
@@ -111,10 +110,9 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
                 started[name] = running.run(folder / name, "--run-config", f'out="{folder / f"run-{name}"}"')
             for name, process in started.items():
                 logs[name] = "".join(running.lines(process))
-    for name in methods:
-        alone(read_settings(folder, name, f"training.rounds={rounds}"), folder / f"local-{name}")
-    yield Federated(folder, rounds, logs)
-    patch.undo()
+        for name in methods:
+            alone(read_settings(folder, name, f"training.rounds={rounds}"), folder / f"local-{name}")
+    return Federated(folder, rounds, logs)
 
 
 def test_a_run_on_flower_is_the_run_in_one_process_to_the_bit(federation: Federated) -> None:
