@@ -39,6 +39,7 @@ from floco.data.sources import load
 from floco.engines.engine import start_engine
 from floco.engines.jobs import Job, Result
 from floco.server import rounds as loop
+from floco.server.progress import Plan
 from floco.simplex import Assignment, assign
 from floco.simplex.components import Centered
 
@@ -70,7 +71,7 @@ class Ours:
     def __init__(self, setup: Setup, *, evaluate: bool) -> None:
         self._engine = Timed(setup)
         every = 1 if evaluate else setup.training.rounds + 1
-        self._rounds = loop.rounds(setup, self._engine, loop.Plan(evaluate_every=every), loop.begin(setup))
+        self._rounds = loop.rounds(setup, self._engine, Plan(evaluate_every=every), loop.initialize(setup))
 
     def round(self) -> tuple[float, float]:
         """Return the seconds of the local training and of the whole round."""

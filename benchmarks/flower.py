@@ -28,7 +28,7 @@ from floco.client.sgd import train_client as train_client
 from floco.core.random import stream
 from floco.core.values import Message as Model
 from floco.core.values import Tensors, Update
-from floco.tasks.classification import ClassificationScore
+from floco.tasks.scores import ClassificationScore
 
 ROUNDS = 3
 client_app, server_app = ClientApp(), ServerApp()

@@ -21,9 +21,9 @@ import torch
 import floco
 from floco.client.setup import Setup
 from floco.engines.jobs import Job, perform
-from floco.runs.config import read
 from floco.runs.session import federation
-from floco.server.rounds import Progress
+from floco.runs.toml import read
+from floco.server.progress import Progress
 
 LATER = (1, 10, 30)
 """Rounds after tau."""
@@ -65,7 +65,7 @@ def placed(setup: Setup, progress: Progress, folds: int | None) -> dict[str, flo
     algorithm, state, ids = setup.algorithm, progress.state, setup.federation.ids
     updates = [perform(setup, Job(c, "probe", algorithm.message(state, c, "probe"))).update for c in ids]
     signals = torch.stack([algorithm.mixing.signal(state.shared, u.shared) for u in updates])
-    where = algorithm.assignment(state).place(signals)
+    where = algorithm.place(state, signals)
     centers = torch.stack([state.by_client[c]["center"] for c in ids])
     apart, others = (where - centers).abs().sum(1), torch.cdist(centers, centers, p=1)
     nearest = torch.cdist(where, centers, p=1).argmin(1)

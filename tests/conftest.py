@@ -33,7 +33,7 @@ from floco.engines.engine import Engine, Serial
 from floco.runs import session
 from floco.runs.config import Config
 from floco.server import rounds as loop
-from floco.server.rounds import Plan, Progress
+from floco.server.progress import Plan, Progress
 
 hypothesis.settings.register_profile("calm", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("calm")
@@ -88,7 +88,7 @@ def make(
 
 def train(setup: Setup, engine: Engine | None = None, plan: Plan | None = None) -> list[Progress]:
     """All rounds of a setup, one progress each."""
-    return list(loop.rounds(setup, engine or Serial(setup), plan or Plan(evaluate_every=1), loop.begin(setup)))
+    return list(loop.rounds(setup, engine or Serial(setup), plan or Plan(evaluate_every=1), loop.initialize(setup)))
 
 
 def same(a: Tensors, b: Tensors) -> bool:

@@ -26,7 +26,7 @@ from floco.algorithms import (
     PFedMe,
     SuPerFed,
 )
-from floco.algorithms.floco import OnSimplex
+from floco.algorithms.floco import SimplexMethod
 from floco.client.round import models
 from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
@@ -34,6 +34,7 @@ from floco.core.errors import FlocoError
 from floco.core.values import ServerState, Tensors, Training
 from floco.engines.engine import Serial
 from floco.server import rounds as loop
+from floco.server.progress import Plan
 from floco.simplex import Mixing, assign
 
 TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has a global model
@@ -64,9 +65,9 @@ def test_the_table_has_every_algorithm() -> None:
 @pytest.mark.parametrize(("algorithm", "has_global"), TABLE, ids=lambda v: getattr(v, "name", ""))
 def test_contract(algorithm: Algorithm, has_global: bool) -> None:
     setup = make(algorithm)
-    start = loop.begin(setup)
+    start = loop.initialize(setup)
     first = {n: t.clone() for n, t in start.state.shared.items()}
-    progress = list(loop.rounds(setup, Serial(setup), loop.Plan(evaluate_every=1), start))
+    progress = list(loop.rounds(setup, Serial(setup), Plan(evaluate_every=1), start))
     assert same(first, start.state.shared)  # values are never changed, only replaced
     assert [p.round for p in progress] == [1, 2, 3, 4, 5, 6]
     for p in progress:
@@ -113,7 +114,9 @@ def test_a_rounds_shared_tensors_are_the_mean_by_samples_of_those_who_trained(
     setup = make(algorithm, federation=blobs(sizes=UNEQUAL), rounds=3, fraction=0.3)
     before, after = train(setup)[-2:]
     jobs = loop.round_jobs(setup, before)
-    updates = [perform(setup, Job(j.client, j.task, j.message, j.memory)).update for j in jobs if j.task == "train"]
+    updates = [
+        perform(setup, Job(j.client, j.purpose, j.message, j.memory)).update for j in jobs if j.purpose == "train"
+    ]
     n = [len(setup.federation.client(u.client).train) for u in updates]
     for name in updates[0].shared:
         expected = sum(k * u.shared[name].double() for k, u in zip(n, updates, strict=True)) / sum(n)
@@ -211,7 +214,7 @@ def test_a_client_without_signal_is_placed_when_its_first_comes() -> None:
             return [
                 r
                 for j, r in zip(jobs, results, strict=True)
-                if j.task == "evaluate" or j.client != "0" or j.message.round > 4
+                if j.purpose == "evaluate" or j.client != "0" or j.message.round > 4
             ]
 
     setup = make(Floco(endpoints=3, assign_at=2), fraction=1.0)
@@ -235,7 +238,7 @@ def test_radius_zero_trains_at_the_center() -> None:
     setup = make(Floco(endpoints=3, radius=0, assign_at=2))
     state = train(setup)[2].state
     message = setup.algorithm.message(state, "north", "train")
-    draws = setup.algorithm.draws(message)(
+    draws = setup.algorithm.sampler_of(message)(
         setup.algorithm.begin(message, {}, setup.facts("north")), 4, torch.Generator()
     )
     assert torch.equal(draws, state.by_client["north"]["center"].expand(4, -1))
@@ -245,7 +248,7 @@ def test_a_pull_of_zero_is_training_alone_and_a_strong_one_stays_near() -> None:
     def distance(pull: float) -> float:
         setup = make(Ditto(pull=pull), rounds=1, fraction=1.0)
         last = train(setup)[-1]
-        first = loop.begin(setup).state.shared
+        first = loop.initialize(setup).state.shared
         return sum(float((last.memories["north"]["personal/" + n] - t).norm()) for n, t in first.items())
 
     assert distance(0) > distance(1) > distance(5) > 0
@@ -277,7 +280,7 @@ def test_weighted_mean_is_by_sample_count() -> None:
     setup = make(FedAvg(), rounds=1, fraction=1.0)
     from floco.engines.jobs import Job, perform
 
-    start = loop.begin(setup).state
+    start = loop.initialize(setup).state
     updates = [
         perform(setup, Job(c, "train", setup.algorithm.message(start, c, "train"))).update for c in setup.federation.ids
     ]
@@ -288,7 +291,7 @@ def test_weighted_mean_is_by_sample_count() -> None:
 
 def test_endpoint_zero_is_the_networks_own_and_the_rest_are_other_draws() -> None:
     setup = make(Floco(endpoints=3))
-    endpoints = loop.begin(setup).state.shared["2.weight"]
+    endpoints = loop.initialize(setup).state.shared["2.weight"]
     assert torch.equal(endpoints[0], setup.network.parameters["2.weight"])
     assert not torch.equal(endpoints[1], endpoints[2])
     assert endpoints.std(dim=(1, 2)).max() < 2 * endpoints.std(dim=(1, 2)).min()
@@ -296,7 +299,7 @@ def test_endpoint_zero_is_the_networks_own_and_the_rest_are_other_draws() -> Non
 
 def test_mix_all_copies_one_dimensional_parameters() -> None:
     setup = make(Floco(endpoints=3, mix="all"))
-    shared = loop.begin(setup).state.shared
+    shared = loop.initialize(setup).state.shared
     assert shared["0.weight"].shape == (3, 7, 5)
     assert torch.equal(shared["0.bias"][0], shared["0.bias"][2])
     assert train(setup)[-1].evaluation.history["loss_personal"] < 1
@@ -359,7 +362,7 @@ def fresh(algorithm: Algorithm, rounds: int = 6) -> tuple[Setup, ServerState, di
     [Floco(endpoints=4, assign_at=2, radius=0.05), FlocoPlus(endpoints=4, assign_at=2, radius=0.05)],
     ids=lambda a: a.name,
 )
-def test_all_phases_draw_their_mixtures_in_the_subregion(algorithm: OnSimplex) -> None:
+def test_all_phases_draw_their_mixtures_in_the_subregion(algorithm: SimplexMethod) -> None:
     setup, state, memories = fresh(algorithm, 3)
     message, facts = setup.algorithm.message(state, "east", "train"), setup.facts("east")
     tensors = setup.algorithm.begin(message, memories.get("east", {}), facts)
@@ -389,7 +392,7 @@ def test_flocos_global_model_is_the_middle_and_the_personal_one_the_center() -> 
 def test_floco_plus_pull_keeps_the_personal_simplex_near_the_received() -> None:
     def distance(pull: float) -> float:
         setup, _, memories = fresh(FlocoPlus(endpoints=3, pull=pull), 1)
-        first = loop.begin(setup).state.shared
+        first = loop.initialize(setup).state.shared
         return sum(float((memories["east"]["personal/" + n] - t).norm()) for n, t in first.items())
 
     assert distance(0) > distance(1) > distance(5) > 0
@@ -399,7 +402,7 @@ def test_fine_tuning_is_local_epochs_from_the_global_model() -> None:
     """It equals one round of Ditto's personal phase without a pull, up to the shuffles: with full batches, exactly."""
     options = {"rounds": 1, "fraction": 1.0, "batch_size": 1000}
     tuned = make(FedAvgFT(personal_epochs=3), **options)
-    start = loop.begin(tuned).state
+    start = loop.initialize(tuned).state
     personal = models(tuned, "east", tuned.algorithm.message(start, "east", "evaluate"), None).personal
     alone = train(make(Ditto(pull=0, personal_epochs=3), **options))[-1].memories["east"]
     assert all(torch.allclose(personal[n], alone["personal/" + n], atol=1e-5) for n in personal)
@@ -417,7 +420,7 @@ def test_a_late_client_is_placed_by_the_stored_map() -> None:
     setup = make(Floco(endpoints=3, assign_at=1), rounds=2, fraction=1.0)
     from floco.engines.jobs import Job, perform
 
-    algorithm, start = setup.algorithm, loop.begin(setup).state
+    algorithm, start = setup.algorithm, loop.initialize(setup).state
     updates = {
         c: perform(setup, Job(c, "train", algorithm.message(start, c, "train"))).update for c in setup.federation.ids
     }

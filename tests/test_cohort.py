@@ -23,7 +23,7 @@ from floco.engines.cohort import Cohorts, refusal
 from floco.engines.engine import Serial, start_engine
 from floco.engines.processes import Processes
 from floco.server import rounds as loop
-from floco.server.rounds import Plan, Progress
+from floco.server.progress import Plan, Progress
 from floco.storage.memories import Memories
 from test_algorithms import TABLE
 
@@ -375,7 +375,9 @@ def test_memories_are_alike_at_hand_and_in_files() -> None:
         model=lambda: nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Linear(64, 3)),
     )
     kept = train(setup, Serial(setup, 8))[-1]
-    (*_, read) = loop.rounds(setup, Serial(setup, 8), Plan(evaluate_every=1), loop.begin(setup, Memories(budget=0)))
+    (*_, read) = loop.rounds(
+        setup, Serial(setup, 8), Plan(evaluate_every=1), loop.initialize(setup, Memories(budget=0))
+    )
     assert kept.evaluation == read.evaluation
 
 
@@ -442,7 +444,9 @@ def test_a_cohort_continues_to_the_bits_of_one_that_was_not_stopped() -> None:
 def test_newcomers_train_with_clients_whose_tensors_were_read_from_files_to_the_same_bits(trained: list[bool]) -> None:
     setup = make(Ditto(), federation=equal_sizes(8, step=0))
     kept = train(setup, Serial(setup, 8))[-1]
-    (*_, read) = loop.rounds(setup, Serial(setup, 8), Plan(evaluate_every=1), loop.begin(setup, Memories(budget=0)))
+    (*_, read) = loop.rounds(
+        setup, Serial(setup, 8), Plan(evaluate_every=1), loop.initialize(setup, Memories(budget=0))
+    )
     assert all(trained)
     assert same(kept.state.shared, read.state.shared)
     assert all(same(kept.memories[c], read.memories[c]) for c in setup.federation.ids)

@@ -72,7 +72,7 @@ def test_folds_deal_exactly_what_was_asked_or_say_why_not(folds: int, share: flo
     try:
         parts = partition(Folds(folds, share=share), labels, clients, 40, 0)
     except FlocoError as error:
-        assert "data.share" in str(error)  # noqa: PT017
+        assert "data.split.share" in str(error)  # noqa: PT017
         per_fold = [sum(i % folds == f for i in range(clients)) * round(share * 40) for f in range(folds)]
         others = [sum(i % folds != f for i in range(clients)) * (40 - round(share * 40)) for f in range(folds)]
         room = [100 * sum(c * folds // 6 == f for c in range(6)) for f in range(folds)]

@@ -13,9 +13,11 @@ from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError, RunFailed
 from floco.core.values import Message
 from floco.engines.engine import Serial, resolve
-from floco.engines.jobs import Job, group_jobs
+from floco.engines.jobs import Job
 from floco.engines.processes import Processes, _dumps
-from floco.server.rounds import Plan, begin
+from floco.engines.units import group_jobs
+from floco.server.progress import Plan
+from floco.server.rounds import initialize
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_threads_are_restored_after_a_run() -> None:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_results_come_in_the_order_of_the_jobs(workers: int) -> None:
     setup = make(FedAvg())
-    state = begin(setup).state
+    state = initialize(setup).state
     jobs = [Job(c, "train", setup.algorithm.message(state, c, "train")) for c in reversed(setup.federation.ids)]
     engine = Processes(setup, workers) if workers else Serial(setup)
     assert [r.client for r in engine.run(jobs)] == [j.client for j in jobs]

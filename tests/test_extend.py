@@ -38,12 +38,12 @@ from floco.core import (
     objects,
     plain_loss,
 )
-from floco.core.values import ServerState, Update
+from floco.core.values import Selection, ServerState, Update
 from floco.data.federation import Federation
 from floco.data.partition import Folds, Iid
 from floco.engines.engine import start_engine
 from floco.runs.toml import parse
-from floco.server.rounds import Progress
+from floco.server.progress import Progress
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = ["training.rounds=4", "training.epochs=1", "run.evaluate_every=2", "run.engine=serial", "training.lr=0.05"]
@@ -342,6 +342,12 @@ class InPlace(Broken):
         return after
 
 
+@dataclass(frozen=True)
+class Idle(Broken):
+    def select(self, state: ServerState, clients: Any, *, fraction: float, generator: torch.Generator) -> Selection:
+        return Selection(())
+
+
 SEEN: dict[str, int] = {}
 
 
@@ -370,6 +376,7 @@ class Nameless(Algorithm):
     [
         (Forgetful(), "aggregate must return the state of round 1"),
         (InPlace(), "replaced, never changed"),
+        (Idle(), "round 1: Idle.select must choose one client at least to train"),
         (Stateful(), "two runs with one seed must be equal"),
     ],
     ids=lambda v: getattr(type(v), "__name__", ""),

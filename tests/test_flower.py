@@ -39,7 +39,7 @@ from floco.runs import session
 from floco.runs.checkpoint import Store
 from floco.runs.config import Config, Flower
 from floco.runs.toml import as_dict, read
-from floco.server.rounds import begin
+from floco.server.rounds import initialize
 from floco.storage.files import read_json, read_tensors
 from floco.tasks import Classification
 from floco.tasks.scores import ClassificationScore as Score
@@ -435,7 +435,7 @@ def site_alone(tmp_path: Path) -> tuple[Path, SiteConfig, str, Any]:
     site = SiteConfig("north", f"npz:{tmp_path / 'data' / 'north.npz'}", tmp_path / "state")
     text = json.dumps(as_dict(config))
     setup = session.prepare(site.config(text))
-    state = begin(setup).state
+    state = initialize(setup).state
 
     def ask(**changes: Any) -> Ask:
         return replace(
@@ -623,6 +623,28 @@ def test_an_app_needs_what_all_sites_share(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.fab"))) == 1
 
 
+def test_an_app_takes_the_users_own_modules_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nets").mkdir()
+    files = {
+        "fedbabu.py": (EXAMPLES / "fedbabu.py").read_text(),
+        "nets/__init__.py": "",
+        "other.py": "raise SystemExit",
+    }
+    files["nets/small.py"] = (
+        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    done = floco("flower", "new", "app", "-s", f"algorithm.name={OWN}", "-s", "model.name=nets.small:net")
+    assert done.exit_code == 0, done.output
+    copied = {
+        str(f.relative_to("app")): f.read_text() for f in Path("app").rglob("*.py") if f.parent.name != "federation"
+    }
+    assert copied == {name: text for name, text in files.items() if name != "other.py"}
+
+
 def run_config(app: Path) -> dict[str, Any]:
     """Return the settings that Flower hands to a ServerApp."""
     values = flatten_dict(tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"])
@@ -677,7 +699,7 @@ def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: 
     text = json.dumps(as_dict(config))
     context = Context(1, 1, node(tmp_path, "north"), RecordDict(), {})
     setup = session.prepare(SiteConfig.of(context.node_config).config(text))
-    question = Ask("run1", 0, "train", True, begin(setup).state.shared, {}, 0, text, setup.network.fingerprint())
+    question = Ask("run1", 0, "train", True, initialize(setup).state.shared, {}, 0, text, setup.network.fingerprint())
 
     def asked(mods: list[Any], state: str) -> Answer:
         own = Context(1, 1, {**node(tmp_path, "north"), "state-dir": str(tmp_path / state)}, RecordDict(), {})
@@ -711,7 +733,7 @@ def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: 
         SiteConfig("north", f"npz:{tmp_path / 'data' / 'north.npz'}", tmp_path / "state"),
     )
     setup = session.prepare(site.config(text))
-    state = begin(setup).state
+    state = initialize(setup).state
     message = setup.algorithm.message(state, "north", "train")
     question = Ask("run1", 0, "train", True, message.shared, message.own, 0, text, setup.network.fingerprint())
     found = Answer.of(answer(site, Ask.of(question.records())).records(share_labels=False), setup.task)
@@ -815,7 +837,7 @@ def test_what_is_added_to_a_checkpoint_stays_when_the_run_is_continued(tmp_path:
         progress = store.load()
         store.add("failures", [{"round": 1, "client": "north", "reason": "told late"}])
         store.add("history", [{"round": 7}])
-        store.amend(progress.since, "failures")
+        store.amend(progress.counts, "failures")
     with closing(Store(run.path)) as store:
         store.rewind()
     assert [r["reason"] for r in rows(run.path / "failures.csv")] == ["told late"]

@@ -441,7 +441,7 @@ def test_what_a_site_says_is_short_and_one_line(tmp_path: Path) -> None:
     "tamper",
     [
         answered(client="a\nb" * 1000),
-        answered(task="a\nb" * 1000),
+        answered(purpose="a\nb" * 1000),
         answered(weight="a\nb" * 1000),
         answered(**{"trained.steps": "9" * 4000}),
         answered(**{"trained.failed": True, "trained.failure": "a\nb" * 1000}),

@@ -15,6 +15,7 @@ from floco.core.values import Tensors
 from floco.engines.engine import Serial
 from floco.engines.processes import Processes, _dumps
 from floco.server import rounds as loop
+from floco.server.progress import Plan
 from floco.storage.memories import Memories, Memory
 
 
@@ -33,7 +34,7 @@ def test_a_run_whose_memories_lie_in_files_is_the_run_that_holds_them(workers: i
     setup = make(FlocoPlus(endpoints=4, assign_at=3))
     expected = train(setup)[-1]
     engine = Processes(setup, workers) if workers else Serial(setup)
-    for last in loop.rounds(setup, engine, loop.Plan(evaluate_every=1), loop.begin(setup, Memories(budget=0))):  # noqa: B007
+    for last in loop.rounds(setup, engine, Plan(evaluate_every=1), loop.initialize(setup, Memories(budget=0))):  # noqa: B007
         pass
     engine.close()
     assert last.evaluation == expected.evaluation

@@ -26,7 +26,7 @@ from floco.data.federation import Federation
 from floco.engines.engine import Serial
 from floco.engines.jobs import Job, perform
 from floco.server import rounds as loop
-from floco.server.rounds import Progress
+from floco.server.progress import Plan, Progress
 
 LR, MOMENTUM, DECAY = 0.1, 0.5, 0.01
 BODY, HEAD = ("0.weight", "0.bias"), ("2.weight", "2.bias")
@@ -315,8 +315,8 @@ def test_scaffolds_server_variate_is_the_mean_of_all_clients_variates_whoever_to
 def test_scaffolds_server_variate_stays_that_mean_when_a_client_joins() -> None:
     grown = make(SCAFFOLD(), federation=blobs(sizes=UNEQUAL), rounds=6, fraction=0.3)
     fewer = replace(grown, federation=replace(grown.federation, clients=grown.federation.clients[:-4]))
-    before = list(islice(loop.rounds(fewer, Serial(fewer), loop.Plan(), loop.begin(fewer)), 3))[-1]
-    after = list(loop.rounds(grown, Serial(grown), loop.Plan(), before))
+    before = list(islice(loop.rounds(fewer, Serial(fewer), Plan(), loop.initialize(fewer)), 3))[-1]
+    after = list(loop.rounds(grown, Serial(grown), Plan(), before))
     assert max(variates_apart(grown.federation, p) for p in after) < 1e-5
 
 

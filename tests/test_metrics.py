@@ -10,7 +10,7 @@ from floco.client.setup import split_batches
 from floco.core.metrics import mean, pooled, worst
 from floco.core.values import ClientInfo, Layout
 from floco.server.evaluation import Counts, client_row, summarize, update_spread
-from floco.server.rounds import Plan
+from floco.server.progress import Plan
 from floco.tasks import Classification
 from floco.tasks.classification import ClassificationScore as Score
 

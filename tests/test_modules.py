@@ -24,7 +24,7 @@ from floco.core.network import build_network
 from floco.core.random import global_stream, outside_torch
 from floco.engines.engine import Serial, resolve, start_engine
 from floco.engines.jobs import Job, perform
-from floco.server.rounds import begin
+from floco.server.rounds import initialize
 
 # -- which layer is the head
 
@@ -288,7 +288,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_forward_pass_that_is_no_function_is_trained_one_client_at_a_time_to_the_same_bits(kind: str) -> None:
     setup = make(FedAvg(), model=lambda: Drawing(kind), fraction=1.0, rounds=4, epochs=4)
-    assert KINDS[kind] in (setup.unsteady or "")
+    assert KINDS[kind] in (setup.hidden_state or "")
     assert resolve(setup, "auto", None)[0] != "cohort"
     found = [
         train(make(FedAvg(), model=lambda: Drawing(kind), fraction=1.0, rounds=4, epochs=4), run)[-1]
@@ -306,8 +306,8 @@ def test_a_forward_pass_that_is_no_function_is_trained_one_client_at_a_time_to_t
     "model", [small_net, lambda: nn.Sequential(nn.Dropout(0.3), small_net()), lambda: Backbone(frozen=False)]
 )
 def test_a_forward_pass_that_is_one_is_not_suspected(model: Any) -> None:
-    assert make(FedAvg(), model=model).unsteady is None
-    assert make(FedAvg(), model=Lazy).unsteady is None
+    assert make(FedAvg(), model=model).hidden_state is None
+    assert make(FedAvg(), model=Lazy).hidden_state is None
 
 
 def test_the_seed_reaches_numpy_and_random_inside_a_clients_step_and_nothing_leaks() -> None:
@@ -608,7 +608,7 @@ def test_a_trial_leaves_nothing_behind() -> None:
     setup = make(FedAvg(), model=lambda: Backbone(frozen=False))
     before = {n: t.clone() for n, t in setup.network.module.state_dict().items()}
     check_model(setup)
-    assert setup.unsteady is None
-    message = setup.algorithm.message(begin(setup).state, "north", "train")
+    assert setup.hidden_state is None
+    message = setup.algorithm.message(initialize(setup).state, "north", "train")
     assert perform(setup, Job("north", "train", message)).failure is None
     assert same(before, dict(setup.network.module.state_dict()))

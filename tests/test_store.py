@@ -28,7 +28,7 @@ from floco.runs import session
 from floco.runs.checkpoint import FORMAT, Store
 from floco.runs.results import Run
 from floco.server import rounds as loop
-from floco.server.rounds import Progress
+from floco.server.progress import Progress
 from floco.storage import files
 from floco.storage.files import read_tensors
 
@@ -300,7 +300,7 @@ def test_no_room_on_the_disk_leaves_a_resumable_run(tmp_path: Path, undisturbed:
     def starved() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
-        def starve(progress: loop.Progress) -> None:
+        def starve(progress: Progress) -> None:
             if progress.round == 5:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
 
@@ -363,7 +363,7 @@ def test_every_algorithm_resumes_to_the_same_bytes(tmp_path: Path, name: str) ->
     class Stop(Exception):
         pass
 
-    def stop(progress: loop.Progress) -> None:
+    def stop(progress: Progress) -> None:
         if progress.round == 6:
             raise Stop
 

@@ -206,9 +206,11 @@ def test_pretrained_values_need_a_stated_noise_and_get_it() -> None:
     values = {n: torch.full_like(t, 0.5) for n, t in small_net().state_dict().items()}
     net = build_network(small_net, seed=0, weights=values)
     with pytest.raises(FlocoError, match="noise"):
-        loop.begin(Setup(blobs(), net, Floco(endpoints=3, assign_at=1).resolved(Training(), net.layout), Training()))
+        loop.initialize(
+            Setup(blobs(), net, Floco(endpoints=3, assign_at=1).resolved(Training(), net.layout), Training())
+        )
     exact, noisy = (
-        loop.begin(
+        loop.initialize(
             Setup(blobs(), net, Floco(endpoints=3, noise=s).resolved(Training(), net.layout), Training())
         ).state.shared["2.weight"]
         for s in (0.0, 0.1)
@@ -233,7 +235,7 @@ def test_a_model_without_linear_layer_names_the_key() -> None:
 
 
 def test_a_module_as_it_is_gets_endpoints_of_its_layers_own_initialiser() -> None:
-    endpoints = loop.begin(make(Floco(endpoints=3), model=small_net())).state.shared["2.weight"]
+    endpoints = loop.initialize(make(Floco(endpoints=3), model=small_net())).state.shared["2.weight"]
     bound = 1 / math.sqrt(7)
     assert endpoints[1:].abs().max() <= bound
     assert not torch.equal(endpoints[1], endpoints[2])
@@ -336,11 +338,11 @@ def test_an_initialiser_that_repeats_itself_is_refused() -> None:
         return small_net()
 
     with pytest.raises(FlocoError, match="same values every time"):
-        loop.begin(make(Floco(endpoints=3), model=seeded))
+        loop.initialize(make(Floco(endpoints=3), model=seeded))
 
 
 def test_a_personal_tensor_that_is_not_finite_fails_the_client() -> None:
-    from floco.server.rounds import Plan
+    from floco.server.progress import Plan
 
     setup = make(Ditto(pull=1e38), rounds=2, fraction=1.0)
     with pytest.raises(FlocoError, match="non-finite personal/"):

@@ -26,7 +26,7 @@ from floco.runs.machine import device
 from floco.runs.results import Run
 from floco.server import rounds as loop
 from floco.server.evaluation import Evaluation
-from floco.server.rounds import Plan, Progress
+from floco.server.progress import Plan, Progress
 from floco.storage.memories import Memories
 
 
@@ -98,7 +98,7 @@ def fit(
                 rows["clients"] = list(progress.evaluation.clients)
             watch(progress)
 
-        start = loop.begin(setup, Memories(budget=config.run.memory_budget))
+        start = loop.initialize(setup, Memories(budget=config.run.memory_budget))
         return _said(Run(setup, session.advance(setup, config.run, None, start, keep), rows=rows))
     path = Path(out)
     check_importable(config)
@@ -141,7 +141,7 @@ def rounds(
     """
     config, setup = _configured(model, federation, algorithm, settings)
     plan = Plan(config.run.evaluate_every, config.run.max_failed)
-    start = loop.begin(setup, Memories(budget=config.run.memory_budget))
+    start = loop.initialize(setup, Memories(budget=config.run.memory_budget))
     with closing(start_engine(setup, config.run.engine, config.run.workers)) as running:
         for progress in loop.rounds(setup, running, plan, start):
             if progress.evaluation is not None:

@@ -20,7 +20,8 @@ from floco.data.federation import Client, Federation
 from floco.engines.engine import Engine, start_engine
 from floco.runs.checkpoint import Store
 from floco.runs.config import REGISTRIES
-from floco.server.rounds import Plan, Progress, begin, rounds
+from floco.server.progress import Plan, Progress
+from floco.server.rounds import initialize, rounds
 
 _SIZES = (15, 90, 21, 40, 16, 60, 28, 17, 33)
 _ROUNDS = 6
@@ -68,16 +69,16 @@ def check_algorithm(algorithm: Algorithm) -> None:
         raise AssertionError(str(error)) from error
     _hold(hash(algorithm) == hash(pickle.loads(pickle.dumps(algorithm))), "it must be hashable, and survive pickling")
     setup = _setup(algorithm, 0)
-    start = begin(setup)
+    start = initialize(setup)
     first = {n: t.clone() for n, t in start.state.shared.items()}
     passed = _train(setup, start, "serial")
     _hold(_same(first, start.state.shared), "values must be replaced, never changed: the first round changed its state")
     _check_rounds(setup, passed)
     last = passed[-1]
-    _hold(_equal(last, _train(setup, begin(setup), "serial")[-1]), "two runs with one seed must be equal")
-    _hold(not _equal(last, _train(s := _setup(algorithm, 1), begin(s), "serial")[-1]), "a seed must matter")
+    _hold(_equal(last, _train(setup, initialize(setup), "serial")[-1]), "two runs with one seed must be equal")
+    _hold(not _equal(last, _train(s := _setup(algorithm, 1), initialize(s), "serial")[-1]), "a seed must matter")
     if "fork" in multiprocessing.get_all_start_methods():
-        others = _train(setup, begin(setup), "processes")[-1]
+        others = _train(setup, initialize(setup), "processes")[-1]
         _hold(_equal(last, others), "worker processes must give the bits of one process: keep no state in the method")
     _hold(_resumes(setup, passed[2], last), "a run must resume to the same bits: keep no state in the method")
 
@@ -124,7 +125,7 @@ def _resumes(setup: Setup, before: Progress, last: Progress) -> bool:
     """Return whether a run that is written to disk, read again and continued ends as one that was not."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
-        Store.create(path, {}, {"config": {}}, begin(setup))
+        Store.create(path, {}, {"config": {}}, initialize(setup))
         with closing(Store(path)) as store:
             store.note_changed(before.memories)
             store.save(before)

@@ -44,7 +44,7 @@ class OwnHead(Algorithm):
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return the body to send, and the head to keep."""
         body = {n: tensors[n] for n in message.shared}
-        return Update(client, message.task, facts.n_train, body), {n: tensors[n] for n in facts.layout.head}
+        return Update(client, message.purpose, facts.n_train, body), {n: tensors[n] for n in facts.layout.head}
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return no global model, and the body under the client's own head."""

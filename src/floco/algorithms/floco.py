@@ -12,9 +12,9 @@ from typing import ClassVar, Self
 
 import torch
 
-from floco.core.algorithm import Algorithm
+from floco.core.algorithm import Algorithm, average
 from floco.core.errors import FlocoError, warn
-from floco.core.mixing import CENTER, Mixing
+from floco.core.mixing import CENTER, CENTER_TENSOR, Mixing
 from floco.core.network import Network
 from floco.core.random import stream
 from floco.core.settings import setting
@@ -35,20 +35,18 @@ from floco.core.values import (
     Training,
     Update,
     add_prefix,
-    average,
     strip_prefix,
 )
 from floco.simplex import Assignment, assign, sample_released, sample_simplex, sample_subregion
 
-_CENTER = "center"  # in server state and messages
 _MAP = "assignment/"
 
 
 @dataclass(frozen=True)
-class OnSimplex(Algorithm):
+class SimplexMethod(Algorithm):
     """Base of Floco and Floco+: the shared simplex, its training, and the assignment."""
 
-    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"radius": (0.1, 0.3)}
+    tuning_grid: ClassVar[Mapping[str, tuple[float, float]]] = {"radius": (0.1, 0.3)}
     global_model: ClassVar[str] = "alpha = 1/M"
     personal_model: ClassVar[str] = "alpha = beta_k"
     prefix: ClassVar[str] = ""
@@ -121,18 +119,18 @@ class OnSimplex(Algorithm):
         self, state: ServerState, clients: Sequence[str], *, fraction: float, generator: torch.Generator
     ) -> Selection:
         """Return a random selection as in FedAvg; in round tau all other clients probe."""
-        train = Algorithm.select(self, state, clients, fraction=fraction, generator=generator).train
+        train = super().select(state, clients, fraction=fraction, generator=generator).train
         assigning = state.round + 1 == self.assign_at
         return Selection(train, tuple(c for c in clients if c not in set(train)) if assigning else ())
 
     def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
         """Return the averaged state with centers: all are assigned in round tau, latecomers are placed afterwards."""
         after = average(state, updates)
-        late = [u for u in updates if u.client not in state.by_client]
         if after.round == self.assign_at:
-            made = assign(self._signals(state, late), self.endpoints, normalize=self.normalize)
+            made = assign(self._signals(state, updates), self.endpoints, normalize=self.normalize)
             kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64)}
-            return replace(after, kept=add_prefix(kept, _MAP), by_client=_centers(late, made.centers))
+            return replace(after, kept=add_prefix(kept, _MAP), by_client=_centers(updates, made.centers))
+        late = [u for u in updates if u.client not in state.by_client]
         if late and self.assigned(state):
             placed = _centers(late, self.place(state, self._signals(state, late)))
             return replace(after, by_client={**state.by_client, **placed})
@@ -148,11 +146,11 @@ class OnSimplex(Algorithm):
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return the shared tensors and the client's center, 1/M until it has one."""
-        return {**message.shared, CENTER: message.own.get(_CENTER, self.mixing.middle)}
+        return {**message.shared, CENTER_TENSOR: message.own.get(CENTER, self.mixing.middle)}
 
     def shared_phase(self, message: Message, facts: Facts) -> Phase:
         """Return the phase that trains the simplex, with one mixture drawn per batch."""
-        return Phase("shared", (Step(self.loss(facts.task), facts.layout.parameters),), draws=self.draws(message))
+        return Phase("shared", (Step(self.loss(facts.task), facts.layout.parameters),), draws=self.sampler_of(message))
 
     def loss(self, task: Task) -> Loss:
         """Return the loss at the mixture `draw`, that of f(x; phi, W(alpha))."""
@@ -163,15 +161,15 @@ class OnSimplex(Algorithm):
 
         return loss
 
-    def draws(self, message: Message) -> _Mixtures:
+    def sampler_of(self, message: Message) -> MixtureSampler:
         """Return the sampler of the client's mixtures: its subregion, or the whole simplex until it has a center."""
-        radius = self.radius if _CENTER in message.own else None
-        return _Mixtures(self.endpoints, radius, released=self.sampler == "released")
+        radius = self.radius if CENTER in message.own else None
+        return MixtureSampler(self.endpoints, radius, released=self.sampler == "released")
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return all shared tensors to send, or for a probe only the endpoints; nothing to keep."""
-        names = self.mixing.names if message.task == "probe" else message.shared
-        return Update(client, message.task, facts.n_train, {n: tensors[n] for n in names}), {}
+        names = self.mixing.names if message.purpose == "probe" else message.shared
+        return Update(client, message.purpose, facts.n_train, {n: tensors[n] for n in names}), {}
 
     def effective(self, shared: Tensors) -> Tensors:
         """Return the model at 1/M.
@@ -204,11 +202,11 @@ class OnSimplex(Algorithm):
 
 
 def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tensors]:
-    return {u.client: {_CENTER: center} for u, center in zip(updates, centers, strict=True)}
+    return {u.client: {CENTER: center} for u, center in zip(updates, centers, strict=True)}
 
 
 @dataclass(frozen=True)
-class _Mixtures:
+class MixtureSampler:
     """Draws n mixtures (n, M) from the subregion around the center; without radius, from the whole simplex."""
 
     endpoints: int
@@ -216,14 +214,15 @@ class _Mixtures:
     released: bool
 
     def __call__(self, tensors: Tensors, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Return n mixtures (n, M)."""
         if self.radius is None:
             return sample_simplex(n, self.endpoints, generator=generator)
         sample = sample_released if self.released else sample_subregion
-        return sample(tensors[CENTER].cpu(), self.radius, n, generator=generator)
+        return sample(tensors[CENTER_TENSOR].cpu(), self.radius, n, generator=generator)
 
 
 @dataclass(frozen=True)
-class Floco(OnSimplex):
+class Floco(SimplexMethod):
     """Floco (NeurIPS 2024): one simplex for all clients, and a subregion of it for each.
 
     W(alpha) = sum_m alpha_m W_m, alpha ~ U(simplex) before round tau and ~ U(R_k) after it,

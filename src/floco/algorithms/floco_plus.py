@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from floco.algorithms.ditto import keep_personal, personal_phase, with_personal
-from floco.algorithms.floco import OnSimplex
+from floco.algorithms.floco import SimplexMethod
 from floco.core.settings import setting
 from floco.core.values import PERSONAL, Facts, Message, Phase, Tensors, Update
 
 
 @dataclass(frozen=True)
-class FlocoPlus(OnSimplex):
+class FlocoPlus(SimplexMethod):
     """Floco+ (NeurIPS 2024): Floco, and on each client its own simplex v_k with gradient + lambda (v_k - w_t).
 
     v_k starts from the first message, trains inside R_k for e' epochs a round, and is never sent. The shared simplex
@@ -29,16 +29,16 @@ class FlocoPlus(OnSimplex):
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w, v_k, w_t and the client's center."""
-        return {**with_personal(message, memory), **OnSimplex.begin(self, message, memory, facts)}
+        return {**with_personal(message, memory), **super().begin(message, memory, facts)}
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return Floco's phase, then the personal one; a probe has no personal phase."""
         shared = self.shared_phase(message, facts)
-        if message.task == "probe":
+        if message.purpose == "probe":
             return (shared,)
-        strength, epochs, draws = self.pull, self.personal_epochs, self.draws(message)
+        strength, epochs, draws = self.pull, self.personal_epochs, self.sampler_of(message)
         return shared, personal_phase(facts, self.loss(facts.task), strength=strength, epochs=epochs, draws=draws)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return Floco's update to send, and v_k to keep."""
-        return OnSimplex.finish(self, tensors, message, client, facts)[0], keep_personal(tensors)
+        return super().finish(tensors, message, client, facts)[0], keep_personal(tensors)

@@ -54,7 +54,7 @@ class Local(Algorithm):
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return an empty update to send, and the network to keep."""
-        return Update(client, message.task, facts.n_train, {}), tensors
+        return Update(client, message.purpose, facts.n_train, {}), tensors
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return no global model, and the client's own."""

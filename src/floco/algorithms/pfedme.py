@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 import torch
 
-from floco.core.algorithm import Algorithm
+from floco.core.algorithm import Algorithm, average
 from floco.core.errors import FlocoError
 from floco.core.settings import setting
 from floco.core.values import (
@@ -26,7 +26,6 @@ from floco.core.values import (
     Training,
     Update,
     add_prefix,
-    average,
     personalize,
     plain_loss,
     strip_prefix,
@@ -44,7 +43,7 @@ class PFedMe(Algorithm):
 
     name: ClassVar[str] = "pfedme"
     personal_model: ClassVar[str] = "theta after the client's last round"
-    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (15.0, 1.0)}
+    tuning_grid: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (15.0, 1.0)}
     pull: float = setting(
         15.0, "lambda: strength of the pull of theta towards w; eta lambda must be at most 1", above=0
     )
@@ -71,7 +70,7 @@ class PFedMe(Algorithm):
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return w and theta: w itself for training, the client's last theta for evaluation."""
-        theta = memory if memory and message.task == "evaluate" else add_prefix(message.shared, PERSONAL)
+        theta = memory if memory and message.purpose == "evaluate" else add_prefix(message.shared, PERSONAL)
         return {**message.shared, **theta}
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
@@ -96,7 +95,7 @@ class PFedMe(Algorithm):
         """Return w with the buffers of theta (w itself sees no data) to send, and theta to keep."""
         shared = {n: tensors[PERSONAL + n if n in facts.layout.buffers else n] for n in message.shared}
         theta = {n: t for n, t in tensors.items() if n.startswith(PERSONAL)}
-        return Update(client, message.task, facts.n_train, shared), theta
+        return Update(client, message.purpose, facts.n_train, shared), theta
 
     def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
         """Return (1 - beta) w + beta mean, also for buffers."""

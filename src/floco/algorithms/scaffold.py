@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch
 
-from floco.core.algorithm import Algorithm
+from floco.core.algorithm import Algorithm, average, weighted_mean
 from floco.core.network import Network
 from floco.core.values import (
     Facts,
@@ -19,9 +19,7 @@ from floco.core.values import (
     Tensors,
     Update,
     add_prefix,
-    average,
     plain_loss,
-    weighted_mean,
 )
 
 _C = "variate/"  # c, sent to every client
@@ -71,7 +69,7 @@ class SCAFFOLD(Algorithm):
         new = {n: tensors[_CI + n] - tensors[_C + n] + scale * (w[n] - tensors[n]) for n in names}
         change = {n: t - tensors[_CI + n] for n, t in new.items()}
         network = {n: tensors[n] for n in message.shared if not n.startswith(_C)}
-        return Update(client, message.task, facts.n_train, network, add_prefix(change, _C)), add_prefix(new, _CI)
+        return Update(client, message.purpose, facts.n_train, network, add_prefix(change, _C)), add_prefix(new, _CI)
 
     def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
         """Return the averaged network, and c as the mean of all clients' c_i (zero for those that never trained)."""

@@ -30,7 +30,7 @@ from floco.data.federation import Federation
 from floco.runs import session
 from floco.runs.config import REGISTRIES, Config
 from floco.runs.toml import as_dict, parse
-from floco.server.rounds import Progress
+from floco.server.progress import Progress
 from floco.storage.files import csv_text, read_json, replace_file, to_json, write_file
 
 FORMAT = 1

@@ -11,7 +11,7 @@ import torch
 from floco.client.predict import compute_outputs, find_global_model
 from floco.client.setup import Setup
 from floco.core.inputs import Inputs, rows
-from floco.core.mixing import Mixing
+from floco.core.mixing import CENTER, Mixing
 from floco.core.random import stream
 from floco.core.task import Task
 from floco.core.values import Message, Row, ServerState, Tensors
@@ -146,7 +146,7 @@ def _subregions(setup: Setup, mixing: Mixing, state: ServerState, draws: int) ->
         own = state.by_client.get(client.id)
         if own is None:
             continue
-        center = own["center"]
+        center = own[CENTER]
         drawn = sample_subregion(center, mixing.radius, draws, generator=stream(setup.seed, "landscape", client.id))
         alphas = torch.cat([center[None], mixing.middle[None], drawn])
         mixtures = Mixtures(setup, mixing, state.shared, rows(setup.federation.x, client.test))

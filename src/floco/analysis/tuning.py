@@ -33,10 +33,10 @@ def list_trials(config: Config) -> list[dict[str, Any]]:
 
     They are three learning rates with two values of the tuned setting each, or six learning rates.
     """
-    lr, tuned = config.training.lr, config.algorithm.tuned
-    if not tuned:
+    lr, grid = config.training.lr, config.algorithm.tuning_grid
+    if not grid:
         return [{"training.lr": lr * f} for f in _FINE]
-    ((name, usual),) = tuned.items()
+    ((name, usual),) = grid.items()
     given = getattr(config.algorithm, name)
     return [
         {"training.lr": lr * f, f"algorithm.{name}": value}
@@ -86,7 +86,7 @@ def try_out(config: Config, federation: Federation, trial: dict[str, Any]) -> Ro
     config = apply_trial(config, trial)
     setup = session.prepare(config, cut_validation(federation, config.seed))
     settings = replace(config.run, evaluate_every=config.training.rounds, trackers=())
-    last = session.advance(setup, settings, None, loop.begin(setup), lambda progress: None)
+    last = session.advance(setup, settings, None, loop.initialize(setup), lambda progress: None)
     assert last.evaluation is not None
     history = last.evaluation.history
     name = config.task.primary

@@ -15,7 +15,7 @@ from floco.core.errors import RunFailed
 if TYPE_CHECKING:
     from floco.client.setup import Setup
     from floco.core.metrics import Metrics
-    from floco.server.rounds import Progress
+    from floco.server.progress import Progress
 
 
 @contextmanager

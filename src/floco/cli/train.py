@@ -27,7 +27,7 @@ from floco.core.errors import RunFailed
 if TYPE_CHECKING:
     from floco.analysis.comparison import Comparison
     from floco.client.setup import Setup
-    from floco.server.rounds import Progress
+    from floco.server.progress import Progress
 
 _OUT = typer.Option(help="Run directory; must be empty or absent. Default: runs/<name>-<time>.")
 _COMPARISON = typer.Option(help="Directory; must be empty or absent. Default: runs/compare-<name>-<time>.")

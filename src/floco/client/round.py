@@ -27,19 +27,19 @@ class Scores(NamedTuple):
     personal: Score | None
 
 
-def begin(setup: Setup, client: str, message: Message, memory: Tensors | None) -> tuple[Message, Facts, Tensors]:
+def receive(setup: Setup, client: str, message: Message, memory: Tensors | None) -> tuple[Message, Facts, Tensors]:
     """Return message, facts and working tensors with which a client starts; local buffers come from its memory."""
-    memory, facts = memory or {}, setup.facts(client)
-    own = {n: t for n, t in memory.items() if not n.startswith(_BUFFERS)}
-    own = own or setup.algorithm.start(setup.network, seed=derive(setup.seed, "start", client))
-    message = replace(message, shared={**message.shared, **strip_prefix(memory, _BUFFERS)})
-    return message, facts, setup.algorithm.begin(message, own, facts)
+    stored, facts = memory or {}, setup.facts(client)
+    message = replace(message, shared={**message.shared, **strip_prefix(stored, _BUFFERS)})
+    memory = {n: t for n, t in stored.items() if not n.startswith(_BUFFERS)}
+    memory = memory or setup.algorithm.start(setup.network, seed=derive(setup.seed, "start", client))
+    return message, facts, setup.algorithm.begin(message, memory, facts)
 
 
 def prepare(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Work:
     """Return a client's training of this round, or before an evaluation its adaptation (perhaps no phases)."""
-    message, facts, tensors = begin(setup, client, message, memory)
-    evaluating = message.task == "evaluate"
+    message, facts, tensors = receive(setup, client, message, memory)
+    evaluating = message.purpose == "evaluate"
     phases = setup.algorithm.adapt(facts) if evaluating else setup.algorithm.phases(message, facts)
     path = ("adapt" if evaluating else "train", message.round, client)
     return Work(client, message, facts, tensors, phases, setup.federation.client(client).train, path)
@@ -52,7 +52,7 @@ def conclude(setup: Setup, client: str, message: Message, facts: Facts, tensors:
         FlocoError: a tensor is not finite.
     """
     update, memory = setup.algorithm.finish(tensors, message, client, facts)
-    if setup.local_buffers and message.task == "train":
+    if setup.local_buffers and message.purpose == "train":
         sent = update.shared
         floating = [b for b in setup.network.layout.buffers if b in sent and sent[b].is_floating_point()]
         update = replace(update, shared={n: t for n, t in update.shared.items() if n not in floating})
@@ -62,7 +62,7 @@ def conclude(setup: Setup, client: str, message: Message, facts: Facts, tensors:
     if made and not bool(torch.isfinite(torch.stack(largest)).all()):
         name = next(n for n, size in zip(made, largest, strict=True) if not math.isfinite(size))
         raise FlocoError(f"training gave a non-finite {name}; try a smaller training.lr (got {setup.training.lr})")
-    return update, memory if message.task == "train" else {}
+    return update, memory if message.purpose == "train" else {}
 
 
 def adapt(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Tensors:

@@ -98,7 +98,7 @@ class Setup:
         return each(lambda column: fast_copy(column.to(self.device)), self.federation.normalize(raw))
 
     @cached_property
-    def unsteady(self) -> str | None:
+    def hidden_state(self) -> str | None:
         """Why the forward pass is not a function of tensors and torch's random numbers; None if it is.
 
         See `trial.find_unsteady`. Clients then cannot train as one program, and each trains on its own copy of the
@@ -130,7 +130,7 @@ class Setup:
         return self._cut[0]
 
     @property
-    def disagrees(self) -> bool:
+    def head_disagrees(self) -> bool:
         """Whether body and head together give other logits than the network; it is then evaluated as a whole."""
         return self._cut[1]
 

@@ -130,7 +130,7 @@ def train_client(setup: Setup, work: Work) -> Tensors:
     device, federation = setup.device, setup.federation
     tensors = _own_copies(work.tensors, work.phases, setup.network.layout, device)
     x, y = setup.inputs(rows(federation.x, work.samples)), federation.y[work.samples].to(device)
-    predict = setup.predictor(train=True, fresh=setup.unsteady is not None)
+    predict = setup.predictor(train=True, fresh=setup.hidden_state is not None)
     for phase in work.phases:
         draws = work.draws(phase, tensors, setup.seed)
         draws = None if draws is None else draws.to(device)

@@ -11,6 +11,8 @@ from floco.core.objects import lazy
 
 if TYPE_CHECKING:
     from floco.core.algorithm import Algorithm as Algorithm
+    from floco.core.algorithm import average as average
+    from floco.core.algorithm import weighted_mean as weighted_mean
     from floco.core.errors import FlocoError as FlocoError
     from floco.core.metrics import Metric as Metric
     from floco.core.metrics import Metrics as Metrics
@@ -37,21 +39,19 @@ if TYPE_CHECKING:
     from floco.core.values import Training as Training
     from floco.core.values import Update as Update
     from floco.core.values import add_prefix as add_prefix
-    from floco.core.values import average as average
     from floco.core.values import personalize as personalize
     from floco.core.values import plain_loss as plain_loss
     from floco.core.values import pull as pull
     from floco.core.values import strip_prefix as strip_prefix
-    from floco.core.values import weighted_mean as weighted_mean
 
 _VALUES = (
     "PERSONAL RECEIVED Batch ClientInfo Facts Layout Message Models Phase Selection ServerState Step Tensors Training"
 )
-_VALUES += " Update add_prefix average personalize plain_loss pull strip_prefix weighted_mean"
+_VALUES += " Update add_prefix personalize plain_loss pull strip_prefix"
 _get, __all__ = lazy(
     __name__,
     {
-        "floco.core.algorithm": ("Algorithm",),
+        "floco.core.algorithm": ("Algorithm", "average", "weighted_mean"),
         "floco.core.errors": ("FlocoError",),
         "floco.core.metrics": ("Metric", "Metrics", "Score"),
         "floco.core.mixing": ("Mixing",),

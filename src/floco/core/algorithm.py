@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Self
 
 import torch
@@ -28,7 +29,6 @@ from floco.core.values import (
     Tensors,
     Training,
     Update,
-    average,
 )
 
 
@@ -40,7 +40,7 @@ class Algorithm(Settings, ABC):
 
     name: ClassVar[str]
     """The name by which users choose it."""
-    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    tuning_grid: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """The hyperparameter worth tuning, and the two values to try."""
     global_model: ClassVar[str] = "w"
     """The global model, in the symbols of the docstring; "none" if there is none."""
@@ -69,9 +69,10 @@ class Algorithm(Settings, ABC):
         chosen = torch.randperm(len(clients), generator=generator)[:n].sort().values
         return Selection(tuple(clients[i] for i in chosen.tolist()))
 
-    def message(self, state: ServerState, client: str, task: Purpose) -> Message:
+    def message(self, state: ServerState, client: str, purpose: Purpose) -> Message:
         """Return the message to `client`: all shared tensors, and the server's tensors for this client."""
-        return Message(state.round + (task != "evaluate"), task, state.shared, dict(state.by_client.get(client, {})))
+        own = dict(state.by_client.get(client, {}))
+        return Message(state.round + (purpose != "evaluate"), purpose, state.shared, own)
 
     def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
         """Return the next state from the round's updates.
@@ -93,7 +94,7 @@ class Algorithm(Settings, ABC):
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return the update to send and the memory to keep, from the working tensors after the last phase."""
-        return Update(client, message.task, facts.n_train, {name: tensors[name] for name in message.shared}), {}
+        return Update(client, message.purpose, facts.n_train, {name: tensors[name] for name in message.shared}), {}
 
     @property
     def mixing(self) -> Mixing | None:
@@ -119,3 +120,27 @@ class Algorithm(Settings, ABC):
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return the client's global and personal model from its working tensors."""
         return Models(tensors, tensors)
+
+
+def average(state: ServerState, updates: Sequence[Update]) -> ServerState:
+    """Return the next state: shared tensors become the weighted mean over the clients that trained."""
+    trained = [u for u in updates if u.purpose == "train"]
+    return replace(state, shared={**state.shared, **weighted_mean(trained)}, round=state.round + 1)
+
+
+def weighted_mean(updates: Sequence[Update]) -> Tensors:
+    """Return the mean of the updates' shared tensors, weighted by sample count: `sum_k n_k w_k / sum_k n_k`.
+
+    Sums are in float64, in the given order. Integer tensors (counters in buffers) come from the first update.
+    """
+    total = float(sum(u.weight for u in updates))
+    mean: Tensors = {}
+    for name, first in updates[0].shared.items():
+        if not first.is_floating_point():
+            mean[name] = first
+            continue
+        acc = torch.zeros(first.shape, dtype=torch.float64)
+        for u in updates:
+            acc.add_(u.shared[name], alpha=u.weight / total)
+        mean[name] = acc.to(first.dtype)
+    return mean

@@ -10,8 +10,10 @@ import torch
 from floco.core.errors import FlocoError, nearest
 from floco.core.values import Layout, Tensors, fast_copy, strip_prefix
 
-CENTER = "at/center"
-"""Name of a client's center among its working tensors; a network may have a parameter called `center`."""
+CENTER = "center"
+"""Name of a client's center in the server's state and in messages."""
+CENTER_TENSOR = "at/center"
+"""Its name among working tensors: a network may have a parameter called `center`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Mixing:
 
     def point(self, tensors: Tensors) -> tuple[Tensors, torch.Tensor]:
         """Return a client's own simplex and its center (M,) on it, from its working tensors."""
-        return strip_prefix(tensors, self.prefix), tensors[CENTER]
+        return strip_prefix(tensors, self.prefix), tensors[CENTER_TENSOR]
 
     def signal(self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return a client's gradient signal: the flattened pseudo-gradient `before - after` of all endpoints, (P,)."""

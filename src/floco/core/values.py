@@ -7,7 +7,7 @@ anything else under a prefix (`personal/conv1.weight`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -132,20 +132,22 @@ class Message:
     """What the server sends to one client in round `round` (counted from 1)."""
 
     round: int
-    task: Purpose
+    purpose: Purpose
     shared: Tensors
     own: Tensors = field(default_factory=dict)
+    """The server's tensors for this client, e.g. its center: `ServerState.by_client`."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a client sends back: new shared tensors, averaged with `weight` (sample count) if the task is `train`."""
+    """What a client sends back: new shared tensors, averaged with `weight` (sample count) if the purpose is `train`."""
 
     client: str
-    task: Purpose
+    purpose: Purpose
     weight: int
     shared: Tensors
     extra: Tensors = field(default_factory=dict)
+    """For the method's own `aggregate`, e.g. SCAFFOLD's change of c_i."""
 
 
 class ClientInfo(NamedTuple):
@@ -214,24 +216,6 @@ def pull(names: Sequence[str], strength: float, prefix: str = "") -> Callable[[T
     return lambda tensors: {prefix + n: strength * (tensors[prefix + n] - tensors[RECEIVED + n]) for n in names}
 
 
-def weighted_mean(updates: Sequence[Update]) -> Tensors:
-    """Return the mean of the updates' shared tensors, weighted by sample count: `sum_k n_k w_k / sum_k n_k`.
-
-    Sums are in float64, in the given order. Integer tensors (counters in buffers) come from the first update.
-    """
-    total = float(sum(u.weight for u in updates))
-    mean: Tensors = {}
-    for name, first in updates[0].shared.items():
-        if not first.is_floating_point():
-            mean[name] = first
-            continue
-        acc = torch.zeros(first.shape, dtype=torch.float64)
-        for u in updates:
-            acc.add_(u.shared[name], alpha=u.weight / total)
-        mean[name] = acc.to(first.dtype)
-    return mean
-
-
 def plain_loss(task: Task) -> Loss:
     """Return the task's loss of the shared network."""
 
@@ -239,9 +223,3 @@ def plain_loss(task: Task) -> Loss:
         return task.loss(predict(tensors, batch.x), batch.y)
 
     return loss
-
-
-def average(state: ServerState, updates: Sequence[Update]) -> ServerState:
-    """Return the next state: shared tensors become the weighted mean over the clients that trained."""
-    trained = [u for u in updates if u.task == "train"]
-    return replace(state, shared={**state.shared, **weighted_mean(trained)}, round=state.round + 1)

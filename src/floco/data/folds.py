@@ -43,7 +43,7 @@ class FoldsPartitioner(Partitioner):  # type: ignore[misc]
         """Return the rows of every client: first all primary parts, then the others, one sample per turn."""
         classes = int(labels.max()) + 1
         if classes < self._folds:
-            raise FlocoError(f"data.folds must be at most the number of classes ({classes}), got {self._folds}")
+            raise FlocoError(f"data.split.folds must be at most the number of classes ({classes}), got {self._folds}")
         pools = [np.flatnonzero(labels == c).tolist() for c in range(classes)]
         fold_of = [c * self._folds // classes for c in range(classes)]
         primary = [round(self._share * n) for n in self._sizes]
@@ -70,6 +70,6 @@ class FoldsPartitioner(Partitioner):  # type: ignore[misc]
                     raise FlocoError(
                         f"the fold split runs out of samples: client {i} of fold {i % self._folds} has {len(rows[i])} "
                         f"of {self._sizes[i]}, and no sample of classes {allowed[i]} is left; use fewer data.samples "
-                        f"or data.clients, or another data.share (got {self._share})"
+                        f"or data.clients, or another data.split.share (got {self._share})"
                     )
             needy = [i for i in needy if len(rows[i]) < wanted[i] and (exact or any(pools[c] for c in allowed[i]))]

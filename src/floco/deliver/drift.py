@@ -10,11 +10,12 @@ import torch
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs, rows
+from floco.core.mixing import CENTER
 from floco.core.random import one_thread, stream
 from floco.core.values import Row
 from floco.deliver.mixtures import Mixtures
 from floco.deliver.personal import find_point
-from floco.server.rounds import Progress
+from floco.server.progress import Progress
 
 LEVEL = 0.01
 """Nominal false-alarm rate, over both tests; measured: 5 of 100 (docs/models.md)."""
@@ -84,7 +85,7 @@ def drift(setup: Setup, progress: Progress, client: str, x: Inputs, y: torch.Ten
         FlocoError: the client has no center, or there are too few samples.
     """
     mixing, simplex, center = find_point(setup, progress, client)
-    centers = {c: own["center"] for c, own in progress.state.by_client.items() if "center" in own}
+    centers = {c: own[CENTER] for c, own in progress.state.by_client.items() if CENTER in own}
     if client not in centers:
         raise FlocoError(
             f'client "{client}" has no center yet, so that there is nothing to check: the clients were not assigned, '

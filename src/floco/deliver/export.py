@@ -19,7 +19,7 @@ from floco.deliver.card import Card, card, data_facts, markdown
 from floco.deliver.graph import FORMATS, Writer, make_writer
 from floco.deliver.personal import deliver, in_float32, list_models
 from floco.deliver.placement import Placement
-from floco.server.rounds import Progress
+from floco.server.progress import Progress
 from floco.storage.files import checksum, file_name, replace_file, to_json
 
 GLOBAL = "global"

@@ -17,7 +17,7 @@ from floco.core.random import one_thread, stream
 from floco.core.settings import plain
 from floco.core.values import Message, Tensors
 from floco.deliver.mixtures import Mixtures
-from floco.server.rounds import Progress
+from floco.server.progress import Progress
 from floco.simplex import sample_subregion
 
 POINTS = ("center", "best")

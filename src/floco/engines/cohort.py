@@ -18,8 +18,8 @@ from floco.engines.tracing import Programs, lasting, step_key
 
 def refusal(setup: Setup) -> str | None:
     """Return why a network's training cannot be batched over clients; None if it can (two clients are tried)."""
-    if setup.unsteady is not None:
-        return setup.unsteady
+    if setup.hidden_state is not None:
+        return setup.hidden_state
     device, federation = setup.device, setup.federation
     initial = {**setup.network.parameters, **setup.network.buffers}
     tensors = {n: torch.stack([t, t]).to(device) for n, t in initial.items()}

@@ -11,8 +11,9 @@ from torch import nn
 
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError, warn
-from floco.engines.jobs import Job, Performer, Result, group_jobs, warn_once
+from floco.engines.jobs import Job, Result
 from floco.engines.processes import Processes
+from floco.engines.units import Performer, group_jobs, warn_once
 
 
 class Engine(Protocol):
@@ -31,7 +32,7 @@ class Serial:
     def __init__(self, setup: Setup, together: int = 1) -> None:
         self._setup, self._together = setup, together
         self._perform = Performer(setup)
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
         """Return one result for each job, in the same order."""
@@ -39,43 +40,51 @@ class Serial:
         for unit in group_jobs(self._setup, jobs, self._together, 1):
             found |= zip(unit, self._perform([jobs[i] for i in unit]), strict=True)
         results = [found[i] for i in range(len(jobs))]
-        warn_once(results, self._told)
+        warn_once(results, self._warned)
         return results
 
     def close(self) -> None:
         """Do nothing: there are no resources."""
 
 
-def _say_what_was_found(setup: Setup) -> None:
+def _warn_about_network(setup: Setup) -> None:
     """Warn of properties of the network that slow down the run; workers inherit the cached results."""
-    if setup.unsteady is not None:
+    if setup.hidden_state is not None:
         warn(
-            f"clients train one at a time, each on a fresh copy of the network: {setup.unsteady}, "
+            f"clients train one at a time, each on a fresh copy of the network: {setup.hidden_state}, "
             "and state outside its tensors is not part of a model"
         )
-    if setup.disagrees:
+    if setup.head_disagrees:
         warn("evaluations run the whole network for every model: its output is not that of its last linear layer alone")
 
 
-_TOGETHER = {"cpu": 16, "cuda": 64}  # clients per cohort; on the CPU, more exceed a core's cache
-_SMALL = 200_000  # parameters up to which dispatch takes longer than computing, on the CPU
-_HEAVY = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.RNNBase)
+_COHORT_SIZE = {"cpu": 16, "cuda": 64}  # clients per cohort; on the CPU, more exceed a core's cache
+_SLOW_IN_COHORTS = 200_000  # parameters up to which dispatch takes longer than computing, on the CPU
+_HEAVY_LAYERS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.RNNBase,
+)
 
 
 def start_engine(setup: Setup, kind: str, workers: int | None) -> Engine:
     """Return the engine `kind`; `resolve` explains `auto`."""
     kind, workers = resolve(setup, kind, workers)
-    _say_what_was_found(setup)
+    _warn_about_network(setup)
     together = 1
     if kind == "cohort":
-        if (reason := _refusal(setup)) is not None and reason != setup.unsteady:
+        if (reason := _why_no_cohort(setup)) is not None and reason != setup.hidden_state:
             why = "the network cannot be batched over clients"
             warn(f"engine cohort: clients train one at a time, because {why}: {reason}")
         elif reason is None:
             from floco.engines.tracing import warm_up
 
             warm_up()
-            together = _TOGETHER.get(setup.device.type, 16)
+            together = _COHORT_SIZE.get(setup.device.type, 16)
     alone = kind == "serial" or (kind == "cohort" and workers == 1)
     return Serial(setup, together) if alone else Processes(setup, workers, together)
 
@@ -94,19 +103,27 @@ def resolve(setup: Setup, kind: str, workers: int | None) -> tuple[str, int]:
             "use engine serial or cohort, and one worker"
         )
     if kind == "auto":
-        kind = "cohort" if _pays(setup) and _refusal(setup) is None else "processes" if can_fork else "serial"
+        kind = (
+            "cohort"
+            if _is_cohort_faster(setup) and _why_no_cohort(setup) is None
+            else "processes"
+            if can_fork
+            else "serial"
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return kind, workers or (cores if can_fork and kind != "serial" else 1)
 
 
-def _pays(setup: Setup) -> bool:
+def _is_cohort_faster(setup: Setup) -> bool:
     clients = round(setup.training.fraction * len(setup.federation.clients))
     numbers = sum(t.numel() for t in setup.network.parameters.values())
-    small = numbers <= _SMALL and not any(isinstance(m, _HEAVY) for m in setup.network.module.modules())
+    small = numbers <= _SLOW_IN_COHORTS and not any(
+        isinstance(m, _HEAVY_LAYERS) for m in setup.network.module.modules()
+    )
     return clients >= 4 and (small or setup.device.type != "cpu")
 
 
-def _refusal(setup: Setup) -> str | None:
+def _why_no_cohort(setup: Setup) -> str | None:
     from floco.engines.cohort import refusal  # imported here, since it takes half a second
 
     return refusal(setup)

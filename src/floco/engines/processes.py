@@ -19,7 +19,8 @@ import torch
 
 from floco.client.setup import Setup
 from floco.core.errors import WorkerDied
-from floco.engines.jobs import Job, Performer, Result, group_jobs, warn_once
+from floco.engines.jobs import Job, Result
+from floco.engines.units import Performer, group_jobs, warn_once
 from floco.storage.memories import Memory
 
 _NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
@@ -111,7 +112,7 @@ class Processes:
 
     def __init__(self, setup: Setup, workers: int, together: int = 1) -> None:
         self._setup, self._together = setup, together
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         context = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
         self._workers: list[BaseProcess] = []
@@ -153,7 +154,7 @@ class Processes:
                 del running[pipe]
                 running |= self._next(pipe, todo, parts, numbers)
         found = {i: r for unit, got in zip(positions, results, strict=True) for i, r in zip(unit, got, strict=True)}
-        warn_once([*found.values()], self._told)
+        warn_once([*found.values()], self._warned)
         return [found[i] for i in range(len(jobs))]
 
     def _next(

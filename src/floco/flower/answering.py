@@ -28,7 +28,7 @@ from floco.flower.site import SiteConfig
 from floco.runs import session
 from floco.runs.checkpoint import Store
 from floco.runs.config import Config
-from floco.server.rounds import Progress
+from floco.server.progress import Progress
 from floco.storage.files import checksum, read_json, read_tensors, replace_file, to_json, to_safetensors
 from floco.storage.memories import Memories, Memory
 
@@ -91,8 +91,8 @@ class _Site:
         trained = evaluated = None
         if ask.evaluate:
             evaluated = perform(self._setup, Job(client, "evaluate", ask.message("evaluate"), kept))
-        if ask.task != "evaluate":
-            trained = self._trained(ask.message(ask.task), kept)
+        if ask.purpose != "evaluate":
+            trained = self._trained(ask.message(ask.purpose), kept)
         return Answer(client, trained, evaluated, notes)
 
     def _files(self, number: int) -> tuple[Path, Path]:
@@ -147,17 +147,17 @@ class _Site:
     def _trained(self, message: Message, kept: Tensors | None) -> Result:
         """Return the result of this round's training, from disk if the same question was answered before."""
         sent = to_safetensors({**add_prefix(message.shared, "shared/"), **add_prefix(message.own, "own/")})
-        key = checksum(sent + f"{message.round} {message.task} {self._ask.accepted}".encode())
+        key = checksum(sent + f"{message.round} {message.purpose} {self._ask.accepted}".encode())
         tensors, facts = self._files(message.round)
         if (found := self._read(message.round)) is not None and found[1].get("key") == key:
             return _result(message, self._client, *found)
-        result = perform(self._setup, Job(self._client, "train" if message.task == "train" else "probe", message, kept))
+        result = perform(self._setup, Job(self._client, message.purpose, message, kept))
         if (update := result.update) is not None:
             self._answers.mkdir(exist_ok=True)
             stored = {**add_prefix(update.shared, "shared/"), **add_prefix(update.extra, "extra/")}
             data = to_safetensors({**stored, **add_prefix(result.memory or {}, "memory/")})
             replace_file(tensors, data)
-            known = {"weight": update.weight, "task": update.task, "steps": result.steps}
+            known = {"weight": update.weight, "purpose": update.purpose, "steps": result.steps}
             replace_file(facts, to_json({"key": key, "sha256": checksum(data), **known}))
         return result
 
@@ -165,5 +165,5 @@ class _Site:
 def _result(message: Message, client: str, tensors: Tensors, facts: Mapping[str, Any]) -> Result:
     sent = strip_prefix(tensors, "shared/")
     shared = {n: sent[n] for n in message.shared if n in sent}  # in the order of the message, as Flower mods expect
-    update = Update(client, facts["task"], facts["weight"], shared, strip_prefix(tensors, "extra/"))
+    update = Update(client, facts["purpose"], facts["weight"], shared, strip_prefix(tensors, "extra/"))
     return Result(client, update, steps=facts["steps"])

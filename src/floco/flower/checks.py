@@ -62,9 +62,9 @@ def _steps_problem(result: Result, steps: int) -> str | None:
 
 def _update_problem(update: Update, ask: Ask, expected: Expected) -> str | None:
     wanted = expected.update
-    if wanted is None or (update.task, update.weight) != (wanted.task, wanted.weight):
+    if wanted is None or (update.purpose, update.weight) != (wanted.purpose, wanted.weight):
         has = f" and has {wanted.weight} samples" if wanted else ""
-        return f"it answered {update.task} with weight {update.weight}, and was asked to {ask.task}{has}"
+        return f"it answered {update.purpose} with weight {update.weight}, and was asked to {ask.purpose}{has}"
     for sent, like in ((update.shared, wanted.shared), (update.extra, wanted.extra)):
         if missing := sorted(like.keys() - sent.keys()):
             return f"its update lacks {', '.join(missing)}"

@@ -43,18 +43,18 @@ def _site(context: Context, config: str) -> SiteConfig:
 
 def _join(message: Message, context: Context) -> Message:
     """Reply with this site's identity and sizes, or the reason why it cannot join."""
-    told: dict[str, Any] = {"format": FORMAT, "client": str(context.node_config.get("client-id", "")), "problem": ""}
+    report: dict[str, Any] = {"format": FORMAT, "client": str(context.node_config.get("client-id", "")), "problem": ""}
     try:
         config = str(message.content.config_records["ask"]["config"])
         site = _site(context, config)
-        told |= {"client": site.client, **introduce(site, config)}
+        report |= {"client": site.client, **introduce(site, config)}
     except FlocoError as error:
-        told["problem"] = str(error)
+        report["problem"] = str(error)
         LOG.error("this site cannot join: %s", error)
     except Exception as error:  # noqa: BLE001  report any error to the server
         LOG.exception("this site cannot join")
-        told["problem"] = f"{type(error).__name__}: {error}"
-    return Message(RecordDict({"answer": ConfigRecord({k: v for k, v in told.items() if v != []})}), reply_to=message)
+        report["problem"] = f"{type(error).__name__}: {error}"
+    return Message(RecordDict({"answer": ConfigRecord({k: v for k, v in report.items() if v != []})}), reply_to=message)
 
 
 def _answer(message: Message, context: Context) -> Message:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from flwr.app import Message
 
-from floco.client.round import begin, conclude
+from floco.client.round import conclude, receive
 from floco.client.setup import Setup
 from floco.core.values import Facts, Phase, Purpose
 from floco.data.schema import Normalization
@@ -17,7 +17,8 @@ from floco.flower.protocol import LOG, Answer, Ask
 from floco.flower.roster import Nodes
 from floco.runs.config import Config
 from floco.runs.toml import as_dict
-from floco.server.rounds import Progress, count_elements
+from floco.server.evaluation import count_elements
+from floco.server.progress import Progress
 
 _KINDS = {"train": "train", "probe": "train.probe", "evaluate": "evaluate"}
 
@@ -57,7 +58,7 @@ class Questions:
         asks = {c: self._ask(setup, progress, c, todo.get(c), evaluating=evaluating) for c in clients}
         wait = self._config.flower.deadline
         there = {c: self._nodes.by_client[c] for c in clients if c in self._nodes.by_client}
-        messages = {n: Message(asks[c].records(), n, _KINDS[asks[c].task], ttl=wait) for c, n in there.items()}
+        messages = {n: Message(asks[c].records(), n, _KINDS[asks[c].purpose], ttl=wait) for c, n in there.items()}
         replies = self._nodes.exchange(messages, wait)
         answers = {c: self._answer(setup, c, asks[c], replies.get(there[c]) if c in there else None) for c in clients}
         self._count(progress, asks, answers)
@@ -65,10 +66,10 @@ class Questions:
         return trained, [_certain(answers[c].evaluated, c) for c in clients] if evaluating else []
 
     def _ask(self, setup: Setup, progress: Progress, client: str, job: Job | None, *, evaluating: bool) -> Ask:
-        task: Purpose = "evaluate" if job is None else job.message.task
-        sent, normal = setup.algorithm.message(progress.state, client, task), self._normalization
-        accepted, known = progress.last.get(client, 0), (self._text, self._model, normal.mean, normal.std)
-        return Ask(self._id, progress.round, task, evaluating, sent.shared, sent.own, accepted, *known)
+        purpose: Purpose = "evaluate" if job is None else job.message.purpose
+        sent, normal = setup.algorithm.message(progress.state, client, purpose), self._normalization
+        accepted, known = progress.last_trained.get(client, 0), (self._text, self._model, normal.mean, normal.std)
+        return Ask(self._id, progress.round, purpose, evaluating, sent.shared, sent.own, accepted, *known)
 
     def _answer(self, setup: Setup, client: str, ask: Ask, reply: Message | Exception | None) -> Answer:
         """Return a client's answer; anything wrong with it is a failure of that client."""
@@ -98,11 +99,11 @@ class Questions:
         """Log the bytes that this round's training sends and receives per client; history.csv has their sums."""
         costs = []
         for client, ask in asks.items():
-            if ask.task != "evaluate":
+            if ask.purpose != "evaluate":
                 update = trained.update if (trained := answers[client].trained) is not None else None
                 down = count_elements([ask.shared, ask.own])[1]
                 up = count_elements([update.shared, update.extra])[1] if update is not None else 0
-                costs.append(f"{client} {'probes, ' if ask.task == 'probe' else ''}{down:,} bytes down, {up:,} up")
+                costs.append(f"{client} {'probes, ' if ask.purpose == 'probe' else ''}{down:,} bytes down, {up:,} up")
         if costs:
             LOG.info("round %d: %s", progress.round + 1, "; ".join(costs))
 
@@ -110,8 +111,8 @@ class Questions:
 def expect(setup: Setup, client: str, ask: Ask) -> Expected:
     """Return what an honest answer looks like: that of a client after zero steps, but with the right step counts."""
     algorithm, layout = setup.algorithm, setup.network.layout
-    message, facts, tensors = begin(setup, client, ask.message(ask.task), None)
-    update = conclude(setup, client, message, facts, tensors)[0] if ask.task != "evaluate" else None
+    message, facts, tensors = receive(setup, client, ask.message(ask.purpose), None)
+    update = conclude(setup, client, message, facts, tensors)[0] if ask.purpose != "evaluate" else None
     both = algorithm.models(tensors, facts)
     models, n_test = (both.global_ is not None, both.personal is not None), setup.clients[client].n_test
     trained = 0 if update is None else _steps(algorithm.phases(message, facts), facts)

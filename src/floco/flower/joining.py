@@ -20,24 +20,24 @@ SiteFacts = dict[str, Any]
 """A site's report: its sizes, the dtype and layout of its samples, and its sums for the common normalisation."""
 
 
-def admit(told: SiteFacts, config: Config, known: Mapping[str, SiteFacts]) -> tuple[str, SiteFacts]:
+def admit(report: SiteFacts, config: Config, known: Mapping[str, SiteFacts]) -> tuple[str, SiteFacts]:
     """Return the client id and the validated facts of a site that joins.
 
     Args:
-        told: the site's report.
+        report: the site's report.
         config: the run's configuration.
         known: the facts of the clients that joined earlier.
 
     Raises:
         FlocoError: the site cannot take part.
     """
-    if why := str(told.get("problem", "")):
+    if why := str(report.get("problem", "")):
         raise FlocoError(why)
-    client, sizes = str(told.get("client", "")), [told.get("n_train"), told.get("n_test")]
+    client, sizes = str(report.get("client", "")), [report.get("n_train"), report.get("n_test")]
     if client != client.strip() or not client.isprintable() or not 1 <= len(client) <= 100 or client.startswith("("):
         raise FlocoError("its client-id must have 1 to 100 printable characters, and not begin with a bracket")
-    dtype, channels = told.get("dtype"), told.get("channels")
-    if told.get("format") != FORMAT or dtype not in ("uint8", "float32") or channels not in CHANNELS:
+    dtype, channels = report.get("dtype"), report.get("channels")
+    if report.get("format") != FORMAT or dtype not in ("uint8", "float32") or channels not in CHANNELS:
         raise FlocoError("it has another version of floco")
     if not all(type(n) is int and 1 <= n <= config.flower.most_samples for n in sizes):
         limit = f"each must be at least 1, and at most flower.most_samples = {config.flower.most_samples}"
@@ -51,16 +51,16 @@ def admit(told: SiteFacts, config: Config, known: Mapping[str, SiteFacts]) -> tu
         if any(facts[k] != other[k] for k in ("dtype", "channels")):
             others = f"those of the other sites {other['dtype']} with channels {other['channels']}"
             raise FlocoError(f"its samples are {dtype} with channels {channels}, and {others}")
-    return client, {**facts, **_sums(told, config)}
+    return client, {**facts, **_sums(report, config)}
 
 
-def _sums(told: SiteFacts, config: Config) -> SiteFacts:
+def _sums(report: SiteFacts, config: Config) -> SiteFacts:
     """Return a site's sums for the common normalisation, checked against its sample counts and channels."""
     if config.data.normalize != "train":
         return {"count": 0, "sum": [], "square": []}
-    shape = channels_first(torch.zeros(1, *config.flower.shape), told["channels"]).shape
-    count, *both = told.get("count"), *([float(v) for v in told.get(name, ())] for name in ("sum", "square"))
-    plausible = count == told["n_train"] * math.prod(shape[2:]) and all(len(v) == shape[1] for v in both)
+    shape = channels_first(torch.zeros(1, *config.flower.shape), report["channels"]).shape
+    count, *both = report.get("count"), *([float(v) for v in report.get(name, ())] for name in ("sum", "square"))
+    plausible = count == report["n_train"] * math.prod(shape[2:]) and all(len(v) == shape[1] for v in both)
     if not plausible or not all(abs(a) < 1e30 and 0 <= b < 1e60 for a, b in zip(*both, strict=True)):
         wanted = "one a channel, below 1e30, and squares from 0 to 1e60"
         raise FlocoError(f"its sums for the normalisation are not those of its samples: {wanted}")
@@ -73,8 +73,8 @@ def common_normalization(config: Config, facts: Mapping[str, SiteFacts]) -> Norm
         return Normalization(config.data.mean, config.data.std)
     if config.data.normalize == "none":
         return Normalization()
-    told = [facts[c] for c in sorted(facts)]
-    return fit_normalization([(int(f["count"]), tuple(f["sum"]), tuple(f["square"])) for f in told])
+    reports = [facts[c] for c in sorted(facts)]
+    return fit_normalization([(int(f["count"]), tuple(f["sum"]), tuple(f["square"])) for f in reports])
 
 
 def schema_only(config: Config, facts: Mapping[str, SiteFacts], normal: Normalization) -> Federation:

@@ -24,9 +24,9 @@ from floco.core.values import Message, Purpose, Tensors, Update
 from floco.engines.jobs import Result
 from floco.storage.files import to_safetensors
 
-FORMAT = 2
+FORMAT = 3
 LOG = logging.getLogger("flwr")  # Flower's logger, so that our lines appear in its log
-_PLAIN = ("run", "round", "task", "evaluate", "accepted", "config", "model")
+_PLAIN = ("run", "round", "purpose", "evaluate", "accepted", "config", "model")
 _MODELS = ("global_", "personal")
 _NOTES = 8
 
@@ -39,7 +39,7 @@ class Ask:
     """Id of the run; a site keeps each run in its own folder."""
     round: int
     """Round of the state that is sent."""
-    task: Purpose
+    purpose: Purpose
     """`train` or `probe`; `evaluate` for neither."""
     evaluate: bool
     shared: Tensors
@@ -53,9 +53,9 @@ class Ask:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
-    def message(self, task: Purpose) -> Message:
+    def message(self, purpose: Purpose) -> Message:
         """Return the message that the client would receive in a local run."""
-        return Message(self.round + (task != "evaluate"), task, self.shared, self.own)
+        return Message(self.round + (purpose != "evaluate"), purpose, self.shared, self.own)
 
     def records(self) -> RecordDict:
         """Return the question as Flower records."""
@@ -108,7 +108,7 @@ class Answer:
                 plain |= {f"{name}.steps": result.steps, f"{name}.failure": reason, f"{name}.failed": failed}
         update = self.trained.update if self.trained is not None else None
         if update is not None:
-            plain |= {"weight": update.weight, "task": update.task, "extra": to_safetensors(update.extra)}
+            plain |= {"weight": update.weight, "purpose": update.purpose, "extra": to_safetensors(update.extra)}
             records["arrays"] = ArrayRecord(dict(update.shared))
         scores = self.evaluated.scores if self.evaluated is not None else None
         for name in _MODELS if scores is not None else ():
@@ -131,7 +131,7 @@ class Answer:
                 results[name] = Result(client, steps=steps, failure=failure)
         if "weight" in plain and results["trained"].failure is None:
             shared, extra = tensors_of(records), safetensors.torch.load(plain["extra"])
-            update = Update(client, plain["task"], int(plain["weight"]), shared, extra)
+            update = Update(client, plain["purpose"], int(plain["weight"]), shared, extra)
             results["trained"] = Result(client, update, steps=results["trained"].steps)
         if "evaluated" in results and results["evaluated"].failure is None:
             metrics = records.metric_records

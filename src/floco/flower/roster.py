@@ -119,17 +119,17 @@ class Nodes:
         there, now = set(self._grid.get_node_ids()), time.monotonic()
         self._nodes = defaultdict(_Node, {n: self._nodes[n] for n in there})
         self._drop(there)
-        for node, told in self._join(sorted(n for n in there if now >= self._nodes[n].ask_at)).items():
+        for node, report in self._join(sorted(n for n in there if now >= self._nodes[n].ask_at)).items():
             try:
-                client, facts = admit(told, self._settings, self.facts)
+                client, facts = admit(report, self._settings, self.facts)
                 self._check_identity(client, node, there)
             except RunFailed:
                 raise
             except FlocoError as error:
-                self._refuse(node, told, str(error))
+                self._refuse(node, report, str(error))
                 continue
             except Exception as error:  # noqa: BLE001  a malformed report
-                self._refuse(node, told, f"what it says of itself cannot be read: {type(error).__name__}: {error}")
+                self._refuse(node, report, f"what it says of itself cannot be read: {type(error).__name__}: {error}")
                 continue
             self._nodes[node] = _Node(math.inf, behind=self._nodes[node].behind)
             self.by_client[client] = node
@@ -150,12 +150,12 @@ class Nodes:
         now = time.monotonic()
         self.facts = {c: f for c, f in self.facts.items() if c in keep or now - self._seen[c] <= seconds}
 
-    def _refuse(self, node: int, told: SiteFacts, problem: str) -> None:
+    def _refuse(self, node: int, report: SiteFacts, problem: str) -> None:
         known = self._nodes[node]
         known.ask_at, known.patience = time.monotonic() + known.patience, 2 * known.patience
         if known.problem != problem:
             known.problem = problem
-            self._tell(short(str(told.get("client", ""))) or f"node {node}", f"cannot join: {short(problem)}")
+            self._tell(short(str(report.get("client", ""))) or f"node {node}", f"cannot join: {short(problem)}")
 
     def doubt(self, client: str) -> None:
         """Ask a client's node to identify itself again: its configuration may have changed."""
@@ -166,17 +166,17 @@ class Nodes:
 
     def _join(self, nodes: Sequence[int]) -> dict[int, SiteFacts]:
         replies = self.exchange({n: self._question(n) for n in nodes}, _JOIN, joining=True)
-        told: dict[int, SiteFacts] = {n: {"problem": f"it did not say who it is within {_JOIN:g} s"} for n in nodes}
+        reports: dict[int, SiteFacts] = {n: {"problem": f"it did not say who it is within {_JOIN:g} s"} for n in nodes}
         for node, reply in replies.items():
             if isinstance(reply, Exception):
-                told[node] = {"problem": f"what it sends cannot be read: {type(reply).__name__}: {reply}"}
+                reports[node] = {"problem": f"what it sends cannot be read: {type(reply).__name__}: {reply}"}
             elif reply.has_error():
-                told[node] = {"problem": reply.error.reason or "an error without a reason"}
+                reports[node] = {"problem": reply.error.reason or "an error without a reason"}
             elif "answer" not in reply.content.config_records:
-                told[node] = {"problem": "it runs another app: is it a node of this federation?"}
+                reports[node] = {"problem": "it runs another app: is it a node of this federation?"}
             else:
-                told[node] = dict(reply.content.config_records["answer"])
-        return told
+                reports[node] = dict(reply.content.config_records["answer"])
+        return reports
 
     def _check_identity(self, client: str, node: int, there: set[int]) -> None:
         """Raise if another live node has this client id; a restarted node may still be listed under its old id."""

@@ -35,7 +35,7 @@ from floco.runs.config import Config, describe
 from floco.runs.machine import environment
 from floco.runs.toml import as_dict, parse, to_toml
 from floco.server import rounds as loop
-from floco.server.rounds import Failure, Plan, Progress
+from floco.server.progress import Failure, Plan, Progress
 from floco.storage.files import read_json, replace_file, to_json
 
 _LEAVING = 120.0  # seconds for the process of a stopped run to release the run directory
@@ -109,7 +109,7 @@ class _Server:
                 self._rounds(store, setup, progress)
             except FlocoError:
                 store.add("failures", [e.row for e in self._events])
-                store.amend(self._saved.since, "failures")  # keep the events of the unfinished round
+                store.amend(self._saved.counts, "failures")  # keep the events of the unfinished round
                 raise
         LOG.info(f"the run is in {self._out.resolve()}")
 
@@ -118,7 +118,7 @@ class _Server:
         facts = {"config": plain, "data": session.SITES, "model": setup.network.fingerprint(), "id": uuid.uuid4().hex}
         facts |= describe(self._config)
         texts = {"config.toml": to_toml(self._config), "environment.json": to_json(environment()).decode()}
-        Store.create(self._out, {**texts, "sites.json": self._sites_text().decode()}, facts, loop.begin(setup))
+        Store.create(self._out, {**texts, "sites.json": self._sites_text().decode()}, facts, loop.initialize(setup))
 
     def _sites_text(self) -> bytes:
         normal = {"mean": self._normalization.mean, "std": self._normalization.std}
@@ -140,7 +140,7 @@ class _Server:
 
     def _rounds(self, store: Store, setup: Setup, progress: Progress) -> None:
         last, self._saved = setup.training.rounds, progress
-        if progress.round == last and not progress.since.rounds:
+        if progress.round == last and not progress.counts.rounds:
             LOG.info(f"{self._out} is finished: all {last} rounds are done")
             return
         while progress.round < last:
@@ -169,7 +169,7 @@ class _Server:
         progress = self._noted(store, setup, progress, evaluated)
         store.add("failures", [e.row for e in self._events])
         self._events = []
-        store.amend(progress.since, "history", "clients", "failures")
+        store.amend(progress.counts, "history", "clients", "failures")
 
     def _asked(self, store: Store, setup: Setup, progress: Progress) -> tuple[Setup, list[Job], list[Result], Progress]:
         """Return setup, jobs and results of the next round, and the progress with the evaluation it came with.
@@ -186,7 +186,7 @@ class _Server:
             if evaluating:
                 evaluating, progress = False, self._noted(store, setup, progress, evaluated)
             failed = {r.client: r for r in results if r.update is None}
-            asked = [j.client for j in jobs if j.task == "train"]
+            asked = [j.client for j in jobs if j.purpose == "train"]
             if len(asked) - len(failed.keys() & set(asked)) >= self._needed(len(asked)):
                 return whole, jobs, results, progress
             for client, result in failed.items():
@@ -218,7 +218,7 @@ class _Server:
         wait = self._config.flower.wait
         while True:
             setup = self._refreshed(setup, progress)
-            chosen = [j.client for j in loop.round_jobs(setup, progress) if j.task == "train"]
+            chosen = [j.client for j in loop.round_jobs(setup, progress) if j.purpose == "train"]
             if self._nodes.wait_for(self._needed(len(chosen)), chosen.copy, wait):
                 if self._ids == set(setup.clients):
                     return setup

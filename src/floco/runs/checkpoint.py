@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from floco.core.errors import FlocoError, RunFailed
 from floco.core.values import Row, ServerState, Tensors
 from floco.server.evaluation import Counts
-from floco.server.rounds import Progress
+from floco.server.progress import Progress
 from floco.storage.files import (
     csv_text,
     file_name,
@@ -37,7 +37,7 @@ from floco.storage.files import (
 )
 from floco.storage.memories import BUDGET, Memories, Memory
 
-FORMAT = 6  # 6: run.json names the method and the metrics; [data.split] is a table
+FORMAT = 7  # 6: run.json names method and metrics; [data.split] is a table. 7: progress.json says last_trained
 _TABLES = ("history", "clients", "failures", "timings")
 
 
@@ -136,8 +136,8 @@ class Store:
         folder.mkdir()
         written = write_tensors(folder / "state.safetensors", _flat(progress.state))
         checksums = {"state": written, "memories": self._checksums}
-        facts: dict[str, Any] = {"participated": dict(progress.participated), "last": dict(progress.last)}
-        facts |= {"since": asdict(progress.since), "memories": versions, "sizes": sizes, "checksums": checksums}
+        facts = {n: dict(getattr(progress, n)) for n in ("participated", "last_trained")}
+        facts |= {"counts": asdict(progress.counts), "memories": versions, "sizes": sizes, "checksums": checksums}
         write_file(folder / "progress.json", to_json(facts))
         for synced in (folder, base / "memories", self.path):
             sync_folder(synced)
@@ -147,12 +147,12 @@ class Store:
         self._forget(versions, number)
         self._memories, self._round, self._changed = versions, number, set()
 
-    def amend(self, since: Counts, *tables: str) -> None:
+    def amend(self, counts: Counts, *tables: str) -> None:
         """Add the pending rows of some tables to the current checkpoint, atomically."""
         number, facts = self._latest()
         sizes = {**facts["sizes"], **{table: self._append(table) for table in tables}}
         file = self.path / "checkpoint" / str(number) / "progress.json"
-        replace_file(file, to_json({**facts, "sizes": sizes, "since": asdict(since)}))
+        replace_file(file, to_json({**facts, "sizes": sizes, "counts": asdict(counts)}))
 
     def _append(self, table: str) -> int:
         """Append the pending rows of a table, and return its size in bytes."""
@@ -190,15 +190,13 @@ class Store:
         number, facts = self._latest()
         self._memories, self._checksums, self._round = facts["memories"], facts["checksums"]["memories"], number
         base = self.path.resolve() / "checkpoint"
-        tensors = read_tensors(
-            self.path / "checkpoint" / str(number) / "state.safetensors", facts["checksums"]["state"]
-        )
+        tensors = read_tensors(base / str(number) / "state.safetensors", facts["checksums"]["state"])
         files = {client: self._memory_file(client, n).resolve() for client, n in self._memories.items()}
         for client, file in files.items():
             read_tensors(file, self._checksums[client])  # find damaged files now, not as a failure of the client
         memories = Memories({c: Memory(None, file) for c, file in files.items()}, budget=budget, folder=base)
-        state, since = _state(tensors, number), Counts(**facts["since"])
-        return Progress(state, memories, facts["participated"], facts["last"], since)
+        state, counts = _state(tensors, number), Counts(**facts["counts"])
+        return Progress(state, memories, facts["participated"], facts["last_trained"], counts)
 
     def rewind(self) -> None:
         """Truncate the tables to the last checkpoint, and delete the remains of a later one."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from floco.client.setup import Setup
 from floco.core.metrics import Metrics
+from floco.core.mixing import CENTER
 from floco.core.values import Row
 from floco.deliver.drift import Drift, drift
 from floco.deliver.export import export, export_placed
@@ -19,7 +20,7 @@ from floco.deliver.personal import deliver, predict, prediction_table
 from floco.deliver.placement import Placement
 from floco.runs.machine import environment
 from floco.runs.session import PYTHON
-from floco.server.rounds import Progress
+from floco.server.progress import Progress
 from floco.storage.files import read_json
 from floco.storage.tables import read_table
 
@@ -66,7 +67,7 @@ class Run:
             return table
         last: pd.DataFrame = table[table["round"] == table["round"].max()].reset_index(drop=True)
         known = self.progress.state.by_client
-        centers = [known[c]["center"].tolist() if "center" in known.get(c, {}) else None for c in last["client"]]
+        centers = [known[c][CENTER].tolist() if CENTER in known.get(c, {}) else None for c in last["client"]]
         return last.assign(center=pd.Series(centers, dtype=object))
 
     @property

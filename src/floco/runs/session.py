@@ -29,7 +29,7 @@ from floco.runs.machine import device, environment
 from floco.runs.toml import as_dict, parse, read, to_toml
 from floco.runs.trackers import Tracker, open_trackers
 from floco.server import rounds as loop
-from floco.server.rounds import Plan, Progress
+from floco.server.progress import Plan, Progress
 from floco.storage.files import csv_text, read_tensors, replace_file
 
 Watch = Callable[[Progress], None]
@@ -116,7 +116,7 @@ def create(config: Config, setup: Setup, path: Path) -> None:
     facts |= describe(config)
     versions = json.dumps(environment(), indent=1, sort_keys=True) + "\n"
     texts = {"config.toml": to_toml(config), "environment.json": versions}
-    Store.create(path, texts, facts, loop.begin(setup))
+    Store.create(path, texts, facts, loop.initialize(setup))
 
 
 def _plain(config: Config) -> Any:

@@ -1,17 +1,19 @@
-"""From the scores of single clients to the rows of the result tables."""
+"""From the results of single clients to the rows of the result tables: what a round cost, how good its models are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 import torch
 
 from floco.client.round import Scores
+from floco.client.setup import Setup
 from floco.core.metrics import Score, mean, spread, worst
 from floco.core.task import Task
-from floco.core.values import ClientInfo, Layout, Row, Tensors
+from floco.core.values import ClientInfo, Layout, Row, ServerState, Tensors, Update
+from floco.engines.jobs import Job, Result
 
 SPREAD = tuple(f"update_variance{group}{kind}" for group in ("", "_body", "_head") for kind in ("", "_relative"))
 """Columns of the variance of the clients' updates."""
@@ -53,6 +55,29 @@ class Counts:
         names = ("steps", "parameters_down", "parameters_up", "bytes_down", "bytes_up")
         means = {k: self.spread[k] / self.rounds if k in self.spread else None for k in SPREAD}
         return {"clients_failed": self.failed, **{n: getattr(self, n) for n in names}, **means}
+
+
+def count_round(setup: Setup, state: ServerState, jobs: Sequence[Job], results: Sequence[Result]) -> Counts:
+    """Return the counts of one round, from the state before it, its jobs and their results."""
+    updates = [r.update for r in results if r.update is not None]
+    failed = sum(r.failure is not None for r in results)
+    down = count_elements(t for j in jobs for t in (j.message.shared, j.message.own))
+    up = count_elements(t for u in updates for t in (u.shared, u.extra))
+    steps = sum(r.steps for r in results)
+    return Counts(failed, 1, steps, down[0], up[0], down[1], up[1], _spread(setup, state, updates))
+
+
+def count_elements(groups: Iterable[Tensors]) -> tuple[int, int]:
+    """Return the number of elements and of bytes."""
+    sizes = [(t.numel(), t.nbytes) for tensors in groups for t in tensors.values()]
+    return sum(n for n, _ in sizes), sum(b for _, b in sizes)
+
+
+def _spread(setup: Setup, state: ServerState, updates: Sequence[Update]) -> dict[str, float]:
+    trained = [u for u in updates if u.purpose == "train"]
+    effective = setup.algorithm.effective
+    after = [effective({**state.shared, **u.shared}) for u in trained]
+    return update_spread(effective(state.shared), after, [u.weight for u in trained], setup.network.layout)
 
 
 def update_spread(

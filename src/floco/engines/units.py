@@ -1,0 +1,81 @@
+"""Units: jobs that are carried out together, and how jobs are divided into them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from floco.client.setup import Setup
+from floco.client.sgd import Work
+from floco.core.errors import warn
+from floco.engines.jobs import Job, Result, perform, prepare_job
+
+if TYPE_CHECKING:
+    from floco.engines.cohort import Cohorts
+
+
+def perform_together(setup: Setup, jobs: Sequence[Job], cohorts: Cohorts) -> list[Result]:
+    """Return the results of several jobs, trained as one program where possible; the others are done alone."""
+    works = [None if job.purpose == "test" else _tried(setup, job) for job in jobs]
+    todo = [w for w in works if w is not None and w.phases]
+    outcomes = dict(zip(map(id, todo), cohorts.run(todo), strict=True))
+    results = []
+    for job, work in zip(jobs, works, strict=True):
+        outcome = outcomes.get(id(work), "")
+        if isinstance(outcome, str):
+            results.append(replace(perform(setup, job, work), why_alone=outcome))
+        else:
+            results.append(perform(setup, job, work, outcome))
+    return results
+
+
+def _tried(setup: Setup, job: Job) -> Work | None:
+    try:
+        return prepare_job(setup, job)
+    except Exception:  # noqa: BLE001  raised again, and reported, when the job is done alone
+        return None
+
+
+class Performer:
+    """Carries out units of jobs, larger ones as a cohort."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._cohorts: Cohorts | None = None
+
+    def __call__(self, unit: Sequence[Job]) -> list[Result]:
+        """Return one result for each job of a unit."""
+        if len(unit) == 1:
+            return [perform(self._setup, unit[0])]
+        if self._cohorts is None:
+            from floco.engines.cohort import Cohorts  # imported here, since it takes half a second
+
+            self._cohorts = Cohorts(self._setup)
+        return perform_together(self._setup, unit, self._cohorts)
+
+
+def group_jobs(setup: Setup, jobs: Sequence[Job], together: int, workers: int) -> list[list[int]]:
+    """Return positions of jobs in units of at most `together`, largest clients first.
+
+    Units are as even as possible, and no fewer than workers. Parts of the global test are units of one.
+    """
+    tests = [[i] for i, job in enumerate(jobs) if job.purpose == "test"]
+    order = sorted(
+        (i for i, job in enumerate(jobs) if job.purpose != "test"),
+        key=lambda i: -len(setup.federation.client(jobs[i].client).train),
+    )
+    if together == 1 or not order:
+        return tests + [[i] for i in order]
+    number = max(math.ceil(len(order) / together), min(workers, len(order)))
+    bounds = [len(order) * i // number for i in range(number + 1)]
+    return tests + [order[a:b] for a, b in pairwise(bounds)]
+
+
+def warn_once(results: Sequence[Result], warned: set[str]) -> None:
+    """Warn once of each reason why clients could not be trained together."""
+    for reason in {r.why_alone for r in results} - warned - {""}:
+        warned.add(reason)
+        warn(f"some clients train one at a time, because their training cannot be batched: {reason}")

@@ -1,0 +1,62 @@
+"""What the training loop starts from and yields: the federation after a round, its failures, and the plan of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from floco.core.values import Row, ServerState
+from floco.server.evaluation import Counts, Evaluation
+from floco.storage.memories import Memories
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that failed in a round, and why."""
+
+    round: int
+    client: str
+    reason: str
+    trace: str = field(default="", repr=False, compare=False)
+
+    @property
+    def row(self) -> Row:
+        """The failure as a line of failures.csv."""
+        return {"round": self.round, "client": self.client, "reason": self.reason}
+
+    def __str__(self) -> str:
+        """Return the failure as shown to users."""
+        return f'round {self.round}, client "{self.client}": {self.reason}'
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The federation after `state.round` rounds: what the next round needs, and results of the last one."""
+
+    state: ServerState
+    memories: Memories = field(default_factory=Memories)
+    """The clients' memories; clients that never trained are absent."""
+    participated: Mapping[str, int] = field(default_factory=dict)
+    """Number of rounds in which a client's update was averaged."""
+    last_trained: Mapping[str, int] = field(default_factory=dict)
+    """The last round in which a client's update was averaged."""
+    counts: Counts = field(default_factory=Counts)
+    """Counts since the last evaluation."""
+    changed: tuple[str, ...] = ()
+    """Clients whose memory changed in this round."""
+    failures: tuple[Failure, ...] = ()
+    """Clients that failed in this round."""
+    evaluation: Evaluation | None = None
+
+    @property
+    def round(self) -> int:
+        """Rounds completed."""
+        return self.state.round
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When the loop evaluates, and how many failures it tolerates."""
+
+    evaluate_every: int = 5
+    max_failed: int = 5
