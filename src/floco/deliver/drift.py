@@ -18,7 +18,7 @@ from floco.deliver.personal import find_point
 from floco.server.progress import Progress
 
 LEVEL = 0.01
-"""Nominal false-alarm rate, over both tests; measured: 5 of 100 (docs/models.md)."""
+"""Nominal false-alarm rate, over both tests; docs/drift.md has the measured one, which is higher."""
 _LEAST = 10  # fewest samples with which a test can reach this level
 _RESAMPLES = 9_999
 _BETTER = 0.9  # a point is worth a remark if its loss is below this share of the center's
