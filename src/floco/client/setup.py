@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from floco.client.trial import CHUNK, BodyAndHead, choose_rows, find_unsteady
+from floco.client.trial import CHUNK, BodyAndHead, choose_rows, find_hidden_state
 from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError
 from floco.core.head import outputs_of
@@ -101,13 +101,13 @@ class Setup:
     def hidden_state(self) -> str | None:
         """Why the forward pass is not a function of tensors and torch's random numbers; None if it is.
 
-        See `trial.find_unsteady`. Clients then cannot train as one program, and each trains on its own copy of the
+        See `trial.find_hidden_state`. Clients then cannot train as one program, and each trains on its own copy of the
         module, so that all start from the same state.
         """
         module = self.network.twin(self.device, train=True)
         predict = make_predictor(module, self._names, self.training, self.device)
         x = self.inputs(rows(self.federation.x, choose_rows(self.federation, 4)[:4]))
-        return find_unsteady(lambda: predict(self.initial(), x), module, self.seed, self.device)
+        return find_hidden_state(lambda: predict(self.initial(), x), module, self.seed, self.device)
 
     @cached_property
     def _cut(self) -> tuple[BodyAndHead | None, bool]:

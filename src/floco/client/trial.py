@@ -23,7 +23,7 @@ def choose_rows(federation: Federation, number: int) -> torch.Tensor:
     return torch.cat([torch.cat([c.test[:each], c.train[:each]])[:each] for c in federation.clients])
 
 
-def find_unsteady(
+def find_hidden_state(
     forward: Callable[[], torch.Tensor], module: nn.Module, seed: int, device: torch.device
 ) -> str | None:
     """Return why a forward pass is not a function of tensors and torch's random numbers; None if it is.
