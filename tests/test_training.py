@@ -9,7 +9,7 @@ from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
 from floco.client.predict import compute_outputs, find_global_model
 from floco.client.round import models
 from floco.client.setup import Setup, split_batches
-from floco.client.sgd import Work, move, sgd_step, train_client
+from floco.client.sgd import Work, apply_gradients, sgd_step, train_client
 from floco.core.errors import FlocoError
 from floco.core.network import Network, build_network
 from floco.core.values import Batch, Message, Phase, Step, Tensors, Training, plain_loss
@@ -60,7 +60,7 @@ def test_a_step_is_the_same_in_any_memory_order() -> None:
         for gradient_order in (lambda t: t, order):
             tensors, velocity = {n: order(t) for n, t in w.items()}, []
             for _ in range(3):
-                move(
+                apply_gradients(
                     step,
                     tensors,
                     [gradient_order(dw[n]) for n in shapes],

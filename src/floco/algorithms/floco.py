@@ -43,6 +43,22 @@ _MAP = "assignment/"
 
 
 @dataclass(frozen=True)
+class MixtureSampler:
+    """Draws n mixtures (n, M) from the subregion around the center; without radius, from the whole simplex."""
+
+    endpoints: int
+    radius: float | None
+    released: bool
+
+    def __call__(self, tensors: Tensors, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Return n mixtures (n, M)."""
+        if self.radius is None:
+            return sample_simplex(n, self.endpoints, generator=generator)
+        sample = sample_released if self.released else sample_subregion
+        return sample(tensors[CENTER_TENSOR].cpu(), self.radius, n, generator=generator)
+
+
+@dataclass(frozen=True)
 class SimplexMethod(Algorithm):
     """Base of Floco and Floco+: the shared simplex, its training, and the assignment."""
 
@@ -118,7 +134,7 @@ class SimplexMethod(Algorithm):
     def select(
         self, state: ServerState, clients: Sequence[str], *, fraction: float, generator: torch.Generator
     ) -> Selection:
-        """Return a random selection as in FedAvg; in round tau all other clients probe."""
+        """Return a random selection as in FedAvg; in round tau all other clients probe, so that all K clients train."""
         train = super().select(state, clients, fraction=fraction, generator=generator).train
         assigning = state.round + 1 == self.assign_at
         return Selection(train, tuple(c for c in clients if c not in set(train)) if assigning else ())
@@ -185,20 +201,19 @@ class SimplexMethod(Algorithm):
 
     def assigned(self, state: ServerState) -> bool:
         """Return whether round tau is over."""
-        return self.assignment(state) is not None
+        return bool(strip_prefix(state.kept, _MAP))
 
     def place(self, state: ServerState, signals: torch.Tensor) -> torch.Tensor:
-        """Return where the assignment's map puts new signals; nobody else moves."""
-        stored = self.assignment(state)
-        assert stored is not None
-        return stored.place(signals)
-
-    def assignment(self, state: ServerState) -> Assignment | None:
-        """Return the map of the assignment, without centers (0, M); None before the assignment."""
-        if not (kept := strip_prefix(state.kept, _MAP)):
-            return None
-        nobody = torch.empty(0, self.endpoints, dtype=torch.float64)
-        return Assignment(nobody, float(kept["z"]), 0.0, kept["mean"], kept["components"], self.normalize)
+        """Return where the map of the assignment puts new signals; other clients keep their centers."""
+        kept = strip_prefix(state.kept, _MAP)
+        return Assignment(
+            centers=torch.empty(0, self.endpoints, dtype=torch.float64),  # those of clients are in their own tensors
+            z=float(kept["z"]),
+            log_energy=0.0,  # not kept, and not needed to place
+            mean=kept["mean"],
+            components=kept["components"],
+            unit=self.normalize,
+        ).place(signals)
 
 
 def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tensors]:
@@ -206,26 +221,10 @@ def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tens
 
 
 @dataclass(frozen=True)
-class MixtureSampler:
-    """Draws n mixtures (n, M) from the subregion around the center; without radius, from the whole simplex."""
-
-    endpoints: int
-    radius: float | None
-    released: bool
-
-    def __call__(self, tensors: Tensors, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Return n mixtures (n, M)."""
-        if self.radius is None:
-            return sample_simplex(n, self.endpoints, generator=generator)
-        sample = sample_released if self.released else sample_subregion
-        return sample(tensors[CENTER_TENSOR].cpu(), self.radius, n, generator=generator)
-
-
-@dataclass(frozen=True)
 class Floco(SimplexMethod):
     """Floco (NeurIPS 2024): one simplex for all clients, and a subregion of it for each.
 
-    W(alpha) = sum_m alpha_m W_m, alpha ~ U(simplex) before round tau and ~ U(R_k) after it,
+    W(alpha) = sum_m alpha_m W_m, alpha ~ U(simplex) up to round tau and ~ U(R_k) after it,
     R_k = {alpha on the simplex : ||alpha - beta_k||_1 <= rho}.
     With M = 1 it is FedAvg.
 

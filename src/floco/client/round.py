@@ -37,7 +37,7 @@ def receive(setup: Setup, client: str, message: Message, memory: Tensors | None)
 
 
 def prepare(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Work:
-    """Return a client's training of this round, or before an evaluation its adaptation (perhaps no phases)."""
+    """Return a client's training in this round; in an evaluation its adaptation, often without phases."""
     message, facts, tensors = receive(setup, client, message, memory)
     evaluating = message.purpose == "evaluate"
     phases = setup.algorithm.adapt(facts) if evaluating else setup.algorithm.phases(message, facts)

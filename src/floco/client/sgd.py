@@ -56,7 +56,7 @@ class Work:
             yield torch.randperm(len(self.samples), generator=shuffle)
 
     def draws(self, phase: Phase, tensors: Tensors, seed: int) -> torch.Tensor | None:
-        """Return the random numbers for all steps of a phase, (steps, ...) float32."""
+        """Return the random numbers for all batches of a phase, (batches, ...) float32."""
         if phase.draws is None:
             return None
         generator = stream(seed, *self.path, phase.name, "draws")
@@ -79,7 +79,7 @@ def sgd_step(
     with torch.no_grad():
         if step.correction is not None:
             add_correction(step, gradients, step.correction(tensors))
-        move(step, tensors, gradients, velocity, training)
+        apply_gradients(step, tensors, gradients, velocity, training)
 
 
 def add_correction(step: Step, gradients: list[torch.Tensor], values: Tensors) -> None:
@@ -89,7 +89,7 @@ def add_correction(step: Step, gradients: list[torch.Tensor], values: Tensors) -
         gradients[i] = gradients[i] + value  # not in place: autograd may return shared or expanded tensors
 
 
-def move(
+def apply_gradients(
     step: Step, tensors: Tensors, gradients: Sequence[torch.Tensor], velocity: list[torch.Tensor], training: Training
 ) -> None:
     """Apply the gradients of `step.moves` and `step.coefficients` in place; `velocity` starts as an empty list."""
@@ -99,7 +99,7 @@ def move(
     for (name, (low, high)), gradient in zip(step.coefficients.items(), gradients[len(step.moves) :], strict=True):
         tensors[name].sub_(lr * gradient).clamp_(low, high)
     moved = [tensors[n] for n in step.moves]
-    pairs = zip(moved, gradients, strict=False)
+    pairs = zip(moved, gradients, strict=False)  # gradients of coefficients come last
     alike = [g if g.stride() == t.stride() else torch.empty_like(t).copy_(g) for t, g in pairs]
     if not velocity:
         velocity.extend(map(torch.zeros_like, moved))
@@ -125,7 +125,7 @@ def _own_copies(tensors: Tensors, phases: Sequence[Phase], layout: Layout, devic
 
 def train_client(setup: Setup, work: Work) -> Tensors:
     """Return one client's working tensors after all phases, on the CPU."""
-    if not work.phases:
+    if not work.phases:  # an evaluation without adaptation
         return work.tensors
     device, federation = setup.device, setup.federation
     tensors = _own_copies(work.tensors, work.phases, setup.network.layout, device)

@@ -70,7 +70,10 @@ class Algorithm(Settings, ABC):
         return Selection(tuple(clients[i] for i in chosen.tolist()))
 
     def message(self, state: ServerState, client: str, purpose: Purpose) -> Message:
-        """Return the message to `client`: all shared tensors, and the server's tensors for this client."""
+        """Return the message to `client`: all shared tensors, and the server's tensors for this client.
+
+        An evaluation belongs to the round that is done, training to the next one.
+        """
         own = dict(state.by_client.get(client, {}))
         return Message(state.round + (purpose != "evaluate"), purpose, state.shared, own)
 

@@ -20,7 +20,7 @@ Tensors = dict[str, torch.Tensor]
 Predict = Callable[[Mapping[str, torch.Tensor], Inputs], torch.Tensor]
 """`predict(tensors, x)`: the network's outputs (B, ...) for inputs x (B, ...) with these parameters and buffers."""
 Purpose = Literal["train", "probe", "evaluate"]
-"""What a client is asked to do; a probe trains only for its signal."""
+"""What a client is asked to do. A probe trains as usual, but for its signal only: it is not averaged and not kept."""
 
 Row = dict[str, int | float | str | None]
 """One line of a CSV file; None is an empty cell."""
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 
 Loss = Callable[[Predict, Tensors, torch.Tensor | None, Batch], torch.Tensor]
-"""`loss(predict, tensors, draw, batch)`: a scalar; `draw` is the step's row of the phase's random numbers."""
+"""`loss(predict, tensors, draw, batch)`: a scalar; `draw` is the batch's row of the phase's random numbers."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Phase:
     epochs: int | None = None
     """None: `training.epochs`."""
     draws: Callable[[Tensors, int, torch.Generator], torch.Tensor] | None = None
-    """`draws(tensors, n_steps, generator)`: random numbers for all steps, (n_steps, ...), drawn before the first."""
+    """`draws(tensors, n, generator)`: random numbers for all n batches, (n, ...), drawn before the first."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class ServerState:
 
 @dataclass(frozen=True)
 class Message:
-    """What the server sends to one client in round `round` (counted from 1)."""
+    """What the server sends to one client in round `round` (counted from 1; for an evaluation, the last one done)."""
 
     round: int
     purpose: Purpose
@@ -159,7 +159,7 @@ class ClientInfo(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The clients that train in a round, and those that only send a signal."""
+    """The clients that train in a round, and those that only probe: their updates give signals, no average."""
 
     train: tuple[str, ...]
     probe: tuple[str, ...] = ()

@@ -19,13 +19,13 @@ from floco.storage.memories import Memory
 
 @dataclass(frozen=True)
 class Job:
-    """One client's work; purpose `test` evaluates the global model on a range of the global test part."""
+    """One client's work; with purpose `test`, the global model is evaluated on a range of the global test part."""
 
     client: str
     purpose: Literal["train", "probe", "evaluate", "test"]
     message: Message
     memory: Memory | Tensors | None = None
-    part: tuple[int, int] = (0, 0)
+    test_range: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -80,5 +80,5 @@ def _test(setup: Setup, job: Job) -> Result:
     tensors, x, y = find_global_model(setup, job.message), setup.federation.x_test, setup.federation.y_test
     if tensors is None or x is None or y is None:
         return Result(job.client)
-    start, stop = job.part
+    start, stop = job.test_range
     return Result(job.client, test_score=judge(setup, [tensors], rows(x, slice(start, stop)), y[start:stop])[0])

@@ -13,7 +13,7 @@ import torch
 from torch.func import vmap
 
 from floco.client.setup import Setup
-from floco.client.sgd import Work, add_correction, move
+from floco.client.sgd import Work, add_correction, apply_gradients
 from floco.core.inputs import Inputs, columns, each, like, rows
 from floco.core.values import Batch, Phase, Predict, Step, Tensors
 from floco.engines.tracing import Program, Programs, loss_key
@@ -84,7 +84,7 @@ class Cohort:
                     if alive[i] < held:
                         moving = {n: moving[n][: alive[i]] for n in _moving(step)}
                         gradients = [g[: alive[i]] for g in gradients]
-                    move(step, moving, gradients, velocity, self._setup.training)
+                    apply_gradients(step, moving, gradients, velocity, self._setup.training)
         self._tensors = whole
 
     def _targets(self, at: torch.Tensor, real: torch.Tensor) -> torch.Tensor:

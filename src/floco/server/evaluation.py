@@ -106,6 +106,17 @@ def update_spread(
     return sums
 
 
+def global_score(setup: Setup, result: Result) -> Score | None:
+    """Return what a result adds to the score of the global model; None if nothing.
+
+    The score is measured on the global test part or, if there is none, on the test parts of all clients. With local
+    buffers there is then no score: each client evaluates another network.
+    """
+    if setup.federation.y_test is not None:
+        return result.test_score
+    return None if result.scores is None or setup.local_buffers else result.scores.global_
+
+
 def client_row(task: Task, round_: int, client: ClientInfo, participated: int, scores: Scores) -> Row:
     """Return one client's row; columns of a model that the method does not have stay empty."""
     both = {"personal": scores.personal, "global_local": scores.global_}

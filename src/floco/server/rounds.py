@@ -1,4 +1,9 @@
-"""The training loop: select, send, train, average, evaluate. It does no I/O and knows no method by name."""
+"""The training loop: select, send, train, average, evaluate. It does no I/O of its own and knows no method by name.
+
+The `Algorithm` decides what happens in a round: its `select`, `message` and `aggregate` here, its other methods on the
+clients. An engine runs `engines.jobs.perform` for each job: `client.round.prepare`, `client.sgd.train_client`, and then
+`conclude` or, in an evaluation, `score`. Whatever a client raises there becomes the `failure` of its result.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +19,16 @@ from floco.core.random import one_thread, stream
 from floco.core.values import Row
 from floco.engines.engine import Engine
 from floco.engines.jobs import Job, Result
-from floco.server.evaluation import Counts, client_row, count_round, summarize
+from floco.server.evaluation import Counts, client_row, count_round, global_score, summarize
 from floco.server.progress import Failure, Plan, Progress
 from floco.storage.memories import Memories
 
 _AT_ONCE = 1000  # jobs of an evaluation that are in memory at once
-_TEST = "(global test part)"  # used as a client's name in jobs and failures
+_TEST = "(global test part)"  # stands for a client in jobs and failures: no client may be called so
 
 
 def initialize(setup: Setup, memories: Memories | None = None) -> Progress:
-    """Return the progress before the first round; empty `memories` set the memory budget."""
+    """Return the progress before the first round; `memories` are empty, and know how much RAM they may use."""
     memories = Memories() if memories is None else memories
     with one_thread():
         return Progress(setup.algorithm.init(setup.network, seed=setup.seed), memories)
@@ -37,7 +42,7 @@ def rounds(setup: Setup, engine: Engine, plan: Plan, start: Progress) -> Iterato
     """
     progress = start
     while progress.round < setup.training.rounds:
-        with one_thread():  # not around the yield, so that the caller's code is unaffected
+        with one_thread():  # bits do not depend on the number of cores; the caller's code after the yield is unaffected
             jobs = round_jobs(setup, progress)
             progress = after_round(setup, plan, progress, jobs, engine.run(jobs))
             if is_due(setup, plan, progress.round):
@@ -52,12 +57,12 @@ def is_due(setup: Setup, plan: Plan, round_: int) -> bool:
 
 
 def round_jobs(setup: Setup, before: Progress) -> list[Job]:
-    """Return the jobs of the round after `before`: some clients train, others only probe."""
+    """Return the jobs of the round after `before`: of the clients that train, and of those that only probe."""
     algorithm, state, number = setup.algorithm, before.state, before.round + 1
     generator = stream(setup.seed, "select", number)
     chosen = algorithm.select(state, tuple(setup.clients), fraction=setup.training.fraction, generator=generator)
     if not chosen.train:
-        raise FlocoError(f"round {number}: {type(algorithm).__name__}.select must choose one client at least to train")
+        raise FlocoError(f"round {number}: {type(algorithm).__name__}.select must choose at least one client to train")
     train = [Job(c, "train", algorithm.message(state, c, "train"), before.memories.of(c)) for c in chosen.train]
     probe = [Job(c, "probe", algorithm.message(state, c, "probe"), before.memories.of(c)) for c in chosen.probe]
     return train + probe
@@ -80,13 +85,13 @@ def after_round(setup: Setup, plan: Plan, before: Progress, jobs: Sequence[Job],
     trained = [u.client for u in updates if u.purpose == "train"]
     memories = {r.client: r.memory for r in results if r.memory}
     return Progress(
-        state,
-        before.memories.updated(memories),
-        {**before.participated, **{c: before.participated.get(c, 0) + 1 for c in trained}},
-        {**before.last_trained, **dict.fromkeys(trained, number)},
-        before.counts + count_round(setup, before.state, jobs, results),
-        tuple(memories),
-        failures,
+        state=state,
+        memories=before.memories.updated(memories),
+        participated={**before.participated, **{c: before.participated.get(c, 0) + 1 for c in trained}},
+        last_trained={**before.last_trained, **dict.fromkeys(trained, number)},
+        counts=before.counts + count_round(setup, before.state, jobs, results),
+        changed=tuple(memories),
+        failures=failures,
     )
 
 
@@ -96,7 +101,7 @@ def evaluation_jobs(setup: Setup, progress: Progress) -> Iterator[Job]:
     for client in setup.clients:
         yield Job(client, "evaluate", algorithm.message(state, client, "evaluate"), progress.memories.of(client))
     for part in split_test_part(setup):
-        yield Job(_TEST, "test", algorithm.message(state, _TEST, "evaluate"), part=part)
+        yield Job(_TEST, "test", algorithm.message(state, _TEST, "evaluate"), test_range=part)
 
 
 def _run_in_parts(engine: Engine, jobs: Iterator[Job]) -> Iterator[Result]:
@@ -117,7 +122,7 @@ def after_evaluation(setup: Setup, plan: Plan, progress: Progress, results: Iter
         if result.scores is not None:
             client, took_part = setup.clients[result.client], progress.participated.get(result.client, 0)
             rows.append(client_row(setup.task, number, client, took_part, result.scores))
-        score = pooled(s for s in (score, _global_score(setup, result)) if s is not None)
+        score = pooled(s for s in (score, global_score(setup, result)) if s is not None)
     _stop_if_too_many(failures, tuple(setup.clients), plan, number)
     if any(f.client == _TEST for f in failures):
         score = None
@@ -126,23 +131,12 @@ def after_evaluation(setup: Setup, plan: Plan, progress: Progress, results: Iter
     return replace(progress, evaluation=done, counts=Counts(), failures=(*progress.failures, *failures))
 
 
-def _global_score(setup: Setup, result: Result) -> Score | None:
-    """Return what a result adds to the global model's score.
-
-    It is measured on the global test part or, if there is none, on all clients' test parts; there it is unknown if
-    clients evaluate with buffers of their own.
-    """
-    if setup.federation.y_test is not None:
-        return result.test_score
-    return None if result.scores is None or setup.local_buffers else result.scores.global_
-
-
 def _failures(number: int, results: Sequence[Result]) -> tuple[Failure, ...]:
     return tuple(Failure(number, r.client, r.failure, r.trace) for r in results if r.failure is not None)
 
 
 def _stop_if_too_many(failures: Sequence[Failure], needed: Sequence[str], plan: Plan, number: int) -> None:
-    """Raise if more clients failed than may, or all that were needed."""
+    """Raise if more than `plan.max_failed` clients failed, or all of the `needed` ones."""
     failed = {f.client for f in failures}
     if len(failed) > plan.max_failed or failed.issuperset(needed):
         shown = "\n  ".join(str(f) for f in failures[:5])
