@@ -194,7 +194,7 @@ def main() -> None:
     known = json.loads(RESULTS.read_text())
     if known["versions"] != versions:
         print(f"written with other versions, so bits may differ: {known['versions']}")
-    wrong = []
+    wrong = [f"{name} is missing" for name in known["digests"] if name not in found and not options.only]
     for name, files in found.items():
         before = known["digests"].get(name, {})
         wrong += [f"{name}: {file}" for file, value in files.items() if before.get(file) != value]

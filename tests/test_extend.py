@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from time import sleep
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,18 +78,20 @@ def trained(setup: Setup, kind: str) -> Progress:
 
 @pytest.mark.parametrize("kind", OWN)
 def test_what_is_ones_own_runs_and_resumes_from_the_command_line_to_the_same_bits(kind: str, elsewhere: Path) -> None:
-    given = settings(*OWN[kind], *QUICK)
+    given = settings(*OWN[kind], *QUICK, "training.rounds=40")
     assert floco("run", *given, "--out", "whole").exit_code == 0
     command = [str(Path(sys.executable).with_name("floco")), "run", *given, "--out", "killed"]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
         latest = Path("killed/checkpoint/latest")
-        while process.poll() is None and not (latest.exists() and latest.read_text().strip() not in ("", "0")):
-            pass
+        while not (latest.exists() and latest.read_text().strip() not in ("", "0")):
+            assert process.poll() is None
+            sleep(0.001)
         os.killpg(process.pid, signal.SIGKILL)
+    assert package.open_run("killed").progress.round < 40
     assert floco("resume", "killed").exit_code == 0
     for table in ("history.csv", "clients.csv"):
         assert Path("killed", table).read_bytes() == Path("whole", table).read_bytes()
-    assert package.open_run("killed").progress.round == 4
+    assert package.open_run("killed").progress.round == 40
 
 
 def test_an_own_method_is_compared_beside_floco_and_its_settings_are_its_own(elsewhere: Path) -> None:
@@ -329,12 +332,16 @@ class Broken(Algorithm):
 
 @dataclass(frozen=True)
 class Forgetful(Broken):
+    name: ClassVar[str] = "forgetful"
+
     def aggregate(self, state: ServerState, updates: Any, *, clients: Any) -> ServerState:
         return replace(super().aggregate(state, updates, clients=clients), round=state.round)
 
 
 @dataclass(frozen=True)
 class InPlace(Broken):
+    name: ClassVar[str] = "inplace"
+
     def aggregate(self, state: ServerState, updates: Any, *, clients: Any) -> ServerState:
         after = super().aggregate(state, updates, clients=clients)
         for name, tensor in state.shared.items():
@@ -344,6 +351,8 @@ class InPlace(Broken):
 
 @dataclass(frozen=True)
 class Idle(Broken):
+    name: ClassVar[str] = "idle"
+
     def select(self, state: ServerState, clients: Any, *, fraction: float, generator: torch.Generator) -> Selection:
         return Selection(())
 
@@ -353,6 +362,8 @@ SEEN: dict[str, int] = {}
 
 @dataclass(frozen=True)
 class Stateful(Broken):
+    name: ClassVar[str] = "stateful"
+
     def finish(self, tensors: Any, message: Message, client: str, facts: Facts) -> tuple[Update, Any]:
         SEEN[client] = SEEN.get(client, 0) + 1
         update, memory = super().finish(tensors, message, client, facts)
@@ -376,7 +387,7 @@ class Nameless(Algorithm):
     [
         (Forgetful(), "aggregate must return the state of round 1"),
         (InPlace(), "replaced, never changed"),
-        (Idle(), "round 1: Idle.select must choose one client at least to train"),
+        (Idle(), "round 1: Idle.select must choose at least one client to train"),
         (Stateful(), "two runs with one seed must be equal"),
     ],
     ids=lambda v: getattr(type(v), "__name__", ""),

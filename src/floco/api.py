@@ -18,6 +18,7 @@ from floco.core.network import Factory, build_network
 from floco.core.settings import build
 from floco.core.values import Row, Training
 from floco.data.federation import Federation
+from floco.data.partition import Natural
 from floco.engines.engine import start_engine
 from floco.runs import session
 from floco.runs.checkpoint import run_directory
@@ -51,7 +52,7 @@ def _configured(
     names = {f.name for f in dataclasses.fields(RunSettings)}
     run = build(RunSettings, {k: v for k, v in settings.items() if k in names})
     training = build(Training, {k: v for k, v in settings.items() if k not in names})
-    data, named = Data(source=session.PYTHON), Model(session.PYTHON)
+    data, named = Data(source=session.PYTHON, split=Natural()), Model(session.PYTHON)
     config = Config(seed, data, federation.task, named, algorithm.resolved(training), training, run)
     net = build_network(model, seed=config.seed, sample=federation.sample)
     method = algorithm.resolved(training, net.layout)
@@ -99,7 +100,7 @@ def fit(
             watch(progress)
 
         start = loop.initialize(setup, Memories(budget=config.run.memory_budget))
-        return _said(Run(setup, session.advance(setup, config.run, None, start, keep), rows=rows))
+        return _warn_of_failures(Run(setup, session.advance(setup, config.run, None, start, keep), rows=rows))
     path = Path(out)
     check_importable(config)
     if not (resume and (path / "run.json").exists()):
@@ -112,10 +113,10 @@ def fit(
         session.check(store, setup)
         store.rewind()
         start = store.load(stored.run.memory_budget)
-        return _said(Run(setup, session.advance(setup, stored.run, store, start, watch), path))
+        return _warn_of_failures(Run(setup, session.advance(setup, stored.run, store, start, watch), path))
 
 
-def _said(run: Run) -> Run:
+def _warn_of_failures(run: Run) -> Run:
     """Warn if clients were left out, as means are over the others; return the run."""
     failures = run.failures
     if len(failures):
@@ -129,7 +130,7 @@ def _said(run: Run) -> Run:
 def rounds(
     model: nn.Module | Factory, federation: Federation, algorithm: Algorithm, **settings: Any
 ) -> Iterator[Evaluation]:
-    """Yield the evaluations of a run while it trains; arguments as in `fit`.
+    """Yield the evaluations of a run while it trains, in memory; arguments as in `fit`, but for `out` and `watch`.
 
     >>> import floco
     >>> federation = floco.load("digits").split(floco.Folds(5), clients=10)

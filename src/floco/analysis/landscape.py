@@ -143,10 +143,9 @@ def landscape(setup: Setup, mixing: Mixing, state: ServerState, *, draws: int = 
 def _subregions(setup: Setup, mixing: Mixing, state: ServerState, draws: int) -> dict[str, tuple[Point, ...]]:
     found = {}
     for client in setup.federation.clients:
-        own = state.by_client.get(client.id)
-        if own is None:
+        center = state.by_client.get(client.id, {}).get(CENTER)
+        if center is None:
             continue
-        center = own[CENTER]
         drawn = sample_subregion(center, mixing.radius, draws, generator=stream(setup.seed, "landscape", client.id))
         alphas = torch.cat([center[None], mixing.middle[None], drawn])
         mixtures = Mixtures(setup, mixing, state.shared, rows(setup.federation.x, client.test))

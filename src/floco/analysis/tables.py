@@ -115,7 +115,7 @@ def _finished(paths: Iterable[Path]) -> list[_Finished]:
             problem = f"have seed {seed}, and other data, splits or numbers of rounds: they cannot be compared"
             raise FlocoError(f"{before} and {path} {problem}")
         together = path.parents[1] if (path.parents[1] / "comparison.json").is_file() else None
-        own = _settings(config) if together is None else together  # a comparison may tune every seed separately
+        own = _settings(facts) if together is None else together  # a comparison may tune every seed separately
         folder, name, number = (together or path).name, method, 1
         while (name, seed) in {(f.name, f.seed) for f in found} or settings.get(name, own) != own:
             name = f"{method} ({folder}{f' {number}' if number > 1 else ''})"
@@ -125,16 +125,17 @@ def _finished(paths: Iterable[Path]) -> list[_Finished]:
     return found
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run that affect its results, without the seed."""
-    return flatten({section: config[section] for section in ("data", "task", "model", "training", "algorithm")})
+def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what affects a run's results, without the seed; a configuration made in Python does not say all of it."""
+    seen = {name: facts.get(name) for name in ("shapes", "clients")}
+    return seen | flatten({name: facts["config"][name] for name in ("data", "task", "model", "training", "algorithm")})
 
 
 def name_differences(paths: Iterable[Path]) -> str:
     """Return a sentence naming the settings in which runs differ, "" if none; methods and learning rates may differ."""
     seen: dict[str, list[Any]] = {}
     for path in paths:
-        for key, value in _settings(read_json(path / "run.json")["config"]).items():
+        for key, value in _settings(read_json(path / "run.json")).items():
             if not key.startswith("algorithm.") and key != "training.lr" and value not in seen.setdefault(key, []):
                 seen[key].append(value)
     shown = [f"{key} ({', '.join(map(str, values))})" for key, values in seen.items() if len(values) > 1]

@@ -15,6 +15,7 @@ import torch
 
 from floco.core.errors import FlocoError, RunFailed, WorkerDied
 from floco.core.random import stream
+from floco.core.settings import names
 from floco.core.values import Row
 from floco.data.federation import Client, Federation
 from floco.data.holdout import divide_latest
@@ -36,6 +37,8 @@ def list_trials(config: Config) -> list[dict[str, Any]]:
     lr, grid = config.training.lr, config.algorithm.tuning_grid
     if not grid:
         return [{"training.lr": lr * f} for f in _FINE]
+    if len(grid) > 1 or not grid.keys() <= {*names(type(config.algorithm))}:
+        raise FlocoError(f"{config.algorithm.name}: tuning_grid must name one of its settings, got {', '.join(grid)}")
     ((name, usual),) = grid.items()
     given = getattr(config.algorithm, name)
     return [

@@ -23,11 +23,13 @@ _AT = "Floco and Floco+: the model at the client's center, or the best mixture f
 At = Annotated[str, typer.Option("--at", metavar="center|best", help=_AT)]
 Everyone = Annotated[bool, typer.Option("--all", help="Every client's model, and the global one.")]
 ModelPath = Annotated[Path | None, typer.Option("-o", metavar="PATH", help="File or folder. Default: RUN/models.")]
-_NEWCOMER = "The newcomer's samples x (N, ...) and labels y (N,), in the format of the run's data."
+_NEWCOMER = "The newcomer's samples x (or x.NAME for several inputs) and targets y, in the format of the run's data."
 Newcomer = Annotated[Path, typer.Argument(metavar="DATA.npz", help=_NEWCOMER)]
 _CHECK = "Only check whether the subregion of a known client still fits these data."
 Check = Annotated[bool, typer.Option("--check", help=_CHECK)]
-_INPUT = "Samples x (N, ...), in the format of the run's data; predictions are compared with labels y, if present."
+_INPUT = (
+    "Samples x (or x.NAME for several inputs), in the format of the run's data; labels y, if present, are compared."
+)
 Input = Annotated[Path, typer.Argument(metavar="INPUT.npz", help=_INPUT)]
 _TABLE = "Write one line per sample: label and probabilities. Default: print the first lines."
 TablePath = Annotated[Path | None, typer.Option("-o", metavar="OUT.csv", help=_TABLE)]
@@ -151,9 +153,10 @@ def _opened(path: Path) -> Run:
 
 
 def _arrays(path: Path, *needed: str) -> dict[str, Any]:
+    from floco.data.reading import gather
     from floco.data.sources import read_npz
 
-    arrays = dict(read_npz(str(path), "data"))
+    arrays: dict[str, Any] = gather(read_npz(str(path), "data"))
     for name in needed:
         if name not in arrays:
             among = ", ".join(arrays) or "nothing"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from floco.client.setup import Setup
     from floco.server.progress import Progress
 
-_OUT = typer.Option(help="Run directory; must be empty or absent. Default: runs/<name>-<time>.")
+_OUT = typer.Option(help="Run directory; must be empty or absent. Default: runs/<name>-<method>-<time>.")
 _COMPARISON = typer.Option(help="Directory; must be empty or absent. Default: runs/compare-<name>-<time>.")
 _METHODS = typer.Option("-a", metavar="A,B,...", help="Methods; the first is tested against the others.")
 _TUNE = typer.Option("--tune", help="First try six settings per method, validated on a part of the training data.")
@@ -51,11 +51,12 @@ def run(
     """Train a federation: one global model, and one model per client."""
     with report_errors(debug, as_json):
         from floco.runs import session
-        from floco.runs.toml import read, to_toml
+        from floco.runs.toml import as_dict, read, to_toml
 
         settings = session.resolve_paths(read(config, s or []))
         if print_config:
             out_console.out(to_toml(settings), end="", highlight=False)
+            emit(as_json, **as_dict(settings))
             return
         name = config.stem if config is not None else settings.data.source.partition(":")[0]
         path = out or Path("runs") / f"{name}-{settings.algorithm.name}-{time.strftime('%Y%m%d-%H%M%S')}"

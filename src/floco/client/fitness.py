@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from floco.core.errors import FlocoError, warn
 from floco.core.head import outputs_of
 from floco.core.inputs import Inputs, arguments, columns, count, each, rows, shapes
 from floco.core.random import global_stream, one_thread
+from floco.core.task import Task
 from floco.core.values import Tensors
 
 _TRIED = 64  # samples for the checks
@@ -70,9 +72,22 @@ def _check_loss(setup: Setup, outputs: torch.Tensor, y: torch.Tensor) -> None:
         values = task.values(score)
     except Exception as error:
         raise FlocoError(f"task {task.name} fails on {where}: {type(error).__name__}: {error}") from error
-    if loss.numel() != 1 or score.n < 1 or not all(v is None or isinstance(v, int | float) for v in values.values()):
+    if _mixes_samples(task, outputs, y):
+        advice = "outputs and targets broadcast; give them one shape, e.g. outputs.reshape(targets.shape)"
+        raise FlocoError(
+            f"task {task.name}: its loss does not see which target belongs to which output, {where}: {advice}"
+        )
+    if loss.ndim or score.n < 1 or not all(v is None or isinstance(v, int | float) for v in values.values()):
         wanted = "loss must be a scalar, and all metrics numbers or None"
         raise FlocoError(f"task {task.name}, on {where}: {wanted}, got loss {tuple(loss.shape)} and {values}")
+
+
+def _mixes_samples(task: Task, outputs: torch.Tensor, y: torch.Tensor) -> bool:
+    """Return whether targets in another order give the same loss, though each sample's own loss differs."""
+    other = y.flip(0)
+    alone = [float(task.losses(outputs, t).mean()) for t in (y, other)]
+    together = [float(task.loss(outputs, t)) for t in (y, other)]
+    return not math.isclose(*alone, rel_tol=1e-3, abs_tol=1e-6) and math.isclose(*together, rel_tol=1e-5)
 
 
 def _check_tensors(setup: Setup, x: Inputs, y: torch.Tensor) -> None:

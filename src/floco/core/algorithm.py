@@ -96,7 +96,10 @@ class Algorithm(Settings, ABC):
         """Return the phases of the client's training in this round, in order."""
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
-        """Return the update to send and the memory to keep, from the working tensors after the last phase."""
+        """Return the update to send and the memory to keep, from the working tensors after the last phase.
+
+        If it is empty, the client keeps the memory it had.
+        """
         return Update(client, message.purpose, facts.n_train, {name: tensors[name] for name in message.shared}), {}
 
     @property

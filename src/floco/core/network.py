@@ -85,6 +85,11 @@ class Network:
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def shapes(self) -> str:
+        """Return a hash of the names and shapes of all tensors."""
+        text = "".join(f"{name} {tuple(value.shape)} " for name, value in sorted(self.module.state_dict().items()))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
     def _known_name(self, name: str, parameters: Mapping[str, torch.Tensor]) -> str | None:
         """Return the name in `parameters` of a (perhaps tied) parameter; None if it is frozen or computed."""
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -12,19 +13,22 @@ from typing import Any, TypeVar
 from floco.core.errors import FlocoError, nearest
 
 T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_-]*")  # it becomes part of file names and of keys
 
 
 def load_object(path: str, key: str) -> Any:
     """Return what `module:name` names; `key` is the setting, for error messages."""
     module, _, name = path.partition(":")
     try:
-        found = getattr(importlib.import_module(module or "(no module)"), name or "(no function)")
+        holder = importlib.import_module(module or "(no module)")
     except ModuleNotFoundError as error:
         where = "it must be importable from the folder where floco is started"
         raise FlocoError(f"{key} = {path!r}: {error}; {where}") from error
-    except AttributeError as error:
-        raise FlocoError(f"{key} = {path!r}: module {module!r} has no {name!r}") from error
-    if not callable(found):
+    except Exception as error:  # whatever the user's module raises
+        raise FlocoError(f"{key} = {path!r}: importing it raised {type(error).__name__}: {error}") from error
+    if not hasattr(holder, name):
+        raise FlocoError(f"{key} = {path!r}: module {module!r} has no {name!r}")
+    if not callable(found := getattr(holder, name)):
         raise FlocoError(f"{key} = {path!r} must be a function, got {type(found).__name__}")
     return found
 
@@ -65,8 +69,16 @@ class Registry:
             raise FlocoError(f"{self.key}: {cls.__name__} has no {', '.join(missing)}, which each {kind} needs")
         if not dataclasses.is_dataclass(cls) or not getattr(cls, "__dataclass_params__").frozen:  # noqa: B009
             raise FlocoError(f"{self.key}: put @dataclass(frozen=True) above class {cls.__name__}")
-        if not isinstance(getattr(cls, "name", None), str):
-            raise FlocoError(f'{self.key}: class {cls.__name__} needs a name, e.g. name: ClassVar[str] = "mine"')
+        name = vars(cls).get("name")
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            needed = 'a name of its own, of letters, digits, "+", "-" and "_", e.g. name: ClassVar[str] = "mine"'
+            raise FlocoError(f"{self.key}: class {cls.__name__} needs {needed}; got {name!r}")
+        if self.known.get(name, cls) is not cls:
+            raise FlocoError(f"{self.key}: class {cls.__name__} needs a name of its own: {name!r} is built in")
+        for field in (f for f in dataclasses.fields(cls) if "doc" not in f.metadata):
+            of = getattr(field.type, "__name__", str(field.type))
+            better = f'{field.name}: {of} = setting({field.default!r}, "what it is")'
+            raise FlocoError(f"{self.key}: {cls.__name__}.{field.name} needs a description: {better}, of floco.core")
         return cls
 
     def name_of(self, cls: type[Any]) -> str:

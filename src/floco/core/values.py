@@ -106,6 +106,7 @@ class Facts:
     layout: Layout
     training: Training
     n_train: int
+    """0 where the global model is built, which is no client's; so are label counts and batches."""
     label_counts: tuple[int, ...]
     """Training samples by class; () for a task without classes."""
     batches: int

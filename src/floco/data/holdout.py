@@ -51,7 +51,7 @@ def divide_latest(rows: np.ndarray, when: np.ndarray, test_share: float, client:
     if not len(starts):
         raise FlocoError(
             f'client "{client}": all {len(rows)} samples have the same value in the column of data.order, '
-            "so that none is the latest"
+            "so no sample is the latest"
         )
     cut = int(starts[np.argmin(np.abs(len(rows) - starts - test_share * len(rows)))])
     train, test = ordered[:cut], ordered[cut:]

@@ -46,7 +46,7 @@ def read_samples(
     Raises:
         FlocoError: an array is missing or does not fit; the message names it.
     """
-    arrays, task = _gather(arrays), task or Classification()
+    arrays, task = gather(arrays), task or Classification()
     suffix = "_train" if "x_train" in arrays else ""
     needed = [f"x{suffix}", f"y{suffix}", *(["x_test", "y_test"] if "x_test" in arrays or "y_test" in arrays else [])]
     for name in needed:
@@ -70,7 +70,7 @@ def read_samples(
     return replace(made, x_test=x_test, y_test=y_test)
 
 
-def _gather(arrays: Arrays) -> dict[str, Any]:
+def gather(arrays: Arrays) -> dict[str, Any]:
     """Return arrays with those called `x.NAME` gathered in a dict `x`; lists in tuples and dicts become arrays."""
     found: dict[str, Any] = {}
     for name, value in arrays.items():

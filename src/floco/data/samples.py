@@ -108,6 +108,12 @@ class Samples:
             raise FlocoError(f"split {split.name} goes by classes, and task {self.task.name} has none; iid does not")
         labels = self.y if self.task.labelled else np.zeros(len(self.y), np.int64)
         parts = split.assign(Table(labels, self.columns), clients=clients, samples=samples, seed=seed)
+        parts = {client: np.asarray(rows, np.int64 if len(rows) == 0 else None) for client, rows in parts.items()}
+        for client, rows in parts.items():
+            ids: Any = client
+            if not isinstance(ids, str) or rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min(initial=0) < 0:
+                needed = "client ids as text, and for each the positions of its rows (n_k,)"
+                raise FlocoError(f"split {split.name} must return {needed}, got {client!r}: {rows.shape} {rows.dtype}")
         times = np.bincount(np.concatenate([*parts.values(), np.empty(0, np.int64)]), minlength=len(self.y))
         if len(times) > len(self.y) or times.max(initial=0) > 1:
             raise FlocoError(f"split {split.name}: each of the {len(self.y)} rows may belong to one client at most")

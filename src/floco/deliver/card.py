@@ -9,7 +9,7 @@ import torch
 
 from floco.client.setup import Setup
 from floco.core.inputs import columns
-from floco.core.metrics import Score
+from floco.core.metrics import Metrics, Score
 from floco.core.settings import plain
 from floco.data.federation import Federation
 from floco.data.schema import Form
@@ -36,7 +36,7 @@ def card(setup: Setup, title: str, score: Score | None, versions: Mapping[str, A
         "title": title,
         **more,
         **({"input": inputs[""]} if isinstance(schema.forms, Form) else {"inputs": inputs}),
-        "task": {"name": task.name, "metrics": list(task.metrics), **plain(task)},
+        "task": {"name": task.name, "metrics": task.metrics.plain(), **plain(task)},
         "outputs": list(task.graph_names),
         "labels": schema.labels._asdict(),
         "network": {"layers": str(network.module), "parameters": parameters},
@@ -113,12 +113,12 @@ def _step_line(name: str, given: Mapping[str, Any]) -> list[str]:
 
 
 def _metric_lines(facts: Card) -> list[str]:
-    score, task = facts["metrics"], facts["task"]
+    score, known = facts["metrics"], Metrics.of(facts["task"]["metrics"])
     if score is None:
         where = "on its own samples, left out in turn"
         chosen = (r for r in facts["left_out"] if r["chosen"])
-        return [f"{r['rule']}: {_number(r, task['metrics'][0])}, loss {r['loss']:.3f} {where}." for r in chosen]
-    numbers = ", ".join(_number(score, metric) for metric in task["metrics"] if score[metric] is not None)
+        return [f"{r['rule']}: {_number(known, known.primary, r)}, loss {r['loss']:.3f} {where}." for r in chosen]
+    numbers = ", ".join(_number(known, name, score) for name in known if score[name] is not None)
     lines = [f"On {score['samples']} samples ({facts['tested_on']}): {numbers}."]
     worst = [f"{c['class']} {100 * c['recall']:.0f} % of {c['samples']}" for c in score.get("classes", [])[:_WORST]]
     return [*lines, "", f"Least recognised classes: {'; '.join(worst)}."] if worst else lines
@@ -127,9 +127,8 @@ def _metric_lines(facts: Card) -> list[str]:
 _SHOWN = {"ece": "calibration error", "brier": "Brier score"}
 
 
-def _number(values: Mapping[str, Any], metric: str) -> str:
-    name, value = _SHOWN.get(metric, metric.replace("_", " ")), values[metric]
-    return f"{name} {100 * value:.1f} %" if metric.endswith("accuracy") else f"{name} {value:.3f}"
+def _number(metrics: Metrics, name: str, values: Mapping[str, Any]) -> str:
+    return f"{_SHOWN.get(name, name.replace('_', ' '))} {metrics.text(name, values[name])}"
 
 
 def _few(values: list[float]) -> str:

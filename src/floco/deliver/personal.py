@@ -12,7 +12,7 @@ from floco.client.round import adapt
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs, rows
-from floco.core.mixing import Mixing
+from floco.core.mixing import CENTER, Mixing
 from floco.core.random import one_thread, stream
 from floco.core.settings import plain
 from floco.core.values import Message, Tensors
@@ -69,13 +69,15 @@ def _global(setup: Setup, progress: Progress) -> Tensors:
 
 
 def _personal(setup: Setup, progress: Progress, client: str, at: str) -> tuple[Tensors, torch.Tensor | None]:
-    if at == "best" or setup.algorithm.mixing is not None:
-        mixing, simplex, alpha = find_point(setup, progress, client, at)
-        return mixing(simplex, alpha.float()), alpha
-    personal = setup.algorithm.models(_tensors(setup, progress, client), setup.facts(client)).personal
+    if at == "best":
+        near, simplex, alpha = find_point(setup, progress, client, at)
+        return near(simplex, alpha.float()), alpha
+    tensors = _tensors(setup, progress, client)
+    personal = setup.algorithm.models(tensors, setup.facts(client)).personal
     if personal is None:
         raise FlocoError(f"algorithm {setup.algorithm.name} has no personal models")
-    return personal, None
+    mixing = setup.algorithm.mixing
+    return personal, None if mixing is None else mixing.point(tensors)[1]
 
 
 def _tensors(setup: Setup, progress: Progress, client: str) -> Tensors:
@@ -95,7 +97,7 @@ def find_point(
 ) -> tuple[Mixing, Tensors, torch.Tensor]:
     """Return the mixing, a client's own simplex, and its point (M,) on it; `at` is as in `deliver`."""
     if (mixing := setup.algorithm.mixing) is None:
-        raise FlocoError(f"algorithm {setup.algorithm.name} has no simplex: floco and floco+ have one")
+        raise FlocoError(f"algorithm {setup.algorithm.name} has no simplex, as floco has")
     simplex, center = mixing.point(_tensors(setup, progress, client))
     if at == "center":
         return mixing, simplex, center
@@ -126,7 +128,7 @@ def predict(
         raise FlocoError("mixtures are drawn from a client's subregion: name the client; the global model has none")
     with one_thread():
         mixing, simplex, alpha = find_point(setup, progress, client, at)
-        if client not in progress.state.by_client:
+        if CENTER not in progress.state.by_client.get(client, {}):
             raise FlocoError(f'client "{client}" has no subregion: {_why_not(setup, progress)}')
         alphas = sample_subregion(alpha, mixing.radius, mixtures, generator=stream(setup.seed, "predict", client))
         return Mixtures(setup, mixing, simplex, x).mean_predictions(alphas)

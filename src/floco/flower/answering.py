@@ -155,7 +155,7 @@ class _Site:
         if (update := result.update) is not None:
             self._answers.mkdir(exist_ok=True)
             stored = {**add_prefix(update.shared, "shared/"), **add_prefix(update.extra, "extra/")}
-            data = to_safetensors({**stored, **add_prefix(result.memory or {}, "memory/")})
+            data = to_safetensors({**stored, **add_prefix(result.memory or kept or {}, "memory/")})
             replace_file(tensors, data)
             known = {"weight": update.weight, "purpose": update.purpose, "steps": result.steps}
             replace_file(facts, to_json({"key": key, "sha256": checksum(data), **known}))

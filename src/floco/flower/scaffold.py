@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -123,7 +124,15 @@ def share_schema(config: Config) -> Config:
         example = """-s 'data.labels=["0","1"]' -s flower.shape=[8,8]"""
         source = "a data.source on this machine to read them from"
         raise FlocoError(f"the sites must agree on labels and shape: give {example}, or {source}")
-    samples = load(config.data.source, kind=config.data.kind, labels=config.data.labels, task=config.task)
+    samples = load(
+        config.data.source,
+        kind=config.data.kind,
+        labels=config.data.labels,
+        channels=config.data.channels,
+        task=config.task,
+    )
+    if samples.y.ndim > 1:
+        raise FlocoError(f"on Flower, a target is one number; those of {config.data.source} are {samples.y.shape[1:]}")
     data = replace(config.data, labels=samples.labels.values)
     flower = replace(config.flower, shape=samples.schema.form.shape)
     return replace(config, data=data, flower=flower)
@@ -139,17 +148,32 @@ def _unresolved(config: Config) -> Config:
 
 
 def _own_modules(config: Config) -> dict[str, bytes]:
-    """Return the user's own source files that the settings name as `module:name`: the server and the sites need them.
+    """Return the user's own source files that the settings name as `module:name`, and those that they import.
 
     Modules outside the current folder are installed packages, which each machine has to install.
     """
-    names = [config.model.name, *(REGISTRIES[t].name_of(type(getattr(config, t))) for t in ("algorithm", "task"))]
-    here, files = Path.cwd(), {}
-    for module in {name.partition(":")[0].partition(".")[0] for name in names if ":" in name}:
+    chosen = {"algorithm": config.algorithm, "task": config.task, "data.split": config.data.split}
+    names = [config.model.name, *(REGISTRIES[table].name_of(type(value)) for table, value in chosen.items())]
+    here, files = Path.cwd(), dict[str, bytes]()
+    todo = [name.partition(":")[0].partition(".")[0] for name in names if ":" in name]
+    while todo:
+        module = todo.pop()
+        if module == _PACKAGE:
+            raise FlocoError(f"a module of an app cannot be called {_PACKAGE}, as its package is: rename it")
         for path in (here / f"{module}.py", *sorted((here / module).rglob("*.py"))):
-            if path.is_file():
-                files[str(path.relative_to(here))] = path.read_bytes()
+            name = str(path.relative_to(here))
+            if path.is_file() and name not in files:
+                files[name] = path.read_bytes()
+                todo += _imports(files[name])
     return files
+
+
+def _imports(source: bytes) -> set[str]:
+    """Return the top-level modules that a file imports."""
+    nodes = list(ast.walk(ast.parse(source)))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    from_ = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in plain | from_}
 
 
 def write(folder: Path, config: Config) -> None:
@@ -157,6 +181,7 @@ def write(folder: Path, config: Config) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FlocoError(f"{folder} is not empty: choose another place")
     config = _unresolved(share_schema(config))
+    own = _own_modules(config)  # before the folder is there: it may be inside the user's own package
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-")
     facts = {"name": name or "federation", "package": _PACKAGE, "floco": version("floco"), "flwr": version("flwr")}
     facts |= {"labels": ", ".join(config.data.labels), "shape": str(config.flower.shape)}
@@ -168,7 +193,7 @@ def write(folder: Path, config: Config) -> None:
         (folder / _PACKAGE).mkdir(parents=True, exist_ok=True)
         for path, text in files.items():
             write_file(folder / path, text.encode())
-        for path, source in _own_modules(config).items():
+        for path, source in own.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             write_file(folder / path, source)
     except OSError as error:

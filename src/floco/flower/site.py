@@ -114,6 +114,8 @@ def introduce(site: SiteConfig, text: str) -> dict[str, Any]:
     if form.shape != config.flower.shape:
         shape = config.flower.shape
         raise FlocoError(f"the run is about samples of shape {shape}, and those of {source} have {form.shape}")
+    if federation.y.ndim > 1:
+        raise FlocoError(f"on Flower, a target is one number; those of {source} are {tuple(federation.y.shape[1:])}")
     if form.offset:
         large = ", ".join(str(i) for i, o in enumerate(form.offset) if o)
         problem = f"channels {large} of {source} have values that are large compared with their differences"

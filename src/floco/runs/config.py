@@ -146,6 +146,8 @@ def check_importable(config: Config) -> None:
     for value, table in ((config.algorithm, "algorithm"), (config.task, "task")):
         registry = REGISTRIES[table]
         name = registry.name_of(type(value))
+        if name.startswith("__main__:"):
+            raise FlocoError(f"{name}: a run directory needs a class that others can import: put it in a module")
         try:
             found = registry.find(name)
         except FlocoError as error:

@@ -58,14 +58,15 @@ def put(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 
 def _spell_out_split(raw: dict[str, Any]) -> None:
-    """Turn `split = "folds"` with its settings beside it, as in version 0.1, into a table of their own."""
+    """Turn `split = "folds"` with its settings beside it, the short form, into a table."""
     data = raw.get("data")
     if not isinstance(data, dict):
         return
     split = data.get("split", {})
     split = {"name": split} if not isinstance(split, Mapping) else dict(split)
-    if split.get("name", DEFAULTS["data.split"]) in SPLITS:
-        own = set(names(SPLITS[split.get("name", DEFAULTS["data.split"])]))
+    name = split.get("name", DEFAULTS["data.split"])
+    if isinstance(name, str) and name in SPLITS:
+        own = set(names(SPLITS[name]))
         split |= {key: data.pop(key) for key in [k for k in data if k in own - set(names(Data))]}
     data["split"] = split
 

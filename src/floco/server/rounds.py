@@ -61,8 +61,10 @@ def round_jobs(setup: Setup, before: Progress) -> list[Job]:
     algorithm, state, number = setup.algorithm, before.state, before.round + 1
     generator = stream(setup.seed, "select", number)
     chosen = algorithm.select(state, tuple(setup.clients), fraction=setup.training.fraction, generator=generator)
-    if not chosen.train:
-        raise FlocoError(f"round {number}: {type(algorithm).__name__}.select must choose at least one client to train")
+    everyone = [*chosen.train, *chosen.probe]
+    if not chosen.train or len({*everyone}) < len(everyone) or not {*everyone} <= setup.clients.keys():
+        rule = "must choose at least one client to train, each client once, and only clients it was given"
+        raise FlocoError(f"round {number}: {type(algorithm).__name__}.select {rule}, got {chosen}")
     train = [Job(c, "train", algorithm.message(state, c, "train"), before.memories.of(c)) for c in chosen.train]
     probe = [Job(c, "probe", algorithm.message(state, c, "probe"), before.memories.of(c)) for c in chosen.probe]
     return train + probe
