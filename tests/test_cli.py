@@ -203,6 +203,14 @@ def test_a_terminal_gets_a_progress_bar_with_both_accuracies(tmp_path: Path) -> 
     assert re.search(r"round +4/4 .*global +[\d.]+ % personal +[\d.]+ %", text)
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [("run", "the embedded digits"), ("resume", "Directory of a run"), ("predict", "A run directory")],
+)
+def test_help_explains_the_arguments(command: str, says: str) -> None:
+    assert says in " ".join(floco(command, "--help").output.split())
+
+
 def test_help_names_the_commands_and_imports_no_torch() -> None:
     shown = subprocess.run([*FLOCO, "--help"], capture_output=True, text=True, check=True).stdout
     assert all(f" {command} " in shown for command in ("run", "resume", "data"))
