@@ -623,26 +623,39 @@ def test_an_app_needs_what_all_sites_share(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.fab"))) == 1
 
 
-def test_an_app_takes_the_users_own_modules_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "nets").mkdir()
-    files = {
-        "fedbabu.py": (EXAMPLES / "fedbabu.py").read_text(),
-        "nets/__init__.py": "",
-        "other.py": "raise SystemExit",
-    }
-    files["nets/small.py"] = (
-        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+def test_an_app_takes_the_users_own_modules_along_and_what_they_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = (
+        "from torch import nn\nimport widths\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
     )
-    for name, text in files.items():
+    files = {n: (EXAMPLES / n).read_text() for n in ("fedbabu.py", "power_law.py")}
+    files |= {"nets/__init__.py": "", "nets/small.py": net, "widths.py": "WIDTH = 10\n"}
+    (tmp_path / "nets").mkdir()
+    for name, text in {**files, "other.py": "raise SystemExit"}.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    done = floco("flower", "new", "app", "-s", f"algorithm.name={OWN}", "-s", "model.name=nets.small:net")
+    chosen = [f"algorithm.name={OWN}", "model.name=nets.small:net", "data.split=power_law:PowerLaw", "data.clients=4"]
+    done = floco("flower", "new", "nets/app", *(part for text in chosen for part in ("-s", text)))
     assert done.exit_code == 0, done.output
-    copied = {
-        str(f.relative_to("app")): f.read_text() for f in Path("app").rglob("*.py") if f.parent.name != "federation"
-    }
-    assert copied == {name: text for name, text in files.items() if name != "other.py"}
+    app = Path("nets/app")
+    copied = {str(f.relative_to(app)): f.read_text() for f in app.rglob("*.py") if f.parent.name != "federation"}
+    assert copied == files
+    Path("federation.py").write_text((EXAMPLES / "fedbabu.py").read_text())
+    done = floco("flower", "new", "second", "-s", "algorithm.name=federation:FedBABU")
+    assert done.exit_code == 2
+    assert "a module of an app cannot be called federation" in done.output
+    assert not Path("second").exists()
+
+
+def test_an_app_of_sequences_reads_its_shape_as_data_channels_says(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "series.npz", x=draw.normal(size=(40, 9, 3)), y=np.arange(40) % 2)
+    given = [f"data.source=npz:{tmp_path / 'series.npz'}", "data.split=iid", "data.clients=2", "data.channels=last"]
+    done = floco("flower", "new", tmp_path / "app", *(part for text in given for part in ("-s", text)))
+    assert done.exit_code == 0, done.output
+    assert run_settings(run_config(tmp_path / "app")).flower.shape == (9, 3)
 
 
 def run_config(app: Path) -> dict[str, Any]:

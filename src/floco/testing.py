@@ -121,7 +121,7 @@ def _check_rounds(setup: Setup, passed: list[Progress]) -> None:
     both = setup.algorithm.models(setup.algorithm.begin(message, memory, facts), facts)
     find_global_model(setup, message)  # for the server, which is no client: facts.n_train is 0
     for which, tensors in (("global", both.global_), ("personal", both.personal)):
-        lacking = [] if tensors is None else [n for n in (*layout.parameters, *layout.buffers) if n not in tensors]
+        lacking = [] if tensors is None else [n for n in layout.names if n not in tensors]
         _hold(not lacking, f"the {which} model lacks {', '.join(lacking)}")
     _hold(both != (None, None), "a method has a global model, a personal model, or both")
 

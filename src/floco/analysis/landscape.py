@@ -167,4 +167,4 @@ def network_of(setup: Setup, state: ServerState) -> Tensors | None:
     """Return the global model as parameters and buffers of the network, None for a method without one."""
     tensors = find_global_model(setup, Message(state.round, "evaluate", state.shared))
     layout = setup.network.layout
-    return None if tensors is None else {n: tensors[n] for n in (*layout.parameters, *layout.buffers)}
+    return None if tensors is None else {n: tensors[n] for n in layout.names}

@@ -29,7 +29,7 @@ def compute_outputs_of_each(setup: Setup, models: Sequence[Tensors], x: Inputs) 
     Models that share all tensors (the same objects) except the head share one forward pass through the body.
     """
     layout = setup.network.layout
-    names = (*layout.parameters, *layout.buffers)
+    names = layout.names
     alike = all(m[n] is models[0][n] for m in models[1:] for n in names if n not in layout.head)
     split = setup.split if alike and len(models) > 1 else None
     needed = [names if split is None or m is models[0] else layout.head for m in models]

@@ -87,7 +87,7 @@ class Setup:
 
     @property
     def _names(self) -> dict[str, str]:
-        return {n: n for n in (*self.network.layout.parameters, *self.network.layout.buffers)}
+        return {n: n for n in self.network.layout.names}
 
     def initial(self) -> Tensors:
         """Return copies of the network's initial tensors on the device; they may be written to."""

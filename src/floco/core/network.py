@@ -74,7 +74,7 @@ class Network:
     def holding(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         """Return a copy of the module in eval mode with these parameters and buffers; other names are ignored."""
         module = copy.deepcopy(self.module)
-        module.load_state_dict({n: tensors[n] for n in (*self.layout.parameters, *self.layout.buffers)}, strict=False)
+        module.load_state_dict({n: tensors[n] for n in self.layout.names}, strict=False)
         return module.eval()
 
     def fingerprint(self) -> str:

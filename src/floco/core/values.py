@@ -98,6 +98,11 @@ class Layout:
     head: tuple[str, ...] = ()
     """The trained ones among weight and bias of that layer."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All parameters, then all buffers."""
+        return (*self.parameters, *self.buffers)
+
 
 @dataclass(frozen=True)
 class Facts:

@@ -183,7 +183,7 @@ def _makers(setup: Setup, state: ServerState, few: _Samples) -> dict[str, _Maker
     in_a_round = max(1, round(training.fraction * len(setup.federation.clients)))
     epochs = max(1, round(training.rounds * training.epochs * in_a_round / len(setup.federation.clients)))
     shared = find_global_model(setup, Message(state.round, "evaluate", state.shared))
-    middle = {n: shared[n] for n in (*network.layout.parameters, *network.layout.buffers)} if shared is not None else {}
+    middle = {n: shared[n] for n in network.layout.names} if shared is not None else {}
     assigned = setup.algorithm.mixing is not None and setup.algorithm.assigned(state)
     makers: dict[str, _Maker] = {}
     if assigned and not setup.local_buffers:

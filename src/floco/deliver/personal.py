@@ -48,7 +48,7 @@ def deliver(
         raise FlocoError(f"a client's model is at one of {', '.join(POINTS)}, the global one in the middle; got {at!r}")
     with one_thread():
         tensors, alpha = (_global(setup, progress), None) if client is None else _personal(setup, progress, client, at)
-    return {n: tensors[n] for n in (*setup.network.layout.parameters, *setup.network.layout.buffers)}, alpha
+    return {n: tensors[n] for n in setup.network.layout.names}, alpha
 
 
 def list_models(setup: Setup, progress: Progress) -> list[str | None]:
