@@ -78,7 +78,7 @@ def trained(setup: Setup, kind: str) -> Progress:
 
 @pytest.mark.parametrize("kind", OWN)
 def test_what_is_ones_own_runs_and_resumes_from_the_command_line_to_the_same_bits(kind: str, elsewhere: Path) -> None:
-    given = settings(*OWN[kind], *QUICK, "training.rounds=40")
+    given = settings(*OWN[kind], *QUICK, "training.rounds=15")
     assert floco("run", *given, "--out", "whole").exit_code == 0
     command = [str(Path(sys.executable).with_name("floco")), "run", *given, "--out", "killed"]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
@@ -87,11 +87,11 @@ def test_what_is_ones_own_runs_and_resumes_from_the_command_line_to_the_same_bit
             assert process.poll() is None
             sleep(0.001)
         os.killpg(process.pid, signal.SIGKILL)
-    assert package.open_run("killed").progress.round < 40
+    assert package.open_run("killed").progress.round < 15
     assert floco("resume", "killed").exit_code == 0
     for table in ("history.csv", "clients.csv"):
         assert Path("killed", table).read_bytes() == Path("whole", table).read_bytes()
-    assert package.open_run("killed").progress.round == 40
+    assert package.open_run("killed").progress.round == 15
 
 
 def test_an_own_method_is_compared_beside_floco_and_its_settings_are_its_own(elsewhere: Path) -> None:

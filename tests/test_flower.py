@@ -55,7 +55,7 @@ SETTINGS = [
 
 
 def read_settings(folder: Path, name: str, *more: str) -> Config:
-    own = ["algorithm.assign_at=2", "algorithm.endpoints=3"] if name.startswith("floco") else []
+    own = ["algorithm.assign_at=2", "algorithm.endpoints=3"] if name.startswith(("floco", "my_floco")) else []
     data = [f"data.source=npz:{folder / 'data' / 'all.npz'}", "data.split=natural"]
     given = [*data, f"algorithm.name={name}", *own, "training.rounds=4", *SETTINGS, *more]
     return session.resolve_paths(read(None, given))
@@ -88,8 +88,20 @@ class Federated:
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OWN = "fedbabu:FedBABU"
-"""A method in a file outside the package, which `floco flower new` copies into the app."""
-ONE, ALL = (("floco+", OWN), 3), ((*package.ALGORITHMS, OWN), 4)
+MINE = "my_floco:MyFloco"
+"""Methods in files outside the package, which `floco flower new` copies into the app."""
+MY_FLOCO = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from floco.algorithms import FlocoPlus
+
+
+@dataclass(frozen=True)
+class MyFloco(FlocoPlus):
+    name: ClassVar[str] = "my-floco"
+"""
+ONE, ALL = ((MINE,), 3), ((*package.ALGORITHMS, OWN, MINE), 4)
 
 
 @pytest.fixture(scope="module", params=[ONE, pytest.param(ALL, marks=pytest.mark.soak)], ids=["one", "all methods"])
@@ -97,10 +109,13 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """Methods, each run on Flower; four at a time, at the same sites."""
     folder = tmp_path_factory.mktemp("federation")
     dealt(folder)
-    (methods, rounds), logs = request.param, {}
+    (methods, rounds), logs, user = request.param, {}, folder / "user"
+    user.mkdir()
+    (user / "my_floco.py").write_text(MY_FLOCO)
+    (user / "fedbabu.py").write_text((EXAMPLES / "fedbabu.py").read_text())
     with pytest.MonkeyPatch.context() as patch, processes(folder) as running:
-        patch.chdir(EXAMPLES)  # the user's folder; the processes of the federation run in others
-        patch.syspath_prepend(str(EXAMPLES))
+        patch.chdir(user)  # the processes of the federation run in other folders
+        patch.syspath_prepend(str(user))
         for site in SITES:
             running.node(site, node(folder, site, **{"share-labels": True}))
         for i in range(0, len(methods), 4):
@@ -143,7 +158,7 @@ def test_a_site_takes_its_model_home_without_the_server(federation: Federated, t
     folder, site, ids = federation.folder, federation.folder / "sites" / "north", federation.ids()
     x = np.load(folder / "data" / "north.npz")["x"][:40]
     np.savez(tmp_path / "new.npz", x=x)
-    for name in ids.keys() & {"floco+", "ditto"}:
+    for name in ids.keys() & {"floco+", "ditto", MINE}:
         own, file = site / ids[name], tmp_path / f"{name}.safetensors"
         done = floco("export", own, "--client", "north", "-o", file)
         assert done.exit_code == 0, done.output
