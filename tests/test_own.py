@@ -245,13 +245,13 @@ def test_a_name_that_is_no_text_is_refused() -> None:
 @dataclass(frozen=True)
 class TwoGrids(FedAvg):
     name: ClassVar[str] = "two-grids"
-    tuning_grid: ClassVar[Mapping[str, tuple[float, float]]] = {"a": (1.0, 2.0), "b": (1.0, 2.0)}
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"a": (1.0, 2.0), "b": (1.0, 2.0)}
     a: float = setting(1.0, "one")
     b: float = setting(1.0, "other")
 
 
-def test_a_tuning_grid_has_one_setting() -> None:
-    with pytest.raises(FlocoError, match="two-grids: tuning_grid must name one of its settings, got a, b"):
+def test_a_tuned_has_one_setting() -> None:
+    with pytest.raises(FlocoError, match="two-grids: tuned must name one of its settings, got a, b"):
         list_trials(parse({"algorithm": {"name": "test_own:TwoGrids"}}))
 
 
@@ -324,6 +324,22 @@ class Sometimes(Ditto):
 def test_a_client_that_returns_no_memory_keeps_the_one_it_had() -> None:
     one, two = train(make(Sometimes(), federation=blobs(), rounds=2, fraction=1.0))
     assert all(torch.equal(one.memories[c][n], t) for c in two.memories for n, t in two.memories[c].items())
+
+
+@dataclass(frozen=True)
+class FirstWords(Ditto):
+    """Ditto in the words of the first version, where a message's purpose was called its task."""
+
+    name: ClassVar[str] = "first-words"
+
+    def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
+        update, memory = super().finish(tensors, message, client, facts)
+        assert update.task == message.task == message.purpose
+        return Update(client, message.task, facts.n_train, update.shared), memory
+
+
+def test_the_names_of_the_first_contract_stay() -> None:
+    testing.check_algorithm(FirstWords())
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class APFL(Algorithm):
 
     name: ClassVar[str] = "apfl"
     personal_model: ClassVar[str] = "vbar"
-    tuning_grid: ClassVar[Mapping[str, tuple[float, float]]] = {"a": (0.5, 0.1)}
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"a": (0.5, 0.1)}
     a: float = setting(0.5, "a: weight of the personal model in the mixture, at the start", low=0, high=1)
     adaptive: bool = setting(True, "a moves with its gradient, on each client (false: it stays)")
 

@@ -64,7 +64,7 @@ class Ditto(Algorithm):
 
     name: ClassVar[str] = "ditto"
     personal_model: ClassVar[str] = "v"
-    tuning_grid: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (1.0, 0.1)}
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (1.0, 0.1)}
     pull: float = setting(1.0, "lambda: strength of the pull of the personal model towards the received one", low=0)
     personal_epochs: int | None = setting(
         None, "e': epochs of the personal model a round (empty: training.epochs)", low=1

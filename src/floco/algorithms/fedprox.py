@@ -20,7 +20,7 @@ class FedProx(Algorithm):
     """
 
     name: ClassVar[str] = "fedprox"
-    tuning_grid: ClassVar[Mapping[str, tuple[float, float]]] = {"mu": (0.01, 0.1)}
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"mu": (0.01, 0.1)}
     mu: float = setting(0.01, "mu: strength of the proximal term (the paper tries 0.001 to 1)", low=0)
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:

@@ -62,7 +62,7 @@ class MixtureSampler:
 class SimplexMethod(Algorithm):
     """Base of Floco and Floco+: the shared simplex, its training, and the assignment."""
 
-    tuning_grid: ClassVar[Mapping[str, tuple[float, float]]] = {"radius": (0.1, 0.3)}
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"radius": (0.1, 0.3)}
     global_model: ClassVar[str] = "alpha = 1/M"
     personal_model: ClassVar[str] = "alpha = beta_k"
     prefix: ClassVar[str] = ""

@@ -43,7 +43,7 @@ class PFedMe(Algorithm):
 
     name: ClassVar[str] = "pfedme"
     personal_model: ClassVar[str] = "theta after the client's last round"
-    tuning_grid: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (15.0, 1.0)}
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"pull": (15.0, 1.0)}
     pull: float = setting(
         15.0, "lambda: strength of the pull of theta towards w; eta lambda must be at most 1", above=0
     )

@@ -52,7 +52,7 @@ class SuPerFed(Algorithm):
     name: ClassVar[str] = "superfed"
     global_model: ClassVar[str] = "a = 0"
     personal_model: ClassVar[str] = "a = 0.5, but w_f itself until the client's w_l has been trained"
-    tuning_grid: ClassVar[Mapping[str, tuple[float, float]]] = {"nu": (1.0, 0.1)}
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"nu": (1.0, 0.1)}
     mu: float = setting(0.01, "mu: strength of the distance to the received parameters", low=0)
     nu: float = setting(1.0, "nu: strength of the squared cosine between the two endpoints", low=0)
     start_share: float = setting(

@@ -34,11 +34,11 @@ def list_trials(config: Config) -> list[dict[str, Any]]:
 
     They are three learning rates with two values of the tuned setting each, or six learning rates.
     """
-    lr, grid = config.training.lr, config.algorithm.tuning_grid
+    lr, grid = config.training.lr, config.algorithm.tuned
     if not grid:
         return [{"training.lr": lr * f} for f in _FINE]
     if len(grid) > 1 or not grid.keys() <= {*names(type(config.algorithm))}:
-        raise FlocoError(f"{config.algorithm.name}: tuning_grid must name one of its settings, got {', '.join(grid)}")
+        raise FlocoError(f"{config.algorithm.name}: tuned must name one of its settings, got {', '.join(grid)}")
     ((name, usual),) = grid.items()
     given = getattr(config.algorithm, name)
     return [

@@ -40,7 +40,7 @@ class Algorithm(Settings, ABC):
 
     name: ClassVar[str]
     """The name by which users choose it."""
-    tuning_grid: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {}
     """The hyperparameter worth tuning, and the two values to try."""
     global_model: ClassVar[str] = "w"
     """The global model, in the symbols of the docstring; "none" if there is none."""

@@ -143,6 +143,11 @@ class Message:
     own: Tensors = field(default_factory=dict)
     """The server's tensors for this client, e.g. its center: `ServerState.by_client`."""
 
+    @property
+    def task(self) -> Purpose:
+        """The same as `purpose`, under the name that methods of the first version use."""
+        return self.purpose
+
 
 @dataclass(frozen=True)
 class Update:
@@ -154,6 +159,11 @@ class Update:
     shared: Tensors
     extra: Tensors = field(default_factory=dict)
     """For the method's own `aggregate`, e.g. SCAFFOLD's change of c_i."""
+
+    @property
+    def task(self) -> Purpose:
+        """The same as `purpose`, under the name that methods of the first version use."""
+        return self.purpose
 
 
 class ClientInfo(NamedTuple):
