@@ -30,7 +30,7 @@ for site in east north south stranger; do ssh-keygen -q -t ecdsa -b 384 -N "" -C
 echo "-- data and app"
 python - <<'PYTHON'
 from pathlib import Path
-from floco.runs.config import read
+from floco.runs.toml import read
 from floco.flower.scaffold import write
 from floco.flower.demo import deal
 source = deal(Path("."))

@@ -1,6 +1,7 @@
 """The shape of the package: layers, budgets, names, and that the documents say what is so."""
 
 import ast
+import importlib.util
 import io
 import json
 import pydoc
@@ -146,6 +147,21 @@ def test_the_list_of_folders_is_complete() -> None:
     for path in FILES:
         name = f"{path.stem}.py" if path.parent == SOURCE else f"{part(module(path))}/"
         assert path == SOURCE / "__init__.py" or f"`{name}`" in text, name
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_what_scripts_import_of_the_package_exists(folder: str) -> None:
+    """Also in shell scripts, and where a script takes too long to be run here."""
+    seen = 0
+    for path in (p for p in sorted((ROOT / folder).iterdir()) if p.suffix in (".py", ".sh")):
+        pattern = r"^\s*from (floco[\w.]*) import (\([^)]*\)|[^\n#]*)"
+        for name, names in re.findall(pattern, path.read_text(), re.M):
+            home = importlib.import_module(name)
+            for imported in re.findall(r"(\w+)(?: as \w+)?\s*(?:,|$|\))", names.replace("\n", " ").strip("()")):
+                seen += 1
+                inside = hasattr(home, "__path__") and importlib.util.find_spec(f"{name}.{imported}")
+                assert hasattr(home, imported) or inside, (path.name, name, imported)
+    assert seen >= 10
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:
