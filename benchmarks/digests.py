@@ -2,7 +2,7 @@
 
 A change without numerical effect leaves the digests equal, on the same machine with the same versions:
 
-    python benchmarks/digests.py            write benchmarks/results/digests.json (about 15 minutes)
+    python benchmarks/digests.py            write benchmarks/results/digests-CPU.json (about 15 minutes)
     python benchmarks/digests.py --check    compare with it, and name the differences
 
 All runs use the command line, in temporary folders: clients of unequal size, half of them per round, with assignment.
@@ -31,7 +31,8 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import nn
 
-RESULTS = Path(__file__).with_name("results") / "digests.json"
+CPU = torch.backends.cpu.get_cpu_capability()  # other instructions, other bits
+RESULTS = Path(__file__).with_name("results") / f"digests-{CPU.lower()}.json"
 FLOCO = str(Path(sys.executable).with_name("floco"))
 PERSONAL = ["ditto", "pfedme", "apfl", "fedper", "fedrep", "fedrod", "superfed"]
 METHODS = ["floco", "floco+", "fedavg", "fedavg+ft", "local", "fedprox", "scaffold", *PERSONAL]
@@ -177,7 +178,7 @@ def main() -> None:
     options = parser.parse_args()
     packages = ("torch", "numpy", "scipy", "scikit-learn", "flwr-datasets")
     versions = {"python": platform.python_version(), **{p: version(p) for p in packages}}
-    versions["cpu"] = torch.backends.cpu.get_cpu_capability()
+    versions["cpu"] = CPU
     found: Digests = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, case in cases(Path(folder)).items():
@@ -191,6 +192,8 @@ def main() -> None:
     if not options.check:
         RESULTS.write_text(json.dumps({"versions": versions, "digests": found}, indent=1) + "\n")
         return
+    if not RESULTS.exists():
+        sys.exit(f"there are no digests of a CPU with {CPU}: write them with the code before the change")
     known = json.loads(RESULTS.read_text())
     if known["versions"] != versions:
         print(f"written with other versions, so bits may differ: {known['versions']}")
