@@ -176,11 +176,40 @@ def test_a_loss_that_compares_every_output_with_every_target_is_refused(task: An
     package.fit(lambda: nn.Linear(4, 1), regression(), FedAvg(), rounds=1)
 
 
+@dataclass(frozen=True)
+class Each(Squares):
+    """A loss for each sample, where the mean is wanted."""
+
+    name: ClassVar[str] = "each"
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs.squeeze(1) - targets).square()
+
+
+@dataclass(frozen=True)
+class Failing(Squares):
+    name: ClassVar[str] = "failing"
+
+    def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no losses")
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [(Each(), r"loss must be a scalar.*got loss \(64,\)"), (Failing(), "task failing fails on .*no losses")],
+)
+def test_a_loss_of_another_shape_is_refused_in_words(task: Any, says: str) -> None:
+    federation = package.load(line(), task=task).split(package.Natural())
+    with pytest.raises(FlocoError, match=says):
+        package.fit(lambda: nn.Linear(4, 1), federation, FedAvg(), rounds=1)
+
+
 Assigned = Callable[[int], Mapping[Any, Any]]
 WRONG: dict[str, Assigned] = {
     "ids as numbers": lambda n: {0: np.arange(n)},
     "a mask": lambda n: {"a": np.arange(n) % 2 == 0},
     "negative rows": lambda n: {"a": np.array([-1, 0, 1])},
+    "a number": lambda n: {"a": 5},
     "a table": lambda n: {"a": np.arange(n)[:, None]},
 }
 
@@ -206,6 +235,19 @@ class Lists(Split):
 
     def assign(self, table: Table, *, clients: int | None, samples: int | None, seed: int) -> Any:
         return {"a": list(range(900)), "b": list(range(900, 1797))}
+
+
+@dataclass(frozen=True)
+class Ragged(Split):
+    name: ClassVar[str] = "ragged"
+
+    def assign(self, table: Table, *, clients: int | None, samples: int | None, seed: int) -> Any:
+        return {"a": [[1, 2], [3]]}
+
+
+def test_rows_of_unequal_lengths_are_refused_in_words() -> None:
+    with pytest.raises(FlocoError, match="split ragged: the rows of 'a' is no array"):
+        package.load("digits").split(Ragged())
 
 
 def test_a_split_may_return_lists() -> None:

@@ -127,7 +127,7 @@ def _finished(paths: Iterable[Path]) -> list[_Finished]:
 
 def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what affects a run's results, without the seed; a configuration made in Python does not say all of it."""
-    seen = {name: facts.get(name) for name in ("shapes", "clients")}
+    seen = {name: facts.get(name) for name in ("network", "clients")}
     return seen | flatten({name: facts["config"][name] for name in ("data", "task", "model", "training", "algorithm")})
 
 

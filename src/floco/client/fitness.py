@@ -70,9 +70,10 @@ def _check_loss(setup: Setup, outputs: torch.Tensor, y: torch.Tensor) -> None:
     try:
         loss, score = task.loss(outputs, y), task.score(outputs, y)
         values = task.values(score)
+        mixed = not loss.ndim and _mixes_samples(task, outputs, y)
     except Exception as error:
         raise FlocoError(f"task {task.name} fails on {where}: {type(error).__name__}: {error}") from error
-    if _mixes_samples(task, outputs, y):
+    if mixed:
         advice = "outputs and targets broadcast; give them one shape, e.g. outputs.reshape(targets.shape)"
         raise FlocoError(
             f"task {task.name}: its loss does not see which target belongs to which output, {where}: {advice}"

@@ -85,7 +85,7 @@ class Network:
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def shapes(self) -> str:
+    def shape_hash(self) -> str:
         """Return a hash of the names and shapes of all tensors."""
         text = "".join(f"{name} {tuple(value.shape)} " for name, value in sorted(self.module.state_dict().items()))
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -18,6 +18,7 @@ from floco.data.partition import Foreign
 from floco.data.schema import Form, Normalization, Schema
 from floco.data.split import Split, Table, cut
 from floco.tasks import Classification
+from floco.tasks.labels import array
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -108,7 +109,8 @@ class Samples:
             raise FlocoError(f"split {split.name} goes by classes, and task {self.task.name} has none; iid does not")
         labels = self.y if self.task.labelled else np.zeros(len(self.y), np.int64)
         parts = split.assign(Table(labels, self.columns), clients=clients, samples=samples, seed=seed)
-        parts = {client: np.asarray(rows, np.int64 if len(rows) == 0 else None) for client, rows in parts.items()}
+        parts = {client: array(rows, f"split {split.name}: the rows of {client!r}") for client, rows in parts.items()}
+        parts = {client: rows if rows.size else rows.astype(np.int64) for client, rows in parts.items()}
         for client, rows in parts.items():
             ids: Any = client
             if not isinstance(ids, str) or rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min(initial=0) < 0:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from floco.client.round import Scores
+from floco.core.metrics import Score
 from floco.core.values import Update
 from floco.engines.jobs import Result
 from floco.flower.protocol import Answer, Ask, short
@@ -137,4 +138,9 @@ def _capped(scores: Scores) -> Scores:
     Large losses are capped rather than refused: honest sites report them for a model that another site has spoiled,
     and a round without any valid evaluation ends the run.
     """
-    return Scores(*(s if s is None else replace(s, losses=min(s.losses, _NATS * s.n)) for s in scores))  # type: ignore[type-var]
+    capped = (s if s is None else _with_losses(s, min(s.losses, _NATS * s.n)) for s in scores)
+    return Scores(*capped)
+
+
+def _with_losses(score: Score, losses: float) -> Score:
+    return replace(score, losses=losses)  # type: ignore[type-var]  # scores are dataclasses

@@ -113,7 +113,7 @@ def resolve_engine(config: Config, setup: Setup) -> Config:
 def create(config: Config, setup: Setup, path: Path) -> None:
     """Create the run directory of a configuration, with a checkpoint of round 0."""
     facts = {"config": _plain(config), "data": setup.federation.fingerprint(), "model": setup.network.fingerprint()}
-    facts |= {**describe(config), "shapes": setup.network.shapes(), "clients": len(setup.clients)}
+    facts |= {**describe(config), "network": setup.network.shape_hash(), "clients": len(setup.clients)}
     versions = json.dumps(environment(), indent=1, sort_keys=True) + "\n"
     texts = {"config.toml": to_toml(config), "environment.json": versions}
     Store.create(path, texts, facts, loop.initialize(setup))
