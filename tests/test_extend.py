@@ -51,14 +51,14 @@ QUICK = ["training.rounds=4", "training.epochs=1", "run.evaluate_every=2", "run.
 OWN = {
     "method": ["algorithm.name=fedbabu:FedBABU", "algorithm.personal_epochs=2"],
     "split": ["data.split=power_law:PowerLaw", "data.split.power=0.5", "data.clients=8"],
-    "task": ["task.name=regression:Regression", "data.source=regression:diabetes", "data.split=iid", "data.clients=6"],
+    "task": ["task.name=quantile:Quantile", "data.source=quantile:diabetes", "data.split=iid", "data.clients=6"],
 }
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the examples' files, and nothing of this project: the user stands in it."""
-    for name in ("fedbabu", "power_law", "regression"):
+    for name in ("fedbabu", "power_law", "quantile"):
         shutil.copy(EXAMPLES / f"{name}.py", tmp_path)
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -226,15 +226,15 @@ def test_a_comparison_of_errors_counts_lower_as_better(elsewhere: Path) -> None:
     result = floco("compare", "-a", "fedavg,local", "--seeds", "2", *given, "--tune", "--out", "c")
     assert result.exit_code == 0, result.output
     (pair,), clients = rows(Path("c/pairs.csv")), rows(Path("c/clients.csv"))
-    value = {(r["method"], r["seed"], r["client"]): float(r["rmse_personal"]) for r in clients}
+    value = {(r["method"], r["seed"], r["client"]): float(r["pinball_personal"]) for r in clients}
     better = sum(value["fedavg", s, c] < value["local", s, c] for m, s, c in value if m == "local")
     assert int(pair["better"]) == better
     trials = [r for r in rows(Path("c/tuning.csv")) if r["method"] == "local" and r["seed"] == "0"]
-    best = min(trials, key=lambda r: float(r["validation_rmse"]))
+    best = min(trials, key=lambda r: float(r["validation_pinball"]))
     lr = json.loads(Path("c/runs/local-seed0/run.json").read_text())["config"]["training"]["lr"]
     assert lr == json.loads(best["settings"])["training.lr"]
     assert floco("report", "c").exit_code == 0
-    assert "Personal rmse of every client" in Path("c/report.html").read_text()
+    assert "Personal pinball of every client" in Path("c/report.html").read_text()
 
 
 def test_what_needs_classes_refuses_another_task_by_name() -> None:

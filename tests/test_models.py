@@ -86,4 +86,4 @@ def test_initial_weights_follow_the_seed() -> None:
     a, b, c = (build_network(factory("mlp", (4,), 2), seed=s).parameters["1.weight"] for s in (0, 0, 1))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
-    assert set(MODELS) == {"cnn", "mlp", "cifar-cnn", "femnist-cnn"}
+    assert set(MODELS) == {"cnn", "mlp", "fcn", "cifar-cnn", "femnist-cnn"}

@@ -127,8 +127,7 @@ def closing_table(path: Path) -> Table:
         number = last[f"{metrics.primary}_{which}"]
         return "none (no such model)" if number is None else metrics.text(metrics.primary, number)
 
-    name = metrics.primary.replace("_", " ")
-    title = f"after round {last['round']:.0f}" + (f": {name}" if name != "accuracy" else "")
+    title = f"{metrics.primary.replace('_', ' ')} after round {last['round']:.0f}"
     table = Table(title=title, show_header=False)
     rows = [
         ("global model, all test data", "global"),

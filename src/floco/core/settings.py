@@ -24,12 +24,19 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     choices: tuple[str, ...] = (),
+    key: str = "",
 ) -> Any:
-    """Return a dataclass field with `low <= value <= high`, `above < value < below`, or text among `choices`."""
-    return dataclasses.field(
-        default=default,
-        metadata={"doc": doc, "low": low, "high": high, "above": above, "below": below, "choices": choices},
-    )
+    """Return a dataclass field with `low <= value <= high`, `above < value < below`, or text among `choices`.
+
+    `key` is its name in configurations, if that differs from the field's.
+    """
+    bounds = {"low": low, "high": high, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata={"doc": doc, **bounds, "choices": choices, "key": key})
+
+
+def key_of(field: dataclasses.Field[Any]) -> str:
+    """Return the name of a setting in configurations."""
+    return field.metadata.get("key") or field.name
 
 
 def range_text(field: dataclasses.Field[Any]) -> str:
@@ -97,15 +104,15 @@ class Settings:
             given = getattr(self, field.name)
             ok, value = _fits(given, kinds[field.name])
             if not ok:
-                raise FlocoError(f"{field.name} must be {_kind_text(kinds[field.name])}, got {given!r}")
+                raise FlocoError(f"{key_of(field)} must be {_kind_text(kinds[field.name])}, got {given!r}")
             if not _in_range(value, field.metadata):
-                raise FlocoError(f"{field.name} must be {range_text(field)}, got {given!r}")
+                raise FlocoError(f"{key_of(field)} must be {range_text(field)}, got {given!r}")
             object.__setattr__(self, field.name, value)
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Return the fields of a settings object by name."""
-    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    """Return the values of a settings object by their names in configurations."""
+    return {key_of(f): getattr(settings, f.name) for f in dataclasses.fields(settings)}
 
 
 def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -121,14 +128,14 @@ def flatten(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def names(cls: type[Any]) -> list[str]:
-    """Return the names of a settings class's fields."""
-    return [f.name for f in dataclasses.fields(cls)]
+    """Return the names of a class's settings in configurations."""
+    return [key_of(f) for f in dataclasses.fields(cls)]
 
 
 def build(cls: type[S], values: Mapping[str, Any]) -> S:
-    """Return `cls(**values)`; the error for an unknown key suggests the nearest valid one."""
-    known = names(cls)
+    """Return an object with settings by their names in configurations; an unknown key's error suggests the nearest."""
+    fields = {key_of(f): f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
-        if key not in known:
-            raise FlocoError(f"unknown key {key!r}{nearest(key, known)}")
-    return cls(**values)
+        if key not in fields:
+            raise FlocoError(f"unknown key {key!r}{nearest(key, fields)}")
+    return cls(**{fields[key]: value for key, value in values.items()})

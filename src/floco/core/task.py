@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from itertools import zip_longest
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from floco.core.settings import Settings
 
 
 class Labels(NamedTuple):
-    """What class numbers mean; empty for tasks without classes."""
+    """What class numbers, or the columns of vector targets, mean; empty for tasks without names."""
 
     names: tuple[str, ...] = ()
     """Names to show, by class number."""
@@ -61,6 +63,8 @@ class Task(Settings, ABC):
     """Whether the loss is convex in the outputs."""
     labelled: ClassVar[bool] = False
     """Whether targets are class numbers. What needs class frequencies (some splits, FedRoD) refuses other tasks."""
+    ids: ClassVar[bool] = False
+    """Whether integer inputs are ids, such as tokens, unless `data.kind` says otherwise."""
     graph_names: ClassVar[tuple[str, str]] = ("outputs", "predictions")
     """Names of outputs and predictions in exported graphs."""
 
@@ -122,7 +126,8 @@ class Task(Settings, ABC):
         found = np.asarray(values)
         if found.dtype.kind not in "biuf" or found.ndim < 1:
             raise FlocoError(f"{where} must be numbers (N, ...) for task {self.name}, got {found.shape} {found.dtype}")
-        made = torch.from_numpy(found.astype(np.float32))
+        with np.errstate(over="ignore"):
+            made = torch.from_numpy(found.astype(np.float32))
         if missing := int((~torch.isfinite(made)).reshape(len(made), -1).any(1).sum()):
             raise FlocoError(f"{where}: {missing} of {len(made)} are missing or infinite; leave these samples out")
         return made
@@ -130,6 +135,19 @@ class Task(Settings, ABC):
     def outputs(self, targets: torch.Tensor, labels: Labels) -> int:
         """Return the number of outputs that a network needs for a sample."""
         return targets[0].numel()
+
+    def statistics(self, targets: torch.Tensor) -> tuple[float, ...]:
+        """Return the sums over targets (n, ...) that `fitted` needs; (): none. Sums of disjoint parts add up."""
+        return ()
+
+    def fitted(self, sums: Sequence[float], labels: Labels) -> Self:
+        """Return the task with what it takes from the targets of all training parts, e.g. their mean.
+
+        Args:
+            sums: `statistics` of the training parts, added up.
+            labels: what class numbers mean.
+        """
+        return self
 
     def check(self, outputs: torch.Tensor, targets: torch.Tensor, labels: Labels, when: str) -> None:
         """Raise if a network's outputs for some samples cannot be meant for this task; `when` says in which mode."""
@@ -143,9 +161,15 @@ class Task(Settings, ABC):
         return None
 
     def value(self, score: Score) -> float:
-        """Return the primary metric of a score."""
-        return float(getattr(score, self.primary))
+        """Return the primary metric of a score; NaN if it is unknown, e.g. the AUROC where all have a label."""
+        found = getattr(score, self.primary)
+        return math.nan if found is None else float(found)
 
     def values(self, score: Score | None) -> dict[str, float | None]:
         """Return all metrics of a score by name; without a score, all are None."""
         return {name: None if score is None else getattr(score, name) for name in self.metrics}
+
+
+def add_statistics(parts: Sequence[Sequence[float]]) -> list[float]:
+    """Return the sums of `Task.statistics` of several parts, in any order of the parts; shorter ones end in zeros."""
+    return [math.fsum(values) for values in zip_longest(*parts, fillvalue=0.0)]

@@ -56,6 +56,53 @@ def mlp(shape: tuple[int, ...], classes: int) -> nn.Module:
     return _xavier(nn.Sequential(nn.Flatten(), hidden, nn.LeakyReLU(), nn.Linear(128, classes)))
 
 
+class FullyConvolutional(nn.Module):
+    """Convolutions at full and at half size, and a linear layer for each pixel: (N, C, H, W) -> (N, K, H, W)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.fine = nn.Sequential(nn.Conv2d(channels, 16, 3, padding=1), nn.LeakyReLU())
+        coarse: list[nn.Module] = [nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.LeakyReLU()]
+        for _ in range(2):
+            coarse += [nn.Conv2d(32, 32, 3, padding=2, dilation=2), nn.LeakyReLU()]
+        self.coarse = nn.Sequential(*coarse)
+        self.head = nn.Linear(48, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (N, K, H, W)."""
+        fine = self.fine(x)
+        coarse = nn.functional.interpolate(self.coarse(fine), size=fine.shape[-2:])
+        found: torch.Tensor = self.head(torch.cat([fine, coarse], 1).movedim(1, -1))
+        return found.movedim(-1, 1)
+
+
+class Recurrent(nn.Module):
+    """An embedding, a GRU and a linear layer for ids (N, T): logits of each token, (N, T, K), or of a text, (N, K)."""
+
+    def __init__(self, ids: int, classes: int, *, each: bool, width: int = 128) -> None:
+        super().__init__()
+        self.embedding, self.each = nn.Embedding(ids, 32), each
+        self.body = nn.GRU(32, width, batch_first=True)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (N, T, K) or (N, K)."""
+        if not torch.compiler.is_exporting() and int(x.max()) >= self.embedding.num_embeddings:
+            raise FlocoError(
+                f"id {int(x.max())} is unknown: the model has ids from 0 to {len(self.embedding.weight) - 1}"
+            )
+        states = self.body(self.embedding(x))[0]
+        found: torch.Tensor = self.head(states if self.each else states[:, -1])
+        return found
+
+
+def fcn(shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return a small network that keeps the size of images (C, H, W), for segmentation."""
+    if len(shape) != 3 or min(shape[1:]) < 2:
+        raise FlocoError(f"model fcn needs images (C, H, W) with H, W >= 2, the data have shape {shape}")
+    return _xavier(FullyConvolutional(shape[0], classes))
+
+
 def _needs(name: str, shape: tuple[int, ...], *, channels: int, least: int) -> None:
     if len(shape) != 3 or shape[0] != channels or min(shape[1:]) < least:
         raise FlocoError(
@@ -79,22 +126,25 @@ def _conv2d_net(
 
 
 Builder = Callable[[tuple[int, ...], int], nn.Module]
-MODELS: dict[str, Builder] = {"cnn": cnn, "mlp": mlp, "cifar-cnn": cifar_cnn, "femnist-cnn": femnist_cnn}
+MODELS: dict[str, Builder] = {"cnn": cnn, "mlp": mlp, "cifar-cnn": cifar_cnn, "femnist-cnn": femnist_cnn, "fcn": fcn}
 
 
-def factory(name: str, shape: tuple[int, ...], classes: int) -> Factory:
+def factory(name: str, shape: tuple[int, ...], classes: int, ids: int = 0) -> Factory:
     """Return a function that builds the model `name` for inputs of `shape`: one of `MODELS`, or `module:function`.
 
-    The user's function gets `shape` and `classes` if it has parameters of these names.
+    The user's function gets `shape`, `classes` (or `outputs`) and `ids`, the number of ids if inputs are ids, if it has
+    parameters of these names.
     """
     if name in MODELS:
         return lambda: MODELS[name](shape, classes)
     if ":" not in name:
-        known = ", ".join(MODELS)
-        raise FlocoError(f"model.name must be one of {known}, or module:function, got {name!r}{nearest(name, MODELS)}")
+        known = ", ".join((*MODELS, "gru"))
+        raise FlocoError(
+            f"model.name must be one of {known}, or module:function, got {name!r}{nearest(name, (*MODELS, 'gru'))}"
+        )
     function = load_object(name, "model.name")
     accepted = inspect.signature(function).parameters
-    offered = {"shape": shape, "classes": classes, "outputs": classes}
+    offered = {"shape": shape, "classes": classes, "outputs": classes, "ids": ids}
     given = {k: v for k, v in offered.items() if k in accepted}
     return lambda: function(**given)
 
@@ -109,10 +159,27 @@ class ChannelsFirst(nn.Module):
 
 def model(name: str, federation: Federation) -> Factory:
     """Return a function that builds the model `name` (as in `model.name`) for the samples of a federation."""
-    if name in MODELS and not isinstance(federation.x, torch.Tensor):
+    outputs, single = federation.outputs, isinstance(federation.x, torch.Tensor)
+    if name not in (*MODELS, "gru"):
+        return factory(name, federation.shape, outputs, _ids(federation) if single else 0)
+    if not single:
         raise FlocoError(f"model {name} takes one input, and the data have several: write your own, module:function")
-    if name in MODELS and federation.schema.form.channels == "kept":
+    form = federation.schema.form
+    if (form.dtype == "int64") != (name == "gru") or (name == "gru" and len(federation.shape) != 1):
+        raise FlocoError(
+            f"model {name} does not fit: gru takes ids (N, T), the others numbers; the data are {form.dtype} of shape "
+            f"(N, {', '.join(map(str, federation.shape))}), and data.kind says whether whole numbers are ids"
+        )
+    if name == "gru":
+        return lambda: Recurrent(_ids(federation), outputs, each=federation.y.ndim > 1)
+    if form.channels == "kept":
         *rest, channels = federation.shape
-        build = factory(name, (channels, *rest), federation.outputs)
+        build = factory(name, (channels, *rest), outputs)
         return lambda: nn.Sequential(ChannelsFirst(), build())
-    return factory(name, federation.shape, federation.outputs)
+    return factory(name, federation.shape, outputs)
+
+
+def _ids(federation: Federation) -> int:
+    """Return the number of ids that inputs may have: one more than the largest, and as many as labels at least."""
+    form = federation.schema.form
+    return max(int(form.ranges[0][1]) + 1, federation.outputs) if form.dtype == "int64" else 0

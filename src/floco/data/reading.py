@@ -53,7 +53,7 @@ def read_samples(
         if name not in arrays:
             names = "x and y, or x_train, y_train, x_test, y_test"
             raise FlocoError(f"{source} must hold {names}; {name} is missing among {', '.join(arrays)}")
-    x, forms = _inputs(arrays[needed[0]], f"{source}: {needed[0]}", kind, channels)
+    x, forms = _inputs(arrays[needed[0]], f"{source}: {needed[0]}", kind, channels, task)
     meaning = task.labels(arrays[needed[1]], f"{source}: {needed[1]}", labels, arrays.get("names"))
     y = _targets(task, arrays[needed[1]], f"{source}: {needed[1]}", meaning, count(x))
     others = {n: v for n, v in arrays.items() if n not in (*needed, "names") and np.ndim(v) == 1}
@@ -82,7 +82,7 @@ def gather(arrays: Arrays) -> dict[str, Any]:
     return found
 
 
-def _inputs(given: Any, where: str, kind: str, channels: str) -> tuple[Inputs, dict[str, Form]]:
+def _inputs(given: Any, where: str, kind: str, channels: str, task: Task) -> tuple[Inputs, dict[str, Form]]:
     """Return inputs, channels first, and their forms in the source by column."""
     made: dict[str, torch.Tensor] = {}
     forms: dict[str, Form] = {}
@@ -90,7 +90,10 @@ def _inputs(given: Any, where: str, kind: str, channels: str) -> tuple[Inputs, d
     for name, values in columns(given).items():
         column = f"{where} {name}".strip()
         raw = array(values, column)
-        if several and raw.dtype.kind in "iu" and raw.dtype != np.uint8:
+        whole = raw.dtype.kind in "iu"
+        if kind == "ids" and not whole and not several:
+            raise FlocoError(f"{column} must be whole numbers, as data.kind is ids, got {raw.dtype}")
+        if whole and (kind == "ids" or (kind == "auto" and (task.ids or (several and raw.dtype != np.uint8)))):
             made[name], forms[name] = torch.from_numpy(raw.astype(np.int64)), Form()
             continue
         position = find_channels(raw, kind, channels, column)

@@ -11,7 +11,8 @@ import torch
 
 from floco.core.errors import FlocoError, nearest
 from floco.core.inputs import Inputs, columns
-from floco.core.task import Labels, Task
+from floco.core.random import one_thread
+from floco.core.task import Labels, Task, add_statistics
 from floco.data.federation import Client, Federation, fit_normalization, sum_channels
 from floco.data.holdout import divide, divide_latest, rank
 from floco.data.partition import Foreign
@@ -98,7 +99,14 @@ class Samples:
         members, kept = tuple(made[: len(made) - held_out]), tuple(made[len(made) - held_out :])
         y_test = None if self.y_test is None else torch.from_numpy(self.y_test)
         forms = {name: self._normalized(name, normalize, members) for name in columns(self.x)}
-        return self._federation(members, forms, x_test=self.x_test, y_test=y_test, held_out=kept)
+        federation = self._federation(members, forms, x_test=self.x_test, y_test=y_test, held_out=kept)
+        return replace(federation, task=self._fitted(federation.y, members))
+
+    def _fitted(self, y: torch.Tensor, members: tuple[Client, ...]) -> Task:
+        """Return the task with what it takes from the targets of all training parts."""
+        with one_thread():
+            parts = [self.task.statistics(y[c.train]) for c in members]
+        return self.task.fitted(add_statistics(parts), self.labels)
 
     def _assign(
         self, split: Split | Partitioner, clients: int | None, samples: int | None, seed: int

@@ -16,8 +16,9 @@ from floco.data.image_folder import read_folder
 from floco.data.images import picture_column, read_columns
 from floco.data.reading import Arrays, read_samples
 from floco.data.samples import Samples
+from floco.tasks import TASKS
 
-_KINDS, _CHANNELS = ("auto", "images", "features"), ("auto", "first", "last")
+_KINDS, _CHANNELS = ("auto", "images", "features", "ids"), ("auto", "first", "last")
 
 
 def load(
@@ -26,20 +27,21 @@ def load(
     kind: str = "auto",
     labels: Sequence[str] = (),
     channels: str = "auto",
-    task: Task | None = None,
+    task: Task | str | None = None,
 ) -> Samples:
     """Return the samples of a source: `digits`, `npz:PATH`, `idx:DIR`, `folder:DIR`, `hub:NAME`, or `module:function`.
 
     Args:
         source: name of the source, or the samples themselves: a pair (x, y), a mapping of arrays named as in an npz
             file, or a `datasets.Dataset`. A user's function returns one of these.
-        kind: "images" (channels last), "features", or "auto": images are uint8 arrays with 3 or 4 dimensions, and other
-            numbers with 4 dimensions of which the last is 1, 3 or 4.
+        kind: "images" (channels last), "features", "ids" (whole numbers such as tokens, never scaled), or "auto":
+            images are uint8 arrays with 3 or 4 dimensions, and other numbers with 4 dimensions of which the last is
+            1, 3 or 4; ids are whole numbers of the task tokens, or among several inputs.
         labels: all labels as text, in the order of the classes (empty: those that occur, sorted).
         channels: position of the channels, or features, each of which has its own mean and deviation: "first", (F, T),
             or "last", (T, F). The network gets sequences as they are, and images channels first. "auto": first, except
             for images; raises for arrays that look like (N, T, F).
-        task: what is learned (None: classification).
+        task: what is learned, or its word, e.g. "regression" (None: classification).
 
     Raises:
         FlocoError: no such source, or one that cannot be read.
@@ -50,6 +52,10 @@ def load(
     for key, value, choices in (("kind", kind, _KINDS), ("channels", channels, _CHANNELS)):
         if value not in choices:
             raise FlocoError(f"data.{key} must be one of {', '.join(choices)}, got {value!r}")
+    if isinstance(task, str):
+        if task not in TASKS:
+            raise FlocoError(f"task must be one of {', '.join(TASKS)}, or a Task, got {task!r}{nearest(task, TASKS)}")
+        task = TASKS[task]()
     if not isinstance(source, str):
         return read_samples(_arrays(source), "the source", kind=kind, labels=labels, channels=channels, task=task)
     scheme, _, rest = source.partition(":")

@@ -22,7 +22,11 @@ class Data(Settings):
     """The samples, and their split over clients."""
 
     source: str = setting("digits", "digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME, or module:function")
-    kind: str = setting("auto", "kind of samples; images are channels last", choices=("auto", "images", "features"))
+    kind: str = setting(
+        "auto",
+        "kind of samples; images are channels last, ids are never scaled",
+        choices=("auto", "images", "features", "ids"),
+    )
     channels: str = setting(
         "auto", "position of channels or features: last is (T, F) for sequences", choices=("auto", "first", "last")
     )
@@ -62,7 +66,10 @@ class Data(Settings):
 class Model(Settings):
     """The network."""
 
-    name: str = setting("mlp", "cnn, mlp, cifar-cnn, femnist-cnn, or module:function that returns an nn.Module")
+    name: str = setting(
+        "mlp",
+        "mlp, cnn, fcn (segmentation), gru (ids), cifar-cnn, femnist-cnn, or module:function that returns an nn.Module",
+    )
     weights: str | None = setting(
         None, "a .safetensors file with initial values; parameters that it lacks keep their own (empty: none)"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from floco.algorithms import ALGORITHMS
+from floco.core.settings import key_of
 from floco.runs.config import DEFAULTS, REGISTRIES, SECTIONS, Config
 from floco.runs.toml import describe, documented, to_text
 
@@ -16,7 +17,7 @@ def reference() -> str:
     groups |= {f"{table}. ({name})": cls for table, r in REGISTRIES.items() for name, cls in r.known.items()}
     for prefix, cls in groups.items():
         start, _, which = prefix.partition(" ")
-        lines = (f"| `{start}{f.name}` {which} | `{to_text(f.default)}` | {describe(f)} |" for f in documented(cls))
+        lines = (f"| `{start}{key_of(f)}` {which} | `{to_text(f.default)}` | {describe(f)} |" for f in documented(cls))
         rows += [line.replace("  |", " |") for line in lines]
     for table, registry in REGISTRIES.items():
         rows.append(f'| `{table}.name` | `"{DEFAULTS[table]}"` | {", ".join(registry.known)}, or module:Class |')

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from floco.core.errors import FlocoError, nearest
-from floco.core.settings import build, names, plain, range_text
+from floco.core.settings import build, key_of, names, plain, range_text
 from floco.data.partition import SPLITS
 from floco.runs.config import DEFAULTS, REGISTRIES, SECTIONS, Config, Data
 
@@ -147,7 +147,7 @@ def documented(settings: Any) -> list[dataclasses.Field[Any]]:
 
 
 def _lines(settings: Any) -> list[str]:
-    return [f"{f.name} = {to_text(getattr(settings, f.name))}  # {describe(f)}" for f in documented(settings)]
+    return [f"{key_of(f)} = {to_text(getattr(settings, f.name))}  # {describe(f)}" for f in documented(settings)]
 
 
 def describe(f: dataclasses.Field[Any]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from floco.core.errors import FlocoError
 from floco.core.metrics import Metric, Metrics, Score
+from floco.core.settings import setting
 from floco.core.task import Labels, Task
 from floco.tasks.guess import LabelGuess
 from floco.tasks.labels import check_labels, plain_labels
@@ -39,9 +40,19 @@ class Classification(Task):
     labelled: ClassVar[bool] = True
     graph_names: ClassVar[tuple[str, str]] = ("logits", "probabilities")
 
+    class_weights: str | tuple[float, ...] = setting(
+        "none",
+        "weight of each class in the training loss: none, balanced (inverse to its training samples), or a list",
+        choices=("none", "balanced"),
+        above=0,
+    )
+    label_smoothing: float = setting(0.0, "share of each target spread over all classes in training", low=0, below=1)
+
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross-entropy, in nats."""
-        return cross_entropy(outputs, targets)
+        """Return the mean cross-entropy for training, in nats; weighted and smoothed, if that is set."""
+        weights = self.class_weights
+        given = None if isinstance(weights, str) else outputs.new_tensor(weights)
+        return cross_entropy(outputs, targets, given, label_smoothing=self.label_smoothing)
 
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the cross-entropy of each sample, (n,)."""
@@ -112,6 +123,18 @@ class Classification(Task):
             f"it knows {', '.join(labels.values[:20])}"
         )
 
+    def statistics(self, targets: torch.Tensor) -> tuple[float, ...]:
+        """Return the samples of each class, if weights are balanced."""
+        return tuple(map(float, targets.bincount().tolist())) if self.class_weights == "balanced" else ()
+
+    def fitted(self, sums: Sequence[float], labels: Labels) -> Self:
+        """Return the task with balanced weights n / (C n_c) as numbers; a class without samples has weight 1."""
+        if self.class_weights != "balanced":
+            return self
+        total, classes = sum(sums), len(labels.names)
+        counts = [*sums, *[0.0] * (classes - len(sums))]
+        return replace(self, class_weights=tuple(total / (classes * n) if n else 1.0 for n in counts))
+
     def outputs(self, targets: torch.Tensor, labels: Labels) -> int:
         """Return the number of classes."""
         return len(labels.names)
@@ -119,6 +142,10 @@ class Classification(Task):
     def check(self, outputs: torch.Tensor, targets: torch.Tensor, labels: Labels, when: str) -> None:
         """Raise if outputs are not (n, C)."""
         n, classes = len(targets), len(labels.names)
+        if not isinstance(self.class_weights, str) and len(self.class_weights) != classes:
+            raise FlocoError(
+                f"task.class_weights must have one weight for each of {classes} classes, got {self.class_weights}"
+            )
         if outputs.shape != (n, classes):
             few, shape = min(2, n), outputs[:2].shape if len(outputs) == n else outputs.shape
             raise FlocoError(
@@ -142,8 +169,13 @@ class Classification(Task):
 def _read(values: Any, where: str) -> np.ndarray:
     y = plain_labels(values, where)
     if y.ndim != 1 or y.dtype.kind not in "iubU":
-        whole = y.dtype.kind == "f" and (y == np.trunc(y)).all()
-        remedy = "; these are whole: convert them with astype(int)" if whole else ""
+        remedy = ""
+        if y.dtype.kind == "f" and y.ndim == 1:
+            whole = (y == np.trunc(y)).all()
+            remedy = "if they are classes, convert them with astype(int); if they are amounts, "
+            remedy = f"; {remedy if whole else ''}set task.name = regression"
+        elif y.ndim > 1:
+            remedy = "; another task.name may be meant: regression, multilabel, segmentation or tokens"
         raise FlocoError(
             f"{where} must be whole numbers or strings, one for each sample, got shape {y.shape} of {y.dtype}{remedy}"
         )

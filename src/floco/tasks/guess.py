@@ -50,3 +50,53 @@ class LabelGuess:
             f"{100 * self.accuracy:.1f} % have the commonest label; its loss is {loss:.3f}, "
             f"and that of the label frequencies {self.loss:.3f}"
         )
+
+
+@dataclass(frozen=True)
+class MeanGuess:
+    """Error of predicting n targets by the mean of others."""
+
+    samples: int
+    rmse: float
+    loss: float
+
+    def beats(self, value: float, loss: float) -> bool:
+        """Return whether a model with this RMSE (`value`) is to be refused: n log(value / self.rmse) > log 5.
+
+        For normal errors, the mean then makes the targets more than five times likelier than the model does.
+        """
+        return value > self.rmse > 0 and self.samples * math.log(value / self.rmse) > _EVIDENCE
+
+    def doubts(self, value: float, loss: float) -> bool:
+        """Return whether a model has a larger error."""
+        return value > self.rmse
+
+    def compare(self, value: float, loss: float) -> str:
+        """Return the errors of the model and of the guess, as text."""
+        return (
+            f"of {self.samples} samples, left out in turn, its root mean squared error is {value:.4g}, "
+            f"and that of the mean of the others {self.rmse:.4g}"
+        )
+
+
+@dataclass(frozen=True)
+class FrequencyGuess:
+    """Loss of predicting the targets of n samples by the frequencies of others, in nats."""
+
+    samples: int
+    loss: float
+
+    def beats(self, value: float, loss: float) -> bool:
+        """Return whether a model with this loss is to be refused: n (loss - self.loss) > log 5."""
+        return self.samples * (loss - self.loss) > _EVIDENCE
+
+    def doubts(self, value: float, loss: float) -> bool:
+        """Return whether a model has a higher loss."""
+        return loss > self.loss
+
+    def compare(self, value: float, loss: float) -> str:
+        """Return the losses of the model and of the guess, as text."""
+        return (
+            f"of {self.samples} samples, left out in turn, its loss is {loss:.3f}, "
+            f"and that of the frequencies of the others {self.loss:.3f}"
+        )

@@ -1,0 +1,322 @@
+"""Tasks beside classification: metrics against scikit-learn, targets, and every step of a run."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.metrics as reference
+import torch
+from torch import nn
+
+import floco
+from conftest import floco as command
+from floco.core.errors import FlocoError
+from floco.core.task import Labels, Task, add_statistics
+from floco.data.federation import Federation
+from floco.runs.toml import parse
+from floco.tasks import TASKS, Classification, Multilabel, Regression, Segmentation, Tokens
+
+G = np.random.default_rng(0)
+SITES = np.repeat(["a", "b", "c", "d"], [20, 60, 30, 30])
+N = len(SITES)
+
+
+def arrays(name: str) -> dict[str, Any]:
+    """Data of a task, learnable within a few rounds."""
+    x = G.normal(size=(N, 5)) * [1, 10, 100, 1, 1]
+    if name == "regression":
+        return {"x": x, "y": 3e4 + 2e3 * x[:, 0] + 50 * x[:, 1] + 100 * G.normal(size=N), "client": SITES}
+    if name == "multilabel":
+        return {
+            "x": x,
+            "y": np.stack([x[:, 0] > 0, x[:, 1] > 5], 1),
+            "client": SITES,
+            "names": np.array(["hot", "wet"]),
+        }
+    if name == "segmentation":
+        images = G.integers(0, 256, size=(N, 6, 6)).astype(np.uint8)
+        masks = np.where(images > 128, 7, 3)
+        masks[:, 0, 0] = 255
+        return {"x": images, "y": masks, "client": SITES}
+    ids = G.integers(0, 9, size=(N, 6))
+    return {"x": ids, "y": np.where(ids == 0, -1, ids % 3), "client": SITES}
+
+
+SETTINGS = {
+    "regression": Regression(),
+    "multilabel": Multilabel(),
+    "segmentation": Segmentation(ignore=255),
+    "tokens": Tokens(ignore=-1),
+}
+
+
+class Words(nn.Module):
+    """A linear layer on the embedding of each token."""
+
+    def __init__(self, ids: int, outputs: int) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(ids, 8), nn.Linear(8, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.embedding(x))
+        return found
+
+
+MODELS = {"regression": "mlp", "multilabel": "mlp", "segmentation": "fcn", "tokens": "test_tasks:Words"}
+
+
+def federation(name: str) -> Federation:
+    return floco.load(arrays(name), task=SETTINGS[name]).split(floco.Natural())
+
+
+def scored(task: Task, outputs: Any, targets: Any) -> dict[str, float | None]:
+    return task.values(task.score(torch.as_tensor(outputs), torch.as_tensor(targets)))
+
+
+def test_regression_metrics_are_scikit_learns_in_the_targets_units() -> None:
+    y = 1e3 + 50 * G.normal(size=(40, 2))
+    task = Regression(mean=(1e3, 990.0), std=(50.0, 40.0))
+    outputs = torch.from_numpy(G.normal(size=(40, 2)))
+    predicted = task.activate(outputs).numpy()
+    found = scored(task, outputs, y)
+    assert found["rmse"] == pytest.approx(reference.root_mean_squared_error(y, predicted))
+    assert found["mae"] == pytest.approx(reference.mean_absolute_error(y, predicted))
+    assert found["r2"] == pytest.approx(reference.r2_score(y, predicted))
+    scaled = (y - [1e3, 990]) / [50, 40]
+    assert found["loss"] == pytest.approx(reference.mean_squared_error(scaled, outputs))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 5.0])
+def test_multilabel_metrics_are_scikit_learns_up_to_the_width_of_a_bin(scale: float) -> None:
+    y = G.integers(0, 2, size=(500, 3)).astype(np.float32)
+    logits = scale * (G.normal(size=(500, 3)) + 0.7 * y)
+    found = scored(Multilabel(), logits, y)
+    assert found["auroc"] == pytest.approx(reference.roc_auc_score(y, logits), abs=2e-3)
+    assert found["f1"] == pytest.approx(reference.f1_score(y, logits >= 0, average="macro"))
+    probabilities = 1 / (1 + np.exp(-logits))
+    losses = [reference.log_loss(y[:, i], probabilities[:, i]) for i in range(3)]
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def test_segmentation_metrics_are_scikit_learns_over_the_pixels_that_count() -> None:
+    logits = torch.from_numpy(G.normal(size=(5, 4, 6, 6)))
+    y = torch.from_numpy(G.integers(0, 3, size=(5, 6, 6)))
+    y[:, 2] = -100
+    found, counted = scored(Segmentation(), logits, y), (y != -100).numpy()
+    real, guess = y.numpy()[counted], logits.argmax(1).numpy()[counted]
+    assert found["iou"] == pytest.approx(reference.jaccard_score(real, guess, average="macro"))
+    assert found["dice"] == pytest.approx(reference.f1_score(real, guess, average="macro"))
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(real, guess))
+    probabilities = logits.softmax(1).movedim(1, -1).numpy()[counted]
+    assert found["loss"] == pytest.approx(reference.log_loss(real, probabilities, labels=range(4)))
+
+
+def test_token_metrics_are_scikit_learns_over_the_tokens_that_count() -> None:
+    logits, y = torch.from_numpy(G.normal(size=(7, 5, 4))), torch.from_numpy(G.integers(0, 4, size=(7, 5)))
+    y[2:, 3:] = -100
+    found, counted = scored(Tokens(), logits, y), (y != -100).numpy()
+    probabilities = logits.softmax(-1).numpy()[counted]
+    loss = reference.log_loss(y.numpy()[counted], probabilities, labels=range(4))
+    assert found["perplexity"] == pytest.approx(math.exp(loss))
+    assert found["accuracy"] == pytest.approx(reference.accuracy_score(y.numpy()[counted], probabilities.argmax(1)))
+
+
+def _random(name: str) -> tuple[Task, torch.Tensor, torch.Tensor]:
+    """A task, outputs (12, ...) and targets for them."""
+    data = {k: v[:12] if k != "names" else v for k, v in arrays(name).items()}
+    task = SETTINGS[name]
+    y = task.targets(data["y"], "y", task.labels(data["y"], "y", (), data.get("names")))
+    task = task.fitted(task.statistics(y), Labels())
+    shapes = {"regression": (12, 1), "multilabel": (12, 2), "segmentation": (12, 2, 6, 6), "tokens": (12, 6, 3)}
+    return task, torch.from_numpy(G.normal(size=shapes[name])).float(), y
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_scores_of_disjoint_parts_add_up_to_the_score_of_all(name: str) -> None:
+    task, outputs, y = _random(name)
+    parts = task.score(outputs[:5], y[:5]) + task.score(outputs[5:], y[5:])
+    assert task.values(parts) == pytest.approx(task.values(task.score(outputs, y)), rel=1e-6)
+    assert parts.plausible(12, 3 if name == "tokens" else 1 if name == "regression" else 2)
+    assert not parts.plausible(11, 2)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_loss_is_that_of_the_score_and_leaves_padding_out(name: str) -> None:
+    task, outputs, y = _random(name)
+    assert float(task.loss(outputs, y)) == pytest.approx(task.score(outputs, y).loss, rel=1e-5)
+    padded = torch.cat([y, torch.full_like(y[:3], task.padding or 0)])
+    longer = torch.cat([outputs, torch.full_like(outputs[:3], 7.0)]).requires_grad_()
+    loss = task.loss(longer, padded)
+    assert float(loss.detach()) == pytest.approx(float(task.loss(outputs, y)), rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, longer)
+    assert torch.equal(gradient[12:], torch.zeros_like(gradient[12:]))
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["multilabel", "segmentation"])
+def test_a_coarse_score_tells_the_metrics_and_nothing_of_single_labels(name: str) -> None:
+    task, outputs, y = _random(name)
+    score = task.score(outputs, y)
+    coarse = score.coarse()
+    assert task.values(coarse) == pytest.approx(task.values(score))
+    assert coarse.plausible(12, 2)
+    assert math.isnan(task.value(coarse + coarse))
+    assert max(len(v) for v in vars(coarse).values() if isinstance(v, tuple)) <= 2
+
+
+REFUSED: dict[str, tuple[Task, Any, str]] = {
+    "missing number": (Regression(), [1.0, np.nan], "1 of 2 are missing"),
+    "text for a number": (Regression(), ["1", "2"], "must be numbers"),
+    "numbers that float32 rounds": (Regression(), 1.7e9 + np.arange(9.0), "subtract a constant"),
+    "a number beyond float32": (Regression(), [1e300, 1.0], "infinite"),
+    "counts for labels": (Multilabel(), [[0, 2], [1, 0]], "0 (absent) and 1 (present) only, got 2"),
+    "labels without columns": (Multilabel(), [0, 1], "(N, L)"),
+    "missing among labels": (Multilabel(), [[0, np.nan], [1, 0]], "missing"),
+    "255 in a mask": (Segmentation(), [[[0, 1, 2, 255]]], "task.ignore"),
+    "one class": (Segmentation(), [[[1, 1]]], "2 classes at least"),
+    "a mask of floats": (Segmentation(), [[[0.5, 1.0]]], "must be labels (N, H, W)"),
+    "a mask of nothing": (Segmentation(ignore=9), [[[0, 1]], [[9, 9]]], "in 1 of 2 samples no place counts"),
+    "-1 among tags": (Tokens(), [[0, 1, 2, -1]], "task.ignore"),
+    "flat tags": (Tokens(), [0, 1, 2], "(N, T)"),
+    "amounts for classes": (Classification(), [0.5, 1.2], "task.name = regression"),
+    "rows for classes": (Classification(), [[0, 1], [1, 0]], "multilabel"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_targets_that_a_task_cannot_mean_are_refused_in_words(kind: str) -> None:
+    task, values, words = REFUSED[kind]
+    y = np.array(values)
+    with pytest.raises(FlocoError) as caught:
+        task.targets(y, "y", task.labels(y, "y"))
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_engines_agree_and_a_model_at_hand_gives_the_score_of_the_table(name: str) -> None:
+    data, last = federation(name), {}
+    for engine in ("serial", "processes", "cohort"):
+        model = floco.model(MODELS[name], data)
+        settings = {"rounds": 4, "lr": 0.1, "engine": engine, "workers": 2, "fraction": 1.0, "evaluate_every": 2}
+        run = floco.fit(model, data, floco.Floco(endpoints=3), **settings)
+        last[engine] = run.clients
+    keys = [k for k in last["serial"] if k.endswith(("_personal", "_global_local"))]
+    assert last["serial"][keys].equals(last["processes"][keys])
+    assert np.allclose(last["serial"][keys].astype(float), last["cohort"][keys].astype(float), rtol=2e-3, atol=2e-3)
+    client, task = data.client("b"), data.task
+    with torch.no_grad():
+        outputs = run.personal("b")(data.inputs(client.test))
+    own = last["cohort"].set_index("client").loc["b"]
+    assert task.value(task.score(outputs, data.y[client.test])) == pytest.approx(
+        own[f"{task.primary}_personal"], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_what_is_trained_is_better_than_what_is_not(name: str) -> None:
+    data = federation(name)
+    settings: dict[str, Any] = {"lr": 0.2, "fraction": 1.0, "engine": "serial", "evaluate_every": 1}
+    history = floco.fit(floco.model(MODELS[name], data), data, floco.FedAvg(), rounds=10, **settings).history
+    sign = 1 if data.task.metrics.higher else -1
+    found = history[f"{data.task.primary}_global"]
+    assert sign * found.iloc[-1] > sign * found.iloc[0]
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx"])
+def test_an_exported_graph_predicts_in_the_targets_units(kind: str, tmp_path: Path) -> None:
+    data = federation("regression")
+    run = floco.fit(floco.model("mlp", data), data, floco.Floco(endpoints=3), rounds=4, lr=0.05)
+    (file,) = run.export(tmp_path / f"m.{kind}", ["b"])
+    x = arrays("regression")["x"][:7].astype(np.float32)
+    if kind == "pt2":
+        found = torch.export.load(file).module()(torch.from_numpy(x))[1].detach().numpy()
+    else:
+        import onnxruntime
+
+        found = onnxruntime.InferenceSession(str(file)).run(None, {"samples": x})[1]
+    assert found[:, 0] == pytest.approx(run.predict(x, "b")["prediction"].to_numpy(), rel=1e-4)
+    assert np.abs(found - 3e4).max() < 3e4
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_newcomer_is_placed_and_a_client_is_checked(name: str) -> None:
+    data = federation(name)
+    model = floco.model(MODELS[name], data)
+    run = floco.fit(model, data, floco.Floco(endpoints=3), rounds=8, lr=0.5, fraction=1.0, engine="serial")
+    new = {k: v[80:120] for k, v in arrays(name).items() if k in ("x", "y")}
+    placed = run.place(new["x"], new["y"])
+    assert math.isclose(float(placed.center.sum()), 1, abs_tol=1e-5)
+    assert run.check("b", new["x"], new["y"]).verdict in ("fits", "moved", "strange")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_is_resumed_to_the_same_bytes_and_reported_by_its_metric(name: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", **arrays(name))
+    given = {"task.name": name, "data.source": f"npz:{tmp_path}/d.npz", "data.split": "natural"}
+    given |= {"model.name": MODELS[name], "training.rounds": 4, "training.lr": 0.1, "run.evaluate_every": 1}
+    given |= {"run.engine": "serial", "algorithm.endpoints": 3}
+    given |= {} if (ignore := getattr(SETTINGS[name], "ignore", None)) is None else {"task.ignore": ignore}
+    settings = [part for key, value in given.items() for part in ("-s", f"{key}={value}")]
+    for folder in ("whole", "again"):
+        assert command("run", *settings, "--out", str(tmp_path / folder)).exit_code == 0
+    tables = [(tmp_path / folder / "clients.csv").read_bytes() for folder in ("whole", "again")]
+    assert tables[0] == tables[1]
+    shown = command("resume", str(tmp_path / "whole")).stdout
+    assert SETTINGS[name].primary.replace("_", " ") in shown
+    assert command("report", str(tmp_path / "whole")).exit_code == 0
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert SETTINGS[name].primary in page
+
+
+def test_targets_are_standardised_with_the_training_parts_of_the_participants_only() -> None:
+    data = floco.load(arrays("regression"), task="regression").split(floco.Natural(), held_out=1)
+    train = torch.cat([c.train for c in data.clients])
+    task: Any = data.task
+    assert task.mean[0] == pytest.approx(float(data.y[train].double().mean()))
+    assert task.std[0] == pytest.approx(float(data.y[train].double().std(correction=0)))
+
+
+def test_statistics_of_clients_add_up_in_any_order() -> None:
+    parts = [Regression().statistics(torch.from_numpy(G.normal(size=n)).float()) for n in (3, 50, 7)]
+    assert add_statistics(parts) == add_statistics(parts[::-1])
+
+
+def test_balanced_weights_are_those_of_scikit_learn_and_change_the_training_loss_only() -> None:
+    from sklearn.utils.class_weight import compute_class_weight
+
+    y = np.array([0] * 50 + [1] * 30 + [2] * 4)
+    task = Classification("balanced").fitted(Classification("balanced").statistics(torch.from_numpy(y)), Labels("abc"))
+    assert task.class_weights == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=y))
+    logits, targets = torch.from_numpy(G.normal(size=(84, 3))), torch.from_numpy(y)
+    expected = nn.functional.cross_entropy(logits, targets, torch.tensor(task.class_weights).double())
+    assert float(task.loss(logits, targets)) == pytest.approx(float(expected))
+    assert task.score(logits, targets) == Classification().score(logits, targets)
+
+
+def test_class_weights_are_read_from_the_configuration_as_a_word_or_as_numbers() -> None:
+    for given in ("balanced", [1.0, 2.0]):
+        task: Any = parse({"task": {"class_weights": given}}).task
+        assert task.class_weights == (given if isinstance(given, str) else tuple(given))
+    with pytest.raises(FlocoError, match=r"class_weights must be"):
+        parse({"task": {"class_weights": "even"}})
+
+
+def test_the_loss_of_a_regression_is_a_setting_called_loss() -> None:
+    task: Any = parse({"task": {"name": "regression", "loss": "mae"}}).task
+    assert task == Regression("mae")
+    assert (
+        'loss = "mae"' in command("run", "--print-config", "-s", "task.name=regression", "-s", "task.loss=mae").stdout
+    )
+    with pytest.raises(FlocoError, match=r"task\.loss must be one of 'mse', 'mae', 'huber', got 'l2'"):
+        parse({"task": {"name": "regression", "loss": "l2"}})
+
+
+@pytest.mark.parametrize("name", [n for n in TASKS if n != "classification"])
+def test_what_needs_one_class_a_sample_refuses_other_tasks_by_name(name: str) -> None:
+    samples = floco.load(arrays(name), task=SETTINGS[name])
+    with pytest.raises(FlocoError, match=f"split folds goes by classes, and task {name} has none"):
+        samples.split(floco.Folds(2), clients=2)
