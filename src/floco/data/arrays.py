@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 
 from floco.core.errors import FlocoError, warn
+from floco.data.mapped import every, is_mapped
 
 _LARGE = 2.0**10  # values this many times larger than a channel's range may lose digits in float32
 _LOST = 1e-4  # rounding errors above this share of the range count as lost digits
@@ -73,14 +76,21 @@ def float32(x: np.ndarray, where: str, channels: str, offset: tuple[float, ...] 
         x = x.astype(exact) - less.reshape(shape)
     with np.errstate(over="ignore"):
         x = x.astype(np.float32, copy=False)
-    finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+    finite = every(x, np.isfinite)
     if not finite.all():
         raise FlocoError(f"{where} must be finite in float32; sample {int(finite.argmin())} is not")
     return channels_first(writeable(x), channels)
 
 
 def writeable(x: np.ndarray) -> torch.Tensor:
-    """Return an array as a tensor, copied if torch cannot share its memory (read-only, or negative strides)."""
+    """Return an array as a tensor, copied if torch cannot share its memory (read-only, or negative strides).
+
+    A memory-mapped array is never copied.
+    """
+    if is_mapped(x):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of arrays that must not be written to: nothing does
+            return torch.from_numpy(x)
     return torch.from_numpy(x if x.flags.writeable and min(x.strides, default=0) >= 0 else x.copy())
 
 
@@ -125,18 +135,21 @@ def _looks_time_first(x: np.ndarray) -> bool:
 
 
 def read_inputs(x: np.ndarray, where: str, channels: str) -> tuple[torch.Tensor, tuple[float, ...]]:
-    """Return copies of samples (N, C, ...), channels first, and their offsets: uint8 unchanged, others as float32."""
+    """Return copies of samples (N, C, ...), channels first, and their offsets: uint8 unchanged, others as float32.
+
+    Memory-mapped samples of uint8 and float32 stay in their file.
+    """
     if x.dtype.kind not in "iuf" or x.ndim < 2 or 0 in x.shape:
         raise FlocoError(
             f"{where} must be numbers (N, ...) with one dimension at least beside N, got shape {x.shape} of {x.dtype}"
         )
     if x.dtype == np.uint8:
-        return channels_first(writeable(x.copy()), channels), ()
+        return channels_first(writeable(x if is_mapped(x) else x.copy()), channels), ()
     offset = offsets(x, channels)
     made = float32(x, where, channels, offset)
     if x.dtype.itemsize > 3 and x.dtype != np.float32 and made.abs().max() > 2**24:
         _warn_of_rounded_ids(x, made, where, channels, offset)
-    return (made if offset or x.dtype != np.float32 else made.clone()), offset
+    return (made if offset or x.dtype != np.float32 or is_mapped(x) else made.clone()), offset
 
 
 def _warn_of_rounded_ids(

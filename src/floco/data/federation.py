@@ -17,6 +17,7 @@ from floco.core.inputs import Inputs, columns, count, like, rows
 from floco.core.random import one_thread
 from floco.core.task import Labels, Task
 from floco.core.values import ClientInfo
+from floco.data.mapped import blocks
 from floco.data.schema import Form, Normalization, Schema
 from floco.tasks import Classification
 
@@ -143,7 +144,7 @@ class Federation:
         for tensor in (*columns(self.x).values(), self.y, *tested.values(), self.y_test):
             if tensor is not None:
                 digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-                for block in tensor.split(4096):
+                for block in blocks(tensor):
                     digest.update(np.ascontiguousarray(block.numpy()).data)
         for c in (*self.clients, *self.held_out):
             digest.update(c.id.encode() + b"\0" + c.train.numpy().tobytes() + b"\1" + c.test.numpy().tobytes())
@@ -172,12 +173,17 @@ def sum_channels(x: torch.Tensor, indices: torch.Tensor) -> Sums:
     dims = [0, *range(2, x.ndim)]
     parts: list[Sums] = []
     with one_thread():
-        for block in indices.split(4096):
+        for block in indices.split(_rows(x)):
             values = (x[block].float() / 255 if x.dtype == torch.uint8 else x[block]).double()
             squares = (values - values.mean(dims, keepdim=True)).square()
             count = values.numel() // x.shape[1]
             parts.append((count, tuple(values.sum(dims).tolist()), tuple(squares.sum(dims).tolist())))
     return join_sums(parts)
+
+
+def _rows(x: torch.Tensor) -> int:
+    """Return how many samples to sum together: 4096, and fewer large ones."""
+    return min(4096, max(1, 2**25 // x[0].numel()))
 
 
 def join_sums(parts: Sequence[Sums]) -> Sums:

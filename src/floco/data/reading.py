@@ -12,7 +12,8 @@ import torch
 from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs, columns, count, like
 from floco.core.task import Task
-from floco.data.arrays import column_names, find_channels, read_inputs
+from floco.data.arrays import column_names, find_channels, read_inputs, writeable
+from floco.data.mapped import is_mapped
 from floco.data.samples import Samples
 from floco.data.schema import Form, equally_long
 from floco.tasks import Classification
@@ -94,7 +95,7 @@ def _inputs(given: Any, where: str, kind: str, channels: str, task: Task) -> tup
         if kind == "ids" and not whole and not several:
             raise FlocoError(f"{column} must be whole numbers, as data.kind is ids, got {raw.dtype}")
         if whole and (kind == "ids" or (kind == "auto" and (task.ids or (several and raw.dtype != np.uint8)))):
-            made[name], forms[name] = torch.from_numpy(raw.astype(np.int64)), Form()
+            made[name], forms[name] = _ids(raw), Form()
             continue
         position = find_channels(raw, kind, channels, column)
         made[name], offset = read_inputs(raw, column, position)
@@ -102,6 +103,11 @@ def _inputs(given: Any, where: str, kind: str, channels: str, task: Task) -> tup
     if not made:
         raise FlocoError(f"{where} must have one column at least")
     return equally_long(like(given if several else raw, made), where), forms
+
+
+def _ids(x: np.ndarray) -> torch.Tensor:
+    """Return whole numbers as int64, copied unless they are memory-mapped."""
+    return writeable(x.astype(np.int64, copy=not (is_mapped(x) and x.dtype == np.int64)))
 
 
 def _targets(task: Task, given: Any, where: str, meaning: Any, samples: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from floco.core.objects import load_object
 from floco.core.task import Task
 from floco.data.image_folder import read_folder
 from floco.data.images import picture_column, read_columns
+from floco.data.mapped import read_members
 from floco.data.reading import Arrays, read_samples
 from floco.data.samples import Samples
 from floco.tasks import TASKS
@@ -88,12 +89,11 @@ def _digits(_: str) -> Arrays:
 
 
 def read_npz(path: str, what: str = "data.source") -> Arrays:
-    """Return the arrays of an npz file; `what` names it in error messages."""
+    """Return the arrays of an npz file, large ones memory-mapped; `what` names it in error messages."""
     if not Path(path).is_file():
         raise FlocoError(f"{what}: there is no file {path}")
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        return read_members(Path(path))
     except Exception as error:
         raise FlocoError(f"{what}: {path} cannot be read as npz: {error}; it must hold plain arrays") from error
 
