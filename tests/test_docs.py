@@ -21,6 +21,9 @@ CHROMIUM = Path("/usr/bin/chromium")
 EXAMPLES = {  # script -> what it must say
     "start": ("accuracy_personal", "client-19", "probability"),
     "own_data": ("accuracy_personal", "harbour", "p(broken)"),
+    "pictures": ("accuracy_personal", "north", "label"),
+    "time_series": ("machine-5", "n_test", "accuracy_personal"),
+    "text": ("perplexity_personal", "zipfile"),
     "own_model": ("floco: global 0.", "fedavg+ft: global 0.", "Net 2762 parameters"),
 }
 ENVIRONMENT = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
