@@ -61,6 +61,10 @@ class Work:
         generator = stream(seed, *self.path, phase.name, "draws")
         return phase.draws(tensors, self.length(phase), generator).float()
 
+    def changes(self, phase: Phase, seed: int) -> torch.Generator:
+        """Return the generator of the random changes of a phase's batches, on the CPU."""
+        return stream(seed, *self.path, phase.name, "augment")
+
 
 def sgd_step(
     step: Step,
@@ -109,16 +113,19 @@ def train_client(setup: Setup, work: Work) -> Tensors:
         return work.tensors
     device, federation = setup.device, setup.federation
     tensors = _own_copies(work.tensors, work.phases, setup.network.layout, device)
-    x, y = setup.inputs(rows(federation.x, work.samples)), federation.y[work.samples].to(device)
+    inputs, y = setup.inputs(rows(federation.x, work.samples)), federation.y[work.samples].to(device)
     predict = setup.predictor(train=True, fresh=setup.hidden_state is not None)
     for phase in work.phases:
         draws = work.draws(phase, tensors, setup.seed)
-        draws = None if draws is None else draws.to(device)
+        draws, generator = None if draws is None else draws.to(device), work.changes(phase, setup.seed)
         states: list[State] = [[] for _ in phase.steps]
         with global_stream(setup.seed, *work.path, phase.name, "dropout", device=device):
             batches = (b for order in work.orders(phase, setup.seed) for b in order.to(device).split(work.sizes))
             for i, chosen in enumerate(islice(batches, work.length(phase))):
-                batch, draw = Batch(rows(x, chosen), y[chosen]), None if draws is None else draws[i]
+                x = rows(inputs, chosen)
+                if federation.augment is not None:
+                    x = federation.augment(x, generator)
+                batch, draw = Batch(x, y[chosen]), None if draws is None else draws[i]
                 for step, state in zip(phase.steps, states, strict=True):
                     for _ in range(step.repeat):
                         sgd_step(step, predict, tensors, state, draw, batch, work.facts.training)

@@ -71,13 +71,16 @@ class Cohort:
         equal = (counts == counts[:, :1]).all(dim=1)  # no padding where all batches have the same size
         widths = torch.where(equal, counts[:, 0], width).tolist()
         at, whole, held = at.to(device), self._tensors, len(self._works)
-        training = self._works[0].facts.training
+        training, changes = self._works[0].facts.training, [w.changes(phase, seed) for w in self._works]
         todo: list[tuple[Step, Hashable, State]] = [(step, loss_key(step), []) for step in phase.steps]
         for i in range(steps):
             if alive[i] <= held // 2:  # most clients are done: the others continue without them
                 held = alive[i]
                 self._tensors = {n: t[:held] if n in self._stacked else t for n, t in whole.items()}
-            batch = Batch(rows(self._x, at[i, :held, : widths[i]]), targets[i, :held, : widths[i]])
+            x = rows(self._x, at[i, :held, : widths[i]])
+            if self._setup.federation.augment is not None:
+                self._change(x, at[i], counts[i, : min(alive[i], held)].tolist(), changes)
+            batch = Batch(x, targets[i, :held, : widths[i]])
             for step, key, state in todo:
                 if state and len(state[0]) > alive[i]:
                     keep_first(state, alive[i])
@@ -89,6 +92,17 @@ class Cohort:
                         gradients = [g[: alive[i]] for g in gradients]
                     apply_gradients(step, moving, gradients, state, training, stacked=True)
         self._tensors = whole
+
+    def _change(
+        self, x: Inputs, at: torch.Tensor, counts: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> None:
+        """Change each client's own samples in a batch x (clients, width, ...), as if it trained alone."""
+        augment = self._setup.federation.augment
+        assert augment is not None
+        for k, n in enumerate(counts):
+            changed = augment(rows(self._x, at[k, :n]), generators[k])
+            for mine, column in zip(columns(x).values(), columns(changed).values(), strict=True):
+                mine[k, :n] = column
 
     def _targets(self, at: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Return the targets (steps, clients, width, ...) at positions; padding where they are not real."""
