@@ -24,7 +24,7 @@ from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs
 from floco.core.values import Batch, Message, Phase, Step, Training, plain_loss
 from floco.data.augment import Augment, find_augment
-from floco.deliver.newcomers import _makers, newcomer_rows
+from floco.deliver.newcomers import _makers, newcomer_rows, try_place
 from floco.engines.cohort import Cohorts
 from floco.engines.engine import Serial
 from floco.engines.processes import Processes
@@ -322,7 +322,10 @@ def test_newcomers_train_after_a_schedule_that_is_over_and_for_as_many_steps_as_
     table = [r for r in newcomer_rows(setup, last.state) if r["size"] == "all"]
     assert [r["problem"] for r in table] == [""] * 4
     seen.clear()
-    _makers(setup, last.state, (federation.x[:12], federation.y[:12]))["local"]()
+    few = federation.x[:12], federation.y[:12]
+    assert not try_place(setup, last.state, *few).problems
+    seen.clear()
+    _makers(setup, last.state, few)["local"]()
     assert len(seen) == 4 * 3
 
 
