@@ -24,12 +24,14 @@ from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs
 from floco.core.values import Batch, Message, Phase, Step, Training, plain_loss
 from floco.data.augment import Augment, find_augment
+from floco.data.partition import IID
 from floco.deliver.newcomers import _makers, newcomer_rows, try_place
 from floco.engines.cohort import Cohorts
 from floco.engines.engine import Serial
 from floco.engines.processes import Processes
 from floco.server.rounds import initialize
 from floco.tasks import Classification
+from floco.tasks.segmentation import Segmentation
 from floco.testing import _equal, _resumes
 from test_algorithms import TABLE
 from test_cohort import close
@@ -429,6 +431,15 @@ def test_an_augmentation_that_does_not_fit_is_refused_before_training(
     samples = package.load(data, **more)
     with pytest.raises(FlocoError, match=words):
         samples.split(package.Folds(2), clients=2, augment=augment)
+
+
+def test_images_do_not_move_away_from_the_targets_of_their_pixels() -> None:
+    masks = np.random.default_rng(0).integers(0, 2, (40, 16, 16))
+    samples = package.load((images(40).numpy().transpose(0, 2, 3, 1), masks), kind="images", task=Segmentation())
+    with pytest.raises(
+        FlocoError, match=r"'flip' moves images, and the targets of their pixels would stay.*\(16, 16\)"
+    ):
+        samples.split(IID(), clients=2, augment="flip")
 
 
 def test_another_augmentation_is_another_federation() -> None:

@@ -65,13 +65,14 @@ def find_augment(given: str | Change | None) -> Augment | None:
     return Augment(given, _KNOWN[given] if given in _KNOWN else load_object(given, "data.augment"))
 
 
-def check_augment(augment: Augment, batch: Inputs, channels: str) -> None:
+def check_augment(augment: Augment, batch: Inputs, channels: str, y: torch.Tensor) -> None:
     """Check that a change fits the data, and draws from its generator only, on a normalised batch (B, ...).
 
     Args:
         augment: the change.
         batch: some samples; they are not changed.
         channels: position of the channels in the source, as in `Form.channels`.
+        y: all targets (N, ...); those of pixels would have to move with the images.
 
     Raises:
         FlocoError: it does not.
@@ -83,6 +84,9 @@ def check_augment(augment: Augment, batch: Inputs, channels: str) -> None:
             needed = "is for images, inputs of shape (N, C, H, W)"
             raise FlocoError(f"data.augment = {name!r} {needed}, and these have {shapes(batch)}: leave it empty")
         assert isinstance(batch, torch.Tensor)
+        if y.ndim > 2:
+            moved = "moves images, and the targets of their pixels would stay where they are"
+            raise FlocoError(f"data.augment = {name!r} {moved} (targets {tuple(y.shape[1:])}): leave it empty")
         if augment.change is flip_and_crop and max(batch.shape[2:]) < _PART:
             side = f"a side of {_PART} pixels at least"
             raise FlocoError(f"data.augment = {name!r} needs images with {side}, got {shapes(batch)}: use 'flip'")

@@ -106,7 +106,8 @@ class Samples:
         change, tests = find_augment(augment), {"x_test": self.x_test, "y_test": y_test}
         federation = self._federation(members, forms, **tests, held_out=kept, augment=change)
         if change is not None:
-            check_augment(change, federation.inputs(members[0].train[:4]), forms.get("", Form()).channels)
+            channels = forms.get("", Form()).channels
+            check_augment(change, federation.inputs(members[0].train[:4]), channels, federation.y)
         return replace(federation, task=self._fitted(federation.y, members))
 
     def _fitted(self, y: torch.Tensor, members: tuple[Client, ...]) -> Task:
