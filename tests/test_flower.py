@@ -646,12 +646,14 @@ def test_an_app_takes_the_users_own_modules_along_and_what_they_import(
     )
     files = {n: (EXAMPLES / n).read_text() for n in ("fedbabu.py", "power_law.py")}
     files |= {"nets/__init__.py": "", "nets/small.py": net, "widths.py": "WIDTH = 10\n"}
+    files["changes.py"] = "def none(batch, generator):\n    return batch\n"
     (tmp_path / "nets").mkdir()
     for name, text in {**files, "other.py": "raise SystemExit"}.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     chosen = [f"algorithm.name={OWN}", "model.name=nets.small:net", "data.split=power_law:PowerLaw", "data.clients=4"]
+    chosen += ["data.augment=changes:none"]
     done = floco("flower", "new", "nets/app", *(part for text in chosen for part in ("-s", text)))
     assert done.exit_code == 0, done.output
     app = Path("nets/app")

@@ -138,6 +138,16 @@ def test_a_run_over_messages_is_the_run_in_one_process_to_the_bit(name: str, tmp
     assert_same_run(tmp_path / "run", alone(config, tmp_path / "alone"), 4)
 
 
+def test_all_options_of_training_over_messages_are_those_in_one_process_to_the_bit(tmp_path: Path) -> None:
+    options = ["optimizer=adamw", "lr=0.003", "schedule=linear", "warmup=1", "clip=1", "steps=7"]
+    config = configuration(tmp_path, "fedavg+ft", "data.augment=flip+crop", *(f"training.{o}" for o in options))
+    grid = InProcess(tmp_path)
+    for site in grid.configs.values():
+        site["share-labels"] = "true"
+    assert not carried(tmp_path, config, grid)
+    assert_same_run(tmp_path / "run", alone(config, tmp_path / "alone"), 3)
+
+
 def with_arrays(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[RecordDict], None]:
     def tamper(content: RecordDict) -> None:
         if "arrays" in content:

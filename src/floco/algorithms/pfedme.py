@@ -48,7 +48,9 @@ class PFedMe(Algorithm):
         15.0, "lambda: strength of the pull of theta towards w; eta lambda must be at most 1", above=0
     )
     inner_steps: int = setting(5, "K: steps of theta on each batch", low=1)
-    local_epochs: int | None = setting(None, "epochs a round (empty: training.epochs / inner_steps, at least 1)", low=1)
+    local_epochs: int | None = setting(
+        None, "epochs a round (empty: training.epochs, or training.steps, / inner_steps, at least 1)", low=1
+    )
     personal_lr: float | None = setting(None, "step size of theta (empty: training.lr)", above=0)
     outer_lr: float = setting(
         0.05, "eta: step size of w (the paper: 0.005, with more batches a round than the budget gives here)", above=0
@@ -61,7 +63,8 @@ class PFedMe(Algorithm):
     )
 
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
-        """Check that w does not overshoot theta."""
+        """Check that w does not overshoot theta, and that clients train by plain SGD."""
+        training.require_sgd(self.name, "w must move by eta lambda (w - theta), and theta by its own gradient step")
         if self.outer_lr * self.pull > 1:
             raise FlocoError(
                 f"outer_lr * pull must be at most 1, else w overshoots theta; got {self.outer_lr} * {self.pull}"
@@ -88,6 +91,8 @@ class PFedMe(Algorithm):
         loss, repeat = personalize(plain_loss(facts.task)), self.inner_steps
         inner = Step(loss, moves, towards_w, lr=self.personal_lr, momentum=0.0, repeat=repeat)
         outer = Step(distance, names, lr=self.outer_lr, momentum=0.0, weight_decay=0.0)
+        if self.local_epochs is None and facts.training.steps is not None:
+            return (Phase("shared", (inner, outer), batches=max(1, round(facts.training.steps / self.inner_steps))),)
         epochs = self.local_epochs or max(1, round(facts.training.epochs / self.inner_steps))
         return (Phase("shared", (inner, outer), epochs),)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 
@@ -12,11 +12,13 @@ from floco.core.algorithm import Algorithm, average, weighted_mean
 from floco.core.network import Network
 from floco.core.values import (
     Facts,
+    Layout,
     Message,
     Phase,
     ServerState,
     Step,
     Tensors,
+    Training,
     Update,
     add_prefix,
     plain_loss,
@@ -39,6 +41,11 @@ class SCAFFOLD(Algorithm):
     """
 
     name: ClassVar[str] = "scaffold"
+
+    def resolved(self, training: Training, layout: Layout | None = None) -> Self:
+        """Check that clients train by plain SGD."""
+        training.require_sgd(self.name, "its variates are means of gradients only if a step is lr times a gradient")
+        return self
 
     def init(self, network: Network, *, seed: int) -> ServerState:
         """Return the network, and c = 0."""
@@ -64,7 +71,7 @@ class SCAFFOLD(Algorithm):
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return w_i and c_i+ - c_i to send, and c_i+ to keep."""
-        scale = 1 / (facts.training.epochs * facts.batches * facts.training.lr)
+        scale = 1 / (facts.steps(self.phases(message, facts)) * facts.training.lr)
         names, w = facts.layout.parameters, message.shared
         new = {n: tensors[_CI + n] - tensors[_C + n] + scale * (w[n] - tensors[n]) for n in names}
         change = {n: t - tensors[_CI + n] for n, t in new.items()}

@@ -15,7 +15,7 @@ from floco.core.errors import FlocoError
 from floco.core.inputs import rows
 from floco.core.metrics import Score
 from floco.core.random import derive
-from floco.core.values import Facts, Message, Models, Tensors, Update, add_prefix, strip_prefix
+from floco.core.values import Facts, Message, Models, Phase, Tensors, Update, add_prefix, strip_prefix
 
 _BUFFERS = "buffers/"  # prefix of local buffers in a client's memory
 
@@ -29,7 +29,7 @@ class Scores(NamedTuple):
 
 def receive(setup: Setup, client: str, message: Message, memory: Tensors | None) -> tuple[Message, Facts, Tensors]:
     """Return message, facts and working tensors with which a client starts; local buffers come from its memory."""
-    stored, facts = memory or {}, setup.facts(client)
+    stored, facts = memory or {}, setup.facts(client, None if message.purpose == "evaluate" else message.round)
     message = replace(message, shared={**message.shared, **strip_prefix(stored, _BUFFERS)})
     memory = {n: t for n, t in stored.items() if not n.startswith(_BUFFERS)}
     memory = memory or setup.algorithm.start(setup.network, seed=derive(setup.seed, "start", client))
@@ -40,9 +40,20 @@ def prepare(setup: Setup, client: str, message: Message, memory: Tensors | None)
     """Return a client's training in this round; in an evaluation its adaptation, often without phases."""
     message, facts, tensors = receive(setup, client, message, memory)
     evaluating = message.purpose == "evaluate"
-    phases = setup.algorithm.adapt(facts) if evaluating else setup.algorithm.phases(message, facts)
+    if evaluating:
+        phases = setup.algorithm.adapt(facts)
+    else:
+        rate = setup.training.rate(message.round)
+        phases = tuple(_scheduled(p, rate) for p in setup.algorithm.phases(message, facts))
     path = ("adapt" if evaluating else "train", message.round, client)
     return Work(client, message, facts, tensors, phases, setup.federation.client(client).train, path)
+
+
+def _scheduled(phase: Phase, rate: float) -> Phase:
+    """Return a phase whose steps have their own step sizes times the round's factor."""
+    if rate == 1 or all(s.lr is None for s in phase.steps):
+        return phase
+    return replace(phase, steps=tuple(s if s.lr is None else replace(s, lr=s.lr * rate) for s in phase.steps))
 
 
 def conclude(setup: Setup, client: str, message: Message, facts: Facts, tensors: Tensors) -> tuple[Update, Tensors]:

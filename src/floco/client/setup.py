@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -59,8 +59,13 @@ class Setup:
         if self.algorithm.labelled and not self.task.labelled:
             raise FlocoError(f"{self.algorithm.name} needs class frequencies, and task {self.task.name} has no classes")
 
-    def facts(self, client: str) -> Facts:
-        """Return what the algorithm may know of `client`, cached."""
+    def facts(self, client: str, round_: int | None = None) -> Facts:
+        """Return what the algorithm may know of `client` when it trains in a round; None: in an evaluation."""
+        known = self._known(client)
+        training = self.training if round_ is None else self.training.at(round_)
+        return known if training is self.training else replace(known, training=training)
+
+    def _known(self, client: str) -> Facts:
         if client not in self._facts:
             if len(self._facts) >= _REMEMBERED:
                 self._facts.clear()

@@ -1,23 +1,22 @@
-"""SGD on one client's data: phases, epochs and batches.
+"""Training on one client's data: phases, epochs, batches and steps.
 
 Everything here runs on one thread and depends on its arguments only.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 
 import torch
-from torch.optim.sgd import sgd
 
+from floco.client.optimizer import State, apply_gradients
 from floco.client.setup import Setup, split_batches
 from floco.core.inputs import rows
 from floco.core.random import global_stream, stream
 from floco.core.values import Batch, Facts, Layout, Message, Phase, Predict, Step, Tensors, Training, fast_copy
-
-_sgd = partial(sgd, fused=True, dampening=0.0, nesterov=False, maximize=False)
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,19 @@ class Work:
         """Batch sizes of one epoch."""
         return split_batches(len(self.samples), self.facts.training.batch_size)
 
-    def epochs(self, phase: Phase) -> int:
-        """Return the number of epochs of a phase."""
-        return self.facts.training.epochs if phase.epochs is None else phase.epochs
+    def length(self, phase: Phase) -> int:
+        """Return the number of batches of a phase."""
+        return phase.length(self.facts.training, len(self.sizes))
 
     @property
     def steps(self) -> int:
         """Optimiser steps of all phases."""
-        return sum(self.epochs(p) * len(self.sizes) * sum(s.repeat for s in p.steps) for p in self.phases)
+        return sum(self.length(p) * sum(s.repeat for s in p.steps) for p in self.phases)
 
     def orders(self, phase: Phase, seed: int) -> Iterator[torch.Tensor]:
-        """Yield the order of the samples, (n_train,), for each epoch of a phase."""
+        """Yield the order of the samples, (n_train,), for each epoch of a phase; the last may not be used up."""
         shuffle = stream(seed, *self.path, phase.name, "shuffle")
-        for _ in range(self.epochs(phase)):
+        for _ in range(math.ceil(self.length(phase) / len(self.sizes))):
             yield torch.randperm(len(self.samples), generator=shuffle)
 
     def draws(self, phase: Phase, tensors: Tensors, seed: int) -> torch.Tensor | None:
@@ -60,26 +59,33 @@ class Work:
         if phase.draws is None:
             return None
         generator = stream(seed, *self.path, phase.name, "draws")
-        return phase.draws(tensors, self.epochs(phase) * len(self.sizes), generator).float()
+        return phase.draws(tensors, self.length(phase), generator).float()
+
+    def changes(self, phase: Phase, seed: int) -> torch.Generator:
+        """Return the generator of the random changes of a phase's batches, on the CPU."""
+        return stream(seed, *self.path, phase.name, "augment")
 
 
 def sgd_step(
     step: Step,
     predict: Predict,
     tensors: Tensors,
-    velocity: list[torch.Tensor],
+    state: State,
     draw: torch.Tensor | None,
     batch: Batch,
     training: Training,
 ) -> None:
-    """Update `tensors[step.moves]` in place: g <- dL + correction; v <- momentum v + g + decay w; w <- w - lr v."""
+    """Update `tensors[step.moves]` in place, from the gradient g = dL + correction.
+
+    SGD: v <- momentum v + g + decay w; w <- w - lr v. AdamW: w <- (1 - lr decay) w - lr m / (sqrt(v) + eps).
+    """
     moved = [tensors[n] for n in (*step.moves, *step.coefficients)]
     loss = step.loss(predict, tensors, draw, batch)
     gradients = list(torch.autograd.grad(loss, moved, materialize_grads=True))
     with torch.no_grad():
         if step.correction is not None:
             add_correction(step, gradients, step.correction(tensors))
-        apply_gradients(step, tensors, gradients, velocity, training)
+        apply_gradients(step, tensors, gradients, state, training)
 
 
 def add_correction(step: Step, gradients: list[torch.Tensor], values: Tensors) -> None:
@@ -87,28 +93,6 @@ def add_correction(step: Step, gradients: list[torch.Tensor], values: Tensors) -
     for name, value in values.items():
         i = step.moves.index(name)
         gradients[i] = gradients[i] + value  # not in place: autograd may return shared or expanded tensors
-
-
-def apply_gradients(
-    step: Step, tensors: Tensors, gradients: Sequence[torch.Tensor], velocity: list[torch.Tensor], training: Training
-) -> None:
-    """Apply the gradients of `step.moves` and `step.coefficients` in place; `velocity` starts as an empty list."""
-    momentum = training.momentum if step.momentum is None else step.momentum
-    decay = training.weight_decay if step.weight_decay is None else step.weight_decay
-    lr = training.lr if step.lr is None else step.lr
-    for (name, (low, high)), gradient in zip(step.coefficients.items(), gradients[len(step.moves) :], strict=True):
-        tensors[name].sub_(lr * gradient).clamp_(low, high)
-    moved = [tensors[n] for n in step.moves]
-    pairs = zip(moved, gradients, strict=False)  # gradients of coefficients come last
-    alike = [g if g.stride() == t.stride() else torch.empty_like(t).copy_(g) for t, g in pairs]
-    if not velocity:
-        velocity.extend(map(torch.zeros_like, moved))
-    _sgd(_in_order(moved), _in_order(alike), [*_in_order(velocity)], weight_decay=decay, momentum=momentum, lr=lr)
-
-
-def _in_order(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return dense tensors as contiguous views of their memory; SGD's kernel copies others, at three times the cost."""
-    return [t if t.is_contiguous() else t.as_strided((t.numel(),), (1,)) for t in tensors]
 
 
 def _own_copies(tensors: Tensors, phases: Sequence[Phase], layout: Layout, device: torch.device) -> Tensors:
@@ -129,17 +113,20 @@ def train_client(setup: Setup, work: Work) -> Tensors:
         return work.tensors
     device, federation = setup.device, setup.federation
     tensors = _own_copies(work.tensors, work.phases, setup.network.layout, device)
-    x, y = setup.inputs(rows(federation.x, work.samples)), federation.y[work.samples].to(device)
+    inputs, y = setup.inputs(rows(federation.x, work.samples)), federation.y[work.samples].to(device)
     predict = setup.predictor(train=True, fresh=setup.hidden_state is not None)
     for phase in work.phases:
         draws = work.draws(phase, tensors, setup.seed)
-        draws = None if draws is None else draws.to(device)
-        velocities: list[list[torch.Tensor]] = [[] for _ in phase.steps]
+        draws, generator = None if draws is None else draws.to(device), work.changes(phase, setup.seed)
+        states: list[State] = [[] for _ in phase.steps]
         with global_stream(setup.seed, *work.path, phase.name, "dropout", device=device):
             batches = (b for order in work.orders(phase, setup.seed) for b in order.to(device).split(work.sizes))
-            for i, chosen in enumerate(batches):
-                batch, draw = Batch(rows(x, chosen), y[chosen]), None if draws is None else draws[i]
-                for step, velocity in zip(phase.steps, velocities, strict=True):
+            for i, chosen in enumerate(islice(batches, work.length(phase))):
+                x = rows(inputs, chosen)
+                if federation.augment is not None:
+                    x = federation.augment(x, generator)
+                batch, draw = Batch(x, y[chosen]), None if draws is None else draws[i]
+                for step, state in zip(phase.steps, states, strict=True):
                     for _ in range(step.repeat):
-                        sgd_step(step, predict, tensors, velocity, draw, batch, setup.training)
+                        sgd_step(step, predict, tensors, state, draw, batch, work.facts.training)
     return {n: t.detach().contiguous().cpu() for n, t in tensors.items()}

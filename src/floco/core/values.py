@@ -13,8 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from floco.core.inputs import Inputs
-from floco.core.settings import Settings, setting
 from floco.core.task import Task
+from floco.core.training import Training as Training
 
 Tensors = dict[str, torch.Tensor]
 Predict = Callable[[Mapping[str, torch.Tensor], Inputs], torch.Tensor]
@@ -39,50 +39,46 @@ Loss = Callable[[Predict, Tensors, torch.Tensor | None, Batch], torch.Tensor]
 
 @dataclass(frozen=True)
 class Step:
-    """One SGD step on a batch: g = d loss / d tensors[moves] (+ correction), then momentum, weight decay and `lr`."""
+    """One optimiser step on a batch, with g = d loss / d tensors[moves] (+ correction), clipped to `training.clip`."""
 
     loss: Loss
     moves: tuple[str, ...]
     correction: Callable[[Tensors], Tensors] | None = None
     """Added to the gradient of the tensors it names, e.g. Ditto's `lambda (v - w_t)`."""
     lr: float | None = None
-    """None: `training.lr`."""
+    """None: `training.lr`. A constant: `training.schedule` multiplies it, too, by the round's factor."""
     momentum: float | None = None
-    """None: `training.momentum`."""
+    """None: `training.momentum`. A step with one of its own is of SGD: it is refused under another optimiser."""
     weight_decay: float | None = None
     """None: `training.weight_decay`."""
     repeat: int = 1
     coefficients: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Tensors trained without momentum and decay, and the range they are clamped to, e.g. APFL's mixing weight."""
+    """Tensors trained by plain steps, `lr` times their gradient, and the range they are clamped to.
+
+    E.g. APFL's mixing weight. There is no momentum, decay or clipping, whatever the optimiser.
+    """
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs over a client's training part; `name` keys its random streams."""
+    """Some epochs over a client's training part, or some batches of it; `name` keys its random streams."""
 
     name: str
     steps: tuple[Step, ...]
     epochs: int | None = None
-    """None: `training.epochs`."""
+    """None: `training.steps` batches if that is set, else `training.epochs` epochs."""
     draws: Callable[[Tensors, int, torch.Generator], torch.Tensor] | None = None
     """`draws(tensors, n, generator)`: random numbers for all n batches, (n, ...), drawn before the first."""
+    batches: int | None = None
+    """Number of batches, over as many epochs as that takes; None: `epochs` says."""
 
-
-@dataclass(frozen=True)
-class Training(Settings):
-    """How clients train, and for how many rounds; the same for every algorithm."""
-
-    rounds: int = setting(100, "communication rounds", low=1)
-    fraction: float = setting(0.5, "share of the clients that train in a round", above=0, high=1)
-    epochs: int = setting(1, "local epochs a round", low=1)
-    batch_size: int = setting(16, "samples a step", low=1)
-    lr: float = setting(0.05, "step size of SGD", above=0)
-    momentum: float = setting(0.5, "momentum of SGD, fresh each round", low=0, below=1)
-    weight_decay: float = setting(0.0005, "L2 decay, added to the gradient of every trained tensor", low=0)
-    precision: str = setting("float32", "arithmetic of the network; tensors stay float32", choices=("float32", "bf16"))
-    buffers: str = setting(
-        "average", "floating buffers (BatchNorm): averaged, or kept on each client", choices=("average", "local")
-    )
+    def length(self, training: Training, batches: int) -> int:
+        """Return the number of batches that the phase takes, for a client with `batches` per epoch."""
+        if self.batches is not None:
+            return self.batches
+        if self.epochs is not None:
+            return self.epochs * batches
+        return training.steps or training.epochs * batches
 
 
 @dataclass(frozen=True)
@@ -110,6 +106,7 @@ class Facts:
 
     layout: Layout
     training: Training
+    """Its `lr` is that of the round; in an evaluation it is as set, without schedule."""
     n_train: int
     """0 where the global model is built, which is no client's; so are label counts and batches."""
     label_counts: tuple[int, ...]
@@ -118,6 +115,10 @@ class Facts:
     """Batches per epoch."""
     task: Task
     """What is learned: its loss, and its metrics."""
+
+    def steps(self, phases: Sequence[Phase]) -> int:
+        """Return the client's optimiser steps in some phases."""
+        return sum(p.length(self.training, self.batches) * sum(s.repeat for s in p.steps) for p in phases)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from floco.core.inputs import Inputs, columns, count, like, rows
 from floco.core.random import one_thread
 from floco.core.task import Labels, Task
 from floco.core.values import ClientInfo
+from floco.data.augment import Augment
 from floco.data.mapped import blocks
 from floco.data.schema import Form, Normalization, Schema
 from floco.tasks import Classification
@@ -57,6 +58,8 @@ class Federation:
     """The source's own labels, as text, by class number; (): equal to the names."""
     task: Task = field(default_factory=Classification)
     """What is learned."""
+    augment: Augment | None = None
+    """Random changes of the batches that clients train on; None: none."""
 
     def __post_init__(self) -> None:
         """Check that client ids are unique."""
@@ -138,7 +141,7 @@ class Federation:
         return self.inputs(torch.arange(min(2, count(self.x))))
 
     def fingerprint(self) -> str:
-        """Return a hash of all samples, labels, splits and the normalisation: equal for equal data."""
+        """Return a hash of all samples, labels, splits, normalisation and augmentation: equal for equal data."""
         digest = hashlib.blake2b(digest_size=16)
         tested = {} if self.x_test is None else columns(self.x_test)
         for tensor in (*columns(self.x).values(), self.y, *tested.values(), self.y_test):
@@ -150,6 +153,8 @@ class Federation:
             digest.update(c.id.encode() + b"\0" + c.train.numpy().tobytes() + b"\1" + c.test.numpy().tobytes())
         forms = [(name, f.normalization, f.offset) for name, f in self.forms.items()]
         digest.update(repr((self.names, forms, self.task)).encode())
+        if self.augment is not None:
+            digest.update(self.augment.name.encode())
         return digest.hexdigest()
 
 

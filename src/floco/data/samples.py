@@ -13,6 +13,7 @@ from floco.core.errors import FlocoError, nearest
 from floco.core.inputs import Inputs, columns
 from floco.core.random import one_thread
 from floco.core.task import Labels, Task, add_statistics
+from floco.data.augment import Change, check_augment, find_augment
 from floco.data.federation import Client, Federation, fit_normalization, sum_channels
 from floco.data.holdout import divide, divide_latest, rank
 from floco.data.partition import Foreign
@@ -67,6 +68,7 @@ class Samples:
         held_out: int = 0,
         normalize: str | Normalization = "train",
         order: str | None = None,
+        augment: str | Change | None = None,
     ) -> Federation:
         """Return the federation: each client's samples, split into a training and a test part.
 
@@ -79,6 +81,8 @@ class Samples:
             held_out: number of clients, the last ones, that are excluded from training and evaluation.
             normalize: "train" (statistics of all training parts), "none" (raw values), or fixed statistics.
             order: a column of numbers or dates, e.g. "position"; the test part is then a client's latest samples.
+            augment: "flip" or "flip+crop" (images), `module:function`, or a function `(batch, generator) -> batch`:
+                random changes of normalised inputs (B, ...), in training only.
         """
         if (clients is not None and clients < 1) or (samples is not None and samples < 2):
             raise FlocoError(f"data.clients must be 1 at least and data.samples 2, got {clients} and {samples}")
@@ -99,7 +103,11 @@ class Samples:
         members, kept = tuple(made[: len(made) - held_out]), tuple(made[len(made) - held_out :])
         y_test = None if self.y_test is None else torch.from_numpy(self.y_test)
         forms = {name: self._normalized(name, normalize, members) for name in columns(self.x)}
-        federation = self._federation(members, forms, x_test=self.x_test, y_test=y_test, held_out=kept)
+        change, tests = find_augment(augment), {"x_test": self.x_test, "y_test": y_test}
+        federation = self._federation(members, forms, **tests, held_out=kept, augment=change)
+        if change is not None:
+            channels = forms.get("", Form()).channels
+            check_augment(change, federation.inputs(members[0].train[:4]), channels, federation.y)
         return replace(federation, task=self._fitted(federation.y, members))
 
     def _fitted(self, y: torch.Tensor, members: tuple[Client, ...]) -> Task:

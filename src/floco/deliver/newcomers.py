@@ -18,7 +18,7 @@ from floco.core.metrics import pooled
 from floco.core.mixing import Mixing
 from floco.core.random import one_thread, stream
 from floco.core.settings import plain
-from floco.core.values import PERSONAL, Message, Row, ServerState, Tensors, strip_prefix
+from floco.core.values import PERSONAL, Message, Row, ServerState, Tensors, Training, strip_prefix
 from floco.data.federation import Client
 from floco.deliver.mixtures import Mixtures
 from floco.deliver.placement import Candidate, Placement
@@ -116,13 +116,14 @@ def _left_out(n: int, seed: int) -> list[torch.Tensor]:
 def _alone(setup: Setup, x: Inputs, y: torch.Tensor, parts: list[torch.Tensor]) -> Setup:
     """Return the setup of a federation of clients that are copies of the newcomer.
 
-    The first has all samples. Each other one leaves out one part, which is its test part.
+    The first has all samples. Each other one leaves out one part, which is its test part. Their step size is as set:
+    the schedule is over when newcomers come.
     """
     everything = torch.arange(len(y))
     clients = [Client(_NAME, everything, everything)]
     clients += [Client(f"{_NAME}-{i}", everything[~torch.isin(everything, part)], part) for i, part in enumerate(parts)]
     federation = replace(setup.federation, x=x, y=y, clients=tuple(clients), x_test=None, y_test=None, held_out=())
-    return replace(setup, federation=federation)
+    return replace(setup, federation=federation, training=replace(setup.training, schedule="constant", warmup=0))
 
 
 def _by_signal(alone: Setup, mixing: Mixing, state: ServerState, who: str) -> torch.Tensor:
@@ -148,7 +149,7 @@ def newcomer_rows(setup: Setup, state: ServerState) -> list[Row]:
       means are over all newcomers.
     - `global`: the global model.
     - `global+ft`: the global model after local epochs.
-    - `local`: initial weights, trained for as many epochs as a participant on average.
+    - `local`: initial weights, trained for as many epochs (or `training.steps`) as a participant on average.
 
     The row of a model that fails has no metrics, and the reason as its `problem`.
     """
@@ -181,7 +182,9 @@ def _makers(setup: Setup, state: ServerState, few: _Samples) -> dict[str, _Maker
     """Return a function for each model that makes it, and returns its rule, tensors and refusal."""
     network, training = setup.network, setup.training
     in_a_round = max(1, round(training.fraction * len(setup.federation.clients)))
-    epochs = max(1, round(training.rounds * training.epochs * in_a_round / len(setup.federation.clients)))
+    times = training.rounds * in_a_round / len(setup.federation.clients)
+    steps = training.steps and max(1, round(times * training.steps))
+    as_long = replace(training, epochs=max(1, round(times * training.epochs)), steps=steps)
     shared = find_global_model(setup, Message(state.round, "evaluate", state.shared))
     middle = {n: shared[n] for n in network.layout.names} if shared is not None else {}
     assigned = setup.algorithm.mixing is not None and setup.algorithm.assigned(state)
@@ -190,13 +193,13 @@ def _makers(setup: Setup, state: ServerState, few: _Samples) -> dict[str, _Maker
         makers["placed"] = lambda: ((found := try_place(setup, state, *few)).chosen.rule, found.tensors, found.refusal)
     if middle:
         makers["global"] = lambda: ("", middle, "")
-        makers["global+ft"] = lambda: ("", _fine_tuned(setup, middle, few, None), "")
+        makers["global+ft"] = lambda: ("", _fine_tuned(setup, middle, few, training), "")
     initial = {**network.parameters, **network.buffers}
-    makers["local"] = lambda: ("", _fine_tuned(setup, initial, few, epochs), "")
+    makers["local"] = lambda: ("", _fine_tuned(setup, initial, few, as_long), "")
     return makers
 
 
-def _fine_tuned(setup: Setup, start: Tensors, few: _Samples, epochs: int | None) -> Tensors:
-    """Return network tensors after local epochs (None: as many as in a round) on a newcomer's samples."""
-    alone = replace(_alone(setup, *few, []), algorithm=FedAvgFT(personal_epochs=epochs))
+def _fine_tuned(setup: Setup, start: Tensors, few: _Samples, training: Training) -> Tensors:
+    """Return network tensors after local training on a newcomer's samples, as long as `training` says for a round."""
+    alone = replace(_alone(setup, *few, []), algorithm=FedAvgFT(), training=training)
     return strip_prefix(adapt(alone, _NAME, Message(setup.training.rounds, "evaluate", start), None), PERSONAL)

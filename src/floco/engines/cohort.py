@@ -78,9 +78,10 @@ class Cohorts:
         try:
             keys = [tuple(map(step_key, p.steps)) for p in work.phases]
             pairs = zip(work.phases, keys, strict=True)
-            phases = tuple((p.name, work.epochs(p), p.draws is None, own) for p, own in pairs)
+            phases = tuple((p.name, p.epochs, p.batches, p.draws is None, own) for p, own in pairs)
             shapes = tuple((n, t.shape, t.dtype) for n, t in sorted(work.tensors.items()))
-            return phases, shapes, None if self._leaves_padding_out(work, keys) else len(work.samples)
+            size = None if self._leaves_padding_out(work, keys) else len(work.samples)
+            return phases, shapes, work.facts.training, size
         except Exception:  # noqa: BLE001  an incomparable closure, or an error to report when the client trains alone
             return object(), None
 

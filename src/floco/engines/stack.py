@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
+from itertools import cycle, islice
 from typing import NamedTuple
 
 import torch
 from torch.func import vmap
 
+from floco.client.optimizer import State, apply_gradients, keep_first
 from floco.client.setup import Setup
-from floco.client.sgd import Work, add_correction, apply_gradients
+from floco.client.sgd import Work, add_correction
 from floco.core.inputs import Inputs, columns, each, like, rows
 from floco.core.values import Batch, Phase, Predict, Step, Tensors
 from floco.engines.tracing import Program, Programs, loss_key
@@ -56,7 +58,7 @@ class Cohort:
     def _phase(self, number: int, phase: Phase) -> None:
         device, seed = self._setup.device, self._setup.seed
         width = max(max(w.sizes) for w in self._works)
-        plans = [_plan(tuple(w.sizes) * w.epochs(phase), width) for w in self._works]
+        plans = [_plan(tuple(islice(cycle(w.sizes), w.length(phase))), width) for w in self._works]
         lengths = [len(plan.at) for plan in plans]
         steps = max(lengths)
         orders = [torch.cat(list(w.orders(w.phases[number], seed))) for w in self._works]
@@ -69,23 +71,38 @@ class Cohort:
         equal = (counts == counts[:, :1]).all(dim=1)  # no padding where all batches have the same size
         widths = torch.where(equal, counts[:, 0], width).tolist()
         at, whole, held = at.to(device), self._tensors, len(self._works)
-        todo: list[tuple[Step, Hashable, list[torch.Tensor]]] = [(step, loss_key(step), []) for step in phase.steps]
+        training, changes = self._works[0].facts.training, [w.changes(phase, seed) for w in self._works]
+        todo: list[tuple[Step, Hashable, State]] = [(step, loss_key(step), []) for step in phase.steps]
         for i in range(steps):
             if alive[i] <= held // 2:  # most clients are done: the others continue without them
                 held = alive[i]
                 self._tensors = {n: t[:held] if n in self._stacked else t for n, t in whole.items()}
-            batch = Batch(rows(self._x, at[i, :held, : widths[i]]), targets[i, :held, : widths[i]])
-            for step, key, velocity in todo:
-                if velocity and len(velocity[0]) > alive[i]:
-                    velocity[:] = [v[: alive[i]] for v in velocity]
+            x = rows(self._x, at[i, :held, : widths[i]])
+            if self._setup.federation.augment is not None:
+                self._change(x, at[i], counts[i, : min(alive[i], held)].tolist(), changes)
+            batch = Batch(x, targets[i, :held, : widths[i]])
+            for step, key, state in todo:
+                if state and len(state[0]) > alive[i]:
+                    keep_first(state, alive[i])
                 for _ in range(step.repeat):
                     gradients = self._gradients(step, key, None if draws is None else draws[i, :held], batch)
                     moving = self._tensors
                     if alive[i] < held:
                         moving = {n: moving[n][: alive[i]] for n in _moving(step)}
                         gradients = [g[: alive[i]] for g in gradients]
-                    apply_gradients(step, moving, gradients, velocity, self._setup.training)
+                    apply_gradients(step, moving, gradients, state, training, stacked=True)
         self._tensors = whole
+
+    def _change(
+        self, x: Inputs, at: torch.Tensor, counts: Sequence[int], generators: Sequence[torch.Generator]
+    ) -> None:
+        """Change each client's own samples in a batch x (clients, width, ...), as if it trained alone."""
+        augment = self._setup.federation.augment
+        assert augment is not None
+        for k, n in enumerate(counts):
+            changed = augment(rows(self._x, at[k, :n]), generators[k])
+            for mine, column in zip(columns(x).values(), columns(changed).values(), strict=True):
+                mine[k, :n] = column
 
     def _targets(self, at: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         """Return the targets (steps, clients, width, ...) at positions; padding where they are not real."""

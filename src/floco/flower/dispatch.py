@@ -9,7 +9,7 @@ from flwr.app import Message
 
 from floco.client.round import conclude, receive
 from floco.client.setup import Setup
-from floco.core.values import Facts, Phase, Purpose
+from floco.core.values import Purpose
 from floco.data.schema import Normalization
 from floco.engines.jobs import Job, Result
 from floco.flower.checks import Expected, check_answer
@@ -115,19 +115,10 @@ def expect(setup: Setup, client: str, ask: Ask) -> Expected:
     update = conclude(setup, client, message, facts, tensors)[0] if ask.purpose != "evaluate" else None
     both = algorithm.models(tensors, facts)
     models, n_test = (both.global_ is not None, both.personal is not None), setup.clients[client].n_test
-    trained = 0 if update is None else _steps(algorithm.phases(message, facts), facts)
+    trained = 0 if update is None else facts.steps(algorithm.phases(message, facts))
     names = frozenset(layout.parameters), frozenset(layout.buffers)
-    taken = trained, _steps(algorithm.adapt(facts), facts)
+    taken = trained, facts.steps(algorithm.adapt(facts))  # no list of batches: its length is up to the site
     return Expected(update, *names, models, n_test, setup.federation.outputs, taken)
-
-
-def _steps(phases: Sequence[Phase], facts: Facts) -> int:
-    """Return the optimiser steps of a client's phases, as `Work.steps` does.
-
-    It does not build the list of batches, whose length is up to the site.
-    """
-    epochs = [facts.training.epochs if p.epochs is None else p.epochs for p in phases]
-    return sum(e * facts.batches * sum(s.repeat for s in p.steps) for e, p in zip(epochs, phases, strict=True))
 
 
 def _certain(result: Result | None, client: str) -> Result:

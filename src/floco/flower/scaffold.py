@@ -153,7 +153,8 @@ def _own_modules(config: Config) -> dict[str, bytes]:
     Modules outside the current folder are installed packages, which each machine has to install.
     """
     chosen = {"algorithm": config.algorithm, "task": config.task, "data.split": config.data.split}
-    names = [config.model.name, *(REGISTRIES[table].name_of(type(value)) for table, value in chosen.items())]
+    names = [REGISTRIES[table].name_of(type(value)) for table, value in chosen.items()]
+    names += [config.model.name, config.data.augment or ""]
     here, files = Path.cwd(), dict[str, bytes]()
     todo = [name.partition(":")[0].partition(".")[0] for name in names if ":" in name]
     while todo:

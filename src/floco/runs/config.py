@@ -12,6 +12,7 @@ from floco.core.objects import Registry
 from floco.core.settings import Settings, setting
 from floco.core.task import Task
 from floco.core.values import Training
+from floco.data.augment import check_name
 from floco.data.partition import SPLITS, Folds
 from floco.data.split import Split
 from floco.tasks import TASKS, Classification
@@ -49,12 +50,18 @@ class Data(Settings):
     )
     mean: tuple[float, ...] = setting((), "normalize fixed: mean of each channel")
     std: tuple[float, ...] = setting((), "normalize fixed: standard deviation of each channel", above=0)
+    augment: str | None = setting(
+        None,
+        "random changes of training batches: flip, flip+crop (also moved by up to an eighth of the side), for images, "
+        "or module:function(batch, generator) (empty: none)",
+    )
     split: Split = field(default_factory=Folds)
     """How samples are split over clients."""
 
     def __post_init__(self) -> None:
         """Check the fields that depend on each other."""
         Settings.__post_init__(self)
+        check_name(self.augment)
         if (self.normalize == "fixed") != bool(self.mean) or len(self.mean) != len(self.std):
             raise FlocoError(
                 'mean and std belong to normalize = "fixed" and have one value per channel each, '

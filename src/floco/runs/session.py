@@ -61,6 +61,7 @@ def federation(config: Config) -> Federation:
         held_out=data.held_out,
         normalize=Normalization(data.mean, data.std) if data.normalize == "fixed" else data.normalize,
         order=data.order,
+        augment=data.augment,
     )
 
 
