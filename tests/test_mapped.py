@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 
 import floco
+from floco.client import sgd
 from floco.data import mapped
 from floco.data.mapped import blocks, every
+from floco.engines import stack
 
 G = np.random.default_rng(0)
 N = 120
@@ -49,6 +52,22 @@ def test_a_large_array_stays_in_its_file_and_gives_the_same_run(
         runs.append((federation.fingerprint(), run.clients))
     assert runs[0][0] == runs[1][0]
     assert runs[0][1].drop(columns="center").equals(runs[1][1].drop(columns="center"))
+
+
+@pytest.mark.parametrize("engine", ["serial", "cohort"])
+def test_clients_with_many_samples_read_them_batch_by_batch_with_the_same_bits(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = floco.load(data(KINDS["float32 images, channels last"])).split(floco.Natural())
+    settings: dict[str, Any] = {"rounds": 2, "engine": "serial", "fraction": 1.0}
+    runs = [floco.fit(floco.model("cnn", federation), federation, floco.Floco(endpoints=2), **settings)]
+    monkeypatch.setattr(sgd, "_ONCE", 1000)
+    monkeypatch.setattr(stack, "_TOGETHER", 1000)
+    settings["engine"] = engine
+    with pytest.warns(UserWarning, match="too many to be in memory") if engine == "cohort" else nullcontext():
+        runs.append(floco.fit(floco.model("cnn", federation), federation, floco.Floco(endpoints=2), **settings))
+    one, other = (run.clients.drop(columns="center") for run in runs)
+    assert one.equals(other)
 
 
 @pytest.mark.parametrize("kind", ["compressed", "float64"])

@@ -24,7 +24,7 @@ from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs
 from floco.core.values import Batch, Message, Phase, Step, Training, plain_loss
 from floco.data.augment import Augment, find_augment
-from floco.data.partition import IID
+from floco.data.partition import Iid
 from floco.deliver.newcomers import _makers, newcomer_rows, try_place
 from floco.engines.cohort import Cohorts
 from floco.engines.engine import Serial
@@ -439,7 +439,7 @@ def test_images_do_not_move_away_from_the_targets_of_their_pixels() -> None:
     with pytest.raises(
         FlocoError, match=r"'flip' moves images, and the targets of their pixels would stay.*\(16, 16\)"
     ):
-        samples.split(IID(), clients=2, augment="flip")
+        samples.split(Iid(), clients=2, augment="flip")
 
 
 def test_another_augmentation_is_another_federation() -> None:

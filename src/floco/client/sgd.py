@@ -6,7 +6,7 @@ Everything here runs on one thread and depends on its arguments only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,9 +14,11 @@ import torch
 
 from floco.client.optimizer import State, apply_gradients
 from floco.client.setup import Setup, split_batches
-from floco.core.inputs import rows
+from floco.core.inputs import Inputs, rows, samples_size
 from floco.core.random import global_stream, stream
 from floco.core.values import Batch, Facts, Layout, Message, Phase, Predict, Step, Tensors, Training, fast_copy
+
+_ONCE = 2**27  # bytes of a client's inputs that are made at once
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,25 @@ def _own_copies(tensors: Tensors, phases: Sequence[Phase], layout: Layout, devic
     return mine
 
 
+def _reader(setup: Setup, samples: torch.Tensor) -> Callable[[torch.Tensor], Inputs]:
+    """Return a function from positions in a client's training part to network inputs, on the device.
+
+    Inputs are made once for all, or batch by batch for a client whose samples are many.
+    """
+    x = setup.federation.x
+    if samples_size(x, len(samples)) > _ONCE:
+        return lambda chosen: setup.inputs(rows(x, samples[chosen.cpu()]))
+    inputs = setup.inputs(rows(x, samples))
+    return lambda chosen: rows(inputs, chosen)
+
+
 def train_client(setup: Setup, work: Work) -> Tensors:
     """Return one client's working tensors after all phases, on the CPU."""
     if not work.phases:  # an evaluation without adaptation
         return work.tensors
     device, federation = setup.device, setup.federation
     tensors = _own_copies(work.tensors, work.phases, setup.network.layout, device)
-    inputs, y = setup.inputs(rows(federation.x, work.samples)), federation.y[work.samples].to(device)
+    read, y = _reader(setup, work.samples), federation.y[work.samples].to(device)
     predict = setup.predictor(train=True, fresh=setup.hidden_state is not None)
     for phase in work.phases:
         draws = work.draws(phase, tensors, setup.seed)
@@ -122,7 +136,7 @@ def train_client(setup: Setup, work: Work) -> Tensors:
         with global_stream(setup.seed, *work.path, phase.name, "dropout", device=device):
             batches = (b for order in work.orders(phase, setup.seed) for b in order.to(device).split(work.sizes))
             for i, chosen in enumerate(islice(batches, work.length(phase))):
-                x = rows(inputs, chosen)
+                x = read(chosen)
                 if federation.augment is not None:
                     x = federation.augment(x, generator)
                 batch, draw = Batch(x, y[chosen]), None if draws is None else draws[i]

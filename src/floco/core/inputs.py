@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -39,6 +40,11 @@ def rows(inputs: Inputs, chosen: Any) -> Inputs:
 def count(inputs: Inputs) -> int:
     """Return the number of samples."""
     return len(next(iter(columns(inputs).values())))
+
+
+def samples_size(inputs: Inputs, number: int) -> int:
+    """Return the bytes that a number of samples have as float32 network inputs."""
+    return sum(4 * number * math.prod(column.shape[1:]) for column in columns(inputs).values())
 
 
 def chunks(inputs: Inputs, size: int) -> Iterator[Inputs]:

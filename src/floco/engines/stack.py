@@ -16,9 +16,12 @@ from torch.func import vmap
 from floco.client.optimizer import State, apply_gradients, keep_first
 from floco.client.setup import Setup
 from floco.client.sgd import Work, add_correction
-from floco.core.inputs import Inputs, columns, each, like, rows
+from floco.core.errors import FlocoError
+from floco.core.inputs import Inputs, columns, each, like, rows, samples_size
 from floco.core.values import Batch, Phase, Predict, Step, Tensors
 from floco.engines.tracing import Program, Programs, loss_key
+
+_TOGETHER = 2**29  # bytes of a cohort's inputs, which are made at once
 
 
 class Cohort:
@@ -31,6 +34,8 @@ class Cohort:
         self._setup, self._predict, self._works, self._programs = setup, predict, works, programs
         first, device, federation = works[0], setup.device, setup.federation
         samples = torch.cat([w.samples for w in works])
+        if (size := samples_size(federation.x, len(samples))) > _TOGETHER:
+            raise FlocoError(f"their samples, {size / 1e9:.1f} GB, are too many to be in memory at once")
         self._x = each(lambda column: column.to(device), federation.inputs(samples))
         self._y, self._columns = federation.y[samples], len(columns(federation.x))
         self._starts = [0, *torch.tensor([len(w.samples) for w in works]).cumsum(0).tolist()]
