@@ -1,0 +1,111 @@
+"""What the columns of a table are for: targets, client ids and times, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from floco.core.errors import FlocoError, nearest
+from floco.data.cells import is_missing, numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Encoding(Protocol):
+    """How rows of a table become samples and targets; see `tables.Columns`."""
+
+    def encode(self, frame: Any, where: str) -> Any:
+        """Return the samples of a table."""
+
+    def targets(self, frame: Any, where: str) -> np.ndarray | None:
+        """Return the targets of a table, or None if it has none."""
+
+
+def is_table(x: Any) -> bool:
+    """Return whether x is a DataFrame."""
+    return hasattr(x, "columns") and hasattr(x, "iloc")
+
+
+CATEGORIES, MISSING = ("one-hot", "ids"), ("error", "drop", "mean")
+"""Choices of `data.categories` and `data.missing`."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a user says of the columns of a table; see `sources.load`."""
+
+    target: tuple[str, ...] = ()
+    client: str | None = None
+    features: tuple[str, ...] = ()
+    order: str | None = None
+    categories: str = "one-hot"
+    levels: tuple[str, ...] = ()
+    missing: str = "error"
+
+    @property
+    def named(self) -> bool:
+        """Whether they hold what only tables have."""
+        return bool(self.target or self.features or self.levels or self.categories != "one-hot")
+
+
+def checked_frame(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Return a table with text as names of its columns, which must differ."""
+    names = [str(n).strip() for n in frame.columns]
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise FlocoError(f"{where}: several columns have the same name: {', '.join(map(repr, repeated))}")
+    return frame.set_axis(names, axis=1).reset_index(drop=True)
+
+
+def read_targets(frame: pd.DataFrame, roles: Roles, where: str, *, labelled: bool = True) -> np.ndarray:
+    """Return the target columns, (N,), or (N, L) of several: labels as they are, or numbers."""
+    if absent := [t for t in roles.target if t not in frame]:
+        raise FlocoError(f"{where} has no target {absent[0]!r}{nearest(absent[0], list(frame.columns))}")
+    columns = []
+    for name in roles.target:
+        where_ = f"{where}: target {name!r}"
+        if missing := int(sum(is_missing(v) for v in frame[name].astype(object))):
+            raise FlocoError(f"{where_}: {missing} of {len(frame)} are missing; leave these rows out")
+        found = plain_column(frame[name])
+        if (not labelled or len(roles.target) > 1) and found.dtype.kind in "UO":
+            found = _numeric(found, where_)
+        columns.append(found)
+    return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
+
+
+def _numeric(values: np.ndarray, where: str) -> np.ndarray:
+    texts = [str(v) for v in values.tolist()]
+    if (found := numbers(texts)) is not None:
+        return found
+    if {t.lower() for t in texts} <= {"true", "false"}:
+        return np.array([t.lower() == "true" for t in texts])
+    bad = sorted({t for t in texts if numbers([t]) is None})
+    raise FlocoError(f"{where} must hold numbers, got {', '.join(map(repr, bad[:5]))}")
+
+
+def plain_column(column: pd.Series[Any], *, ids: bool = False) -> np.ndarray:
+    """Return labels or ids: whole numbers in canonical form as int64, others as they are."""
+    if column.dtype.kind in "iu" and not column.isna().any():
+        return column.to_numpy(np.uint64 if column.dtype.kind == "u" and column.max() > 2**63 - 1 else np.int64)
+    if column.dtype.kind == "f" and not column.isna().any():
+        return column.to_numpy(np.float32 if column.dtype == np.float32 and ids else np.float64)
+    values = np.asarray(column.astype(object))
+    if len(values) and all(isinstance(v, str) for v in values):
+        texts = np.asarray(values, dtype=str)
+        try:
+            whole = texts.astype(np.int64)
+        except (ValueError, OverflowError):
+            return texts
+        return whole if (whole.astype(str) == texts).all() else texts
+    return values
+
+
+def times(column: pd.Series[Any]) -> np.ndarray:
+    """Return the column of `data.order`; dates with a time zone in UTC."""
+    if getattr(column.dtype, "tz", None) is not None:
+        column = column.dt.tz_convert(None)
+    if column.dtype.kind in "iuf" and not column.isna().any():
+        return plain_column(column)
+    return np.asarray(column if column.dtype.kind in "Mb" else column.astype(object))
