@@ -35,20 +35,7 @@ def check_range(
     Raises:
         FlocoError: more than `few` of the samples are far outside of the range.
     """
-    known, given = torch.tensor(ranges), raw.transpose(0, 1).flatten(1)
-    wide, varied = known[:, 1] - known[:, 0], given.amax(1) - given.amin(1)
-    if len(raw) >= _SEVERAL and bool((wide > 0).all()) and bool((varied < _NARROW * wide).all()):
-        warn(
-            f"{where}: in all channels, {len(raw)} samples vary by less than {_NARROW:.0%} of the training data's "
-            "range: another unit, or another scaling?"
-        )
-    off = (wide == 0) & ((given - known[:, :1]).abs().amax(1) > _NARROW * known[:, 0].abs())
-    if bool((wide > 0).any()) and bool(off.any()):
-        shown = ", ".join(_name(c, names) for c in off.nonzero().flatten().tolist()[:8])
-        warn(
-            f"{where}: channel {shown} is always the same in the training data, and not here: "
-            "the model has not learnt to use it"
-        )
+    _warn_of_little(raw, torch.tensor(ranges), where, names)
     noted: list[str] = []
     for channel, (low, high) in enumerate(ranges):
         values = raw[:, channel].reshape(len(raw), -1)
@@ -67,6 +54,24 @@ def check_range(
             noted.append(text)
     if noted:
         warn(noted[0] + (f" So do samples in {len(noted) - 1} other channels." if len(noted) > 1 else ""))
+
+
+def _warn_of_little(raw: torch.Tensor, known: torch.Tensor, where: str, names: Sequence[str]) -> None:
+    """Warn of samples that hardly vary, and of channels that vary only here."""
+    given = raw.transpose(0, 1).flatten(1)
+    wide, varied = known[:, 1] - known[:, 0], given.amax(1) - given.amin(1)
+    if len(raw) >= _SEVERAL and bool((wide > 0).all()) and bool((varied < _NARROW * wide).all()):
+        warn(
+            f"{where}: in all channels, {len(raw)} samples vary by less than {_NARROW:.0%} of the training data's "
+            "range: another unit, or another scaling?"
+        )
+    off = (wide == 0) & ((given - known[:, :1]).abs().amax(1) > _NARROW * known[:, 0].abs())
+    if bool((wide > 0).any()) and bool(off.any()):
+        shown = ", ".join(_name(c, names) for c in off.nonzero().flatten().tolist()[:8])
+        warn(
+            f"{where}: channel {shown} is always the same in the training data, and not here: "
+            "the model has not learnt to use it"
+        )
 
 
 def _name(channel: int, names: Sequence[str]) -> str:
