@@ -92,10 +92,21 @@ def fill(x: np.ndarray, holes: np.ndarray, channels: str, values: Sequence[float
     return np.where(holes, _per_channel(np.asarray(values, dtype=x.dtype), x.ndim, channels), x)
 
 
+def has_holes(x: np.ndarray) -> np.ndarray:
+    """Return which samples (N, ...) hold NaN, (N,) bool."""
+    found: np.ndarray = ~every(x, lambda block: ~np.isnan(block))
+    return found
+
+
 def read_with_holes(x: np.ndarray, where: str, channels: str) -> tuple[torch.Tensor, tuple[float, ...]]:
     """Return what `read_inputs` does, of samples in which NaN stands for a missing value and stays NaN."""
-    if x.dtype.kind != "f" or x.ndim < 2 or not (holes := np.isnan(x)).any():
+    if x.dtype.kind != "f" or x.ndim < 2 or not len(x) or not (lacking := has_holes(x)).any():
         return read_inputs(x, where, channels)
+    if is_mapped(x):
+        raise FlocoError(
+            f"{where} stays in its file, and {int(lacking.sum())} of its samples lack a value: fill them in the file"
+        )
+    holes = np.isnan(x)
     by_channel = channels_first(torch.from_numpy(holes), channels)
     if (empty := by_channel.transpose(0, 1).flatten(1).all(1)).any():
         shown = ", ".join(map(str, empty.nonzero().flatten().tolist()[:8]))

@@ -12,7 +12,7 @@ import torch
 from floco.core.errors import FlocoError, warn
 from floco.core.inputs import Inputs, columns, count, like
 from floco.core.task import Task
-from floco.data.arrays import column_names, find_channels, read_inputs, read_with_holes, writeable
+from floco.data.arrays import column_names, find_channels, has_holes, read_inputs, read_with_holes, writeable
 from floco.data.mapped import is_mapped
 from floco.data.samples import Samples
 from floco.data.schema import Form, equally_long
@@ -98,8 +98,8 @@ def _without_holes(arrays: Arrays, needed: Sequence[str], source: str) -> dict[s
     """Return arrays without the samples in which a number is missing, and without their targets and further values."""
     made = dict(arrays)
     for x, y in zip(needed[::2], needed[1::2], strict=True):
-        parts = [np.asarray(c) for c in columns(arrays[x]).values()]
-        holes = [np.isnan(p).reshape(len(p), -1).any(1) for p in parts if p.dtype.kind == "f" and p.ndim]
+        parts = [array(c, f"{source}: {x}") for c in columns(arrays[x]).values()]
+        holes = [has_holes(p) for p in parts if p.dtype.kind == "f" and p.ndim and len(p)]
         if not holes or len({len(h) for h in holes}) > 1 or not (lost := np.any(holes, axis=0)).any():
             continue
         if lost.all():
