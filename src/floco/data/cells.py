@@ -91,6 +91,16 @@ def numbers(texts: Sequence[str]) -> np.ndarray | None:
     return np.asarray(plain, dtype=str).astype(np.float64) if plain else np.empty(0)
 
 
+def check_words(texts: np.ndarray, where: str) -> None:
+    """Raise if labels, as text (N,), are all dates, or numbers in another form than 1234.5."""
+    found = set(texts.tolist())
+    if all(_DATE.fullmatch(t) for t in found):
+        raise FlocoError(f"{where} must hold labels or numbers, got dates or times such as {min(found)!r}")
+    if all(_LIKE_NUMBER.fullmatch(t) for t in found) and not all(t.isdigit() for t in found):
+        shown = ", ".join(map(repr, sorted(found)[:5]))
+        raise FlocoError(f"{where} must hold labels, or numbers written as 1234.5, got {shown}")
+
+
 def _read_objects(values: Sequence[Any], where: str, text: bool | None) -> Cells:
     known = [v for v in values if not is_missing(v)]
     if text:
@@ -133,7 +143,10 @@ def _read_texts(values: Sequence[Any], where: str) -> Cells:
     plain = {t for t in real if _NUMBER.fullmatch(t)}
     if plain and plain == real:
         holes = np.isin(cells.values, ["", *marks])
-        return Cells(np.where(holes, "nan", cells.values).astype(np.float64))
+        made = np.where(holes, "nan", cells.values).astype(np.float64)
+        if any(t.lstrip("+-").isdigit() for t in plain):
+            _check_exact(made, where)
+        return Cells(made)
     alike = [t for t in real if _LIKE_NUMBER.fullmatch(t)]
     if plain or 2 * len(alike) >= len(real) > 0:
         shown = ", ".join(map(repr, sorted(real - plain)[:5]))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from floco.core.errors import FlocoError, nearest
-from floco.data.cells import is_missing, numbers
+from floco.data.cells import check_words, is_missing, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,7 @@ def is_table(x: Any) -> bool:
     return hasattr(x, "columns") and hasattr(x, "iloc")
 
 
+_EXACT = 2**53  # larger whole numbers are rounded in float64
 CATEGORIES, MISSING = ("one-hot", "ids"), ("error", "drop", "mean")
 """Choices of `data.categories` and `data.missing`."""
 
@@ -69,6 +71,8 @@ def read_targets(frame: pd.DataFrame, roles: Roles, where: str, *, labelled: boo
         if missing := int(sum(is_missing(v) for v in frame[name].astype(object))):
             raise FlocoError(f"{where_}: {missing} of {len(frame)} are missing; leave these rows out")
         found = plain_column(frame[name])
+        if found.dtype.kind == "U":
+            check_words(found, where_)
         if (not labelled or len(roles.target) > 1) and found.dtype.kind in "UO":
             found = _numeric(found, where_)
         columns.append(found)
@@ -92,14 +96,24 @@ def plain_column(column: pd.Series[Any], *, ids: bool = False) -> np.ndarray:
     if column.dtype.kind == "f" and not column.isna().any():
         return column.to_numpy(np.float32 if column.dtype == np.float32 and ids else np.float64)
     values = np.asarray(column.astype(object))
-    if len(values) and all(isinstance(v, str) for v in values):
-        texts = np.asarray(values, dtype=str)
-        try:
-            whole = texts.astype(np.int64)
-        except (ValueError, OverflowError):
-            return texts
-        return whole if (whole.astype(str) == texts).all() else texts
+    if all(isinstance(v, str) for v in values):
+        return _from_texts(np.asarray(values, dtype=str))
+    if all(isinstance(v, float | int | Decimal) and not isinstance(v, bool) for v in values):
+        return values if all(isinstance(v, int) for v in values) else values.astype(np.float64)
     return values
+
+
+def _from_texts(texts: np.ndarray) -> np.ndarray:
+    """Return texts as int64 if all are whole numbers in canonical form, as float64 if all are numbers."""
+    try:
+        whole = texts.astype(np.int64)
+        if (whole.astype(str) == texts).all():
+            return whole
+    except (ValueError, OverflowError):
+        pass
+    found = numbers(texts.tolist())
+    exact = found is not None and np.abs(found).max(initial=0) < _EXACT  # ids are not rounded
+    return found if found is not None and exact else texts
 
 
 def times(column: pd.Series[Any]) -> np.ndarray:
