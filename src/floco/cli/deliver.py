@@ -23,14 +23,18 @@ _AT = "Floco and Floco+: the model at the client's center, or the best mixture f
 At = Annotated[str, typer.Option("--at", metavar="center|best", help=_AT)]
 Everyone = Annotated[bool, typer.Option("--all", help="Every client's model, and the global one.")]
 ModelPath = Annotated[Path | None, typer.Option("-o", metavar="PATH", help="File or folder. Default: RUN/models.")]
-_NEWCOMER = "The newcomer's samples x (or x.NAME for several inputs) and targets y, in the format of the run's data."
-Newcomer = Annotated[Path, typer.Argument(metavar="DATA.npz", help=_NEWCOMER)]
+_NEWCOMER = (
+    "The newcomer's samples x (or x.NAME for several inputs) and targets y in an npz file, in the format of the run's "
+    "data; of tables, a .csv, .parquet or .json file with the same columns, in any order."
+)
+Newcomer = Annotated[Path, typer.Argument(metavar="DATA", help=_NEWCOMER)]
 _CHECK = "Only check whether the subregion of a known client still fits these data."
 Check = Annotated[bool, typer.Option("--check", help=_CHECK)]
 _INPUT = (
-    "Samples x (or x.NAME for several inputs), in the format of the run's data; labels y, if present, are compared."
+    "Samples x (or x.NAME for several inputs) in an npz file, in the format of the run's data; of tables, a .csv, "
+    ".parquet or .json file with the same columns, in any order. Labels y, if present, are compared."
 )
-Input = Annotated[Path, typer.Argument(metavar="INPUT.npz", help=_INPUT)]
+Input = Annotated[Path, typer.Argument(metavar="INPUT", help=_INPUT)]
 _TABLE = "Write one line per sample: label and probabilities. Default: print the first lines."
 TablePath = Annotated[Path | None, typer.Option("-o", metavar="OUT.csv", help=_TABLE)]
 Draws = Annotated[int, typer.Option(min=0, help="Average this many models of the client's subregion.")]
@@ -77,8 +81,7 @@ def predict(
             raise FlocoError("name one of --client ID and --global")
         if out is not None and out.exists():
             raise FlocoError(f"{out} exists already: remove it, or choose another place with -o")
-        arrays = _arrays(data, "x")
-        run = _opened(path)
+        run, arrays = _both(path, data, "x")
         table = run.predict(arrays["x"], client, at=at, mixtures=mixtures)
         if "y" in arrays:
             targets = run.setup.federation.schema.targets(arrays["y"], f"{data}: y")
@@ -113,8 +116,7 @@ def place(
         if check != (client is not None) or (check and (out, kind) != (None, None)):
             without = "--check and --client ID belong together, without -o and --format"
             raise FlocoError(f"{without}, to check a known client's subregion; omit both to place a newcomer")
-        arrays = _arrays(data, "x", "y")
-        run = _opened(path)
+        run, arrays = _both(path, data, "x", "y")
         if client is not None:
             emit(as_json, **_check(run, client, arrays))
         else:
@@ -150,6 +152,22 @@ def _opened(path: Path) -> Run:
     from floco.api import open_run
 
     return open_run(path)
+
+
+def _both(path: Path, data: Path, *needed: str) -> tuple[Run, dict[str, Any]]:
+    """Return a run, and the samples and targets of a file: its arrays, or the columns that the run's table has."""
+    from floco.data.table_files import SUFFIXES, read_frame
+
+    if (scheme := SUFFIXES.get(data.suffix.lower())) is None:
+        arrays = _arrays(data, *needed)
+        return _opened(path), arrays
+    frame, run = read_frame(str(data), scheme, "data"), _opened(path)
+    if (table := run.setup.federation.table) is None:
+        raise FlocoError(f"{data} is a table, and the data of {path} are arrays: give an npz file in their format")
+    y = table.targets(frame, str(data))
+    if y is None and "y" in needed:
+        raise FlocoError(f"{data} must hold the targets, in the column that they have in the data of {path}")
+    return run, {"x": frame, **({} if y is None else {"y": y})}
 
 
 def _arrays(path: Path, *needed: str) -> dict[str, Any]:

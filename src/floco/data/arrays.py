@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -70,16 +71,50 @@ def float32(x: np.ndarray, where: str, channels: str, offset: tuple[float, ...] 
     """
     if offset:
         exact = np.int64 if x.dtype.kind in "iu" and x.dtype != np.uint64 else np.float64
-        less = np.asarray(offset).astype(exact)
-        shape = [1] * x.ndim
-        shape[-1 if channels in ("last", "kept") else 1] = 1 if channels == "none" else len(less)
-        x = x.astype(exact) - less.reshape(shape)
+        x = x.astype(exact) - _per_channel(np.asarray(offset).astype(exact), x.ndim, channels)
     with np.errstate(over="ignore"):
         x = x.astype(np.float32, copy=False)
     finite = every(x, np.isfinite)
     if not finite.all():
         raise FlocoError(f"{where} must be finite in float32; sample {int(finite.argmin())} is not")
     return channels_first(writeable(x), channels)
+
+
+def _per_channel(values: np.ndarray, ndim: int, channels: str) -> np.ndarray:
+    """Return one value a channel (C,) in a shape that broadcasts with samples in their source's layout."""
+    shape = [1] * ndim
+    shape[-1 if channels in ("last", "kept") else 1] = 1 if channels == "none" else len(values)
+    return values.reshape(shape)
+
+
+def fill(x: np.ndarray, holes: np.ndarray, channels: str, values: Sequence[float]) -> np.ndarray:
+    """Return samples (N, *shape) with one value a channel where there are holes."""
+    return np.where(holes, _per_channel(np.asarray(values, dtype=x.dtype), x.ndim, channels), x)
+
+
+def has_holes(x: np.ndarray) -> np.ndarray:
+    """Return which samples (N, ...) hold NaN, (N,) bool."""
+    found: np.ndarray = ~every(x, lambda block: ~np.isnan(block))
+    return found
+
+
+def read_with_holes(x: np.ndarray, where: str, channels: str) -> tuple[torch.Tensor, tuple[float, ...]]:
+    """Return what `read_inputs` does, of samples in which NaN stands for a missing value and stays NaN."""
+    if x.dtype.kind != "f" or x.ndim < 2 or not len(x) or not (lacking := has_holes(x)).any():
+        return read_inputs(x, where, channels)
+    if is_mapped(x):
+        raise FlocoError(
+            f"{where} stays in its file, and {int(lacking.sum())} of its samples lack a value: fill them in the file"
+        )
+    holes = np.isnan(x)
+    by_channel = channels_first(torch.from_numpy(holes), channels)
+    if (empty := by_channel.transpose(0, 1).flatten(1).all(1)).any():
+        shown = ", ".join(map(str, empty.nonzero().flatten().tolist()[:8]))
+        raise FlocoError(f"{where}: no sample has a value in channel {shown}: leave it out")
+    axis = {"last": x.ndim - 1, "kept": x.ndim - 1, "first": 1}.get(channels)
+    known = np.nanmin(x, axis=tuple(a for a in range(x.ndim) if a != axis))  # the checks look at values that occur
+    made, offset = read_inputs(fill(x, holes, channels, np.atleast_1d(known).tolist()), where, channels)
+    return made.masked_fill(by_channel, np.nan), offset
 
 
 def writeable(x: np.ndarray) -> torch.Tensor:

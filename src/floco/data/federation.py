@@ -20,6 +20,7 @@ from floco.core.values import ClientInfo
 from floco.data.augment import Augment
 from floco.data.mapped import blocks
 from floco.data.schema import Form, Normalization, Schema
+from floco.data.table_roles import Encoding
 from floco.tasks import Classification
 
 
@@ -60,6 +61,8 @@ class Federation:
     """What is learned."""
     augment: Augment | None = None
     """Random changes of the batches that clients train on; None: none."""
+    table: Encoding | None = None
+    """How rows of a table become samples, if the source is one."""
 
     def __post_init__(self) -> None:
         """Check that client ids are unique."""
@@ -119,7 +122,7 @@ class Federation:
     def schema(self) -> Schema:
         """What samples and targets look like in their source."""
         forms = {name: self.forms.get(name, Form()).seen(column) for name, column in columns(self.x).items()}
-        return Schema(like(self.x, forms), Labels(self.names, self.values or self.names), self.task)
+        return Schema(like(self.x, forms), Labels(self.names, self.values or self.names), self.task, self.table)
 
     @property
     def normalization(self) -> Normalization:
@@ -155,6 +158,8 @@ class Federation:
         digest.update(repr((self.names, forms, self.task)).encode())
         if self.augment is not None:
             digest.update(self.augment.name.encode())
+        if self.table is not None:
+            digest.update(repr((self.table, [f.missing for f in self.forms.values()])).encode())
         return digest.hexdigest()
 
 
@@ -165,12 +170,13 @@ def _some(ids: Sequence[str], most: int = 8) -> str:
     return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
-Sums = tuple[int, tuple[float, ...], tuple[float, ...]]
-"""Number of values per channel, then for each channel their sum and the sum of squared deviations from their mean."""
+Sums = tuple[int | tuple[int, ...], tuple[float, ...], tuple[float, ...]]
+"""Number of values in each channel (one number if all are equal), then for each channel the sum and the sum of squared
+deviations from their mean."""
 
 
 def sum_channels(x: torch.Tensor, indices: torch.Tensor) -> Sums:
-    """Return the sums of the samples `indices`, in float64; uint8 is divided by 255 first.
+    """Return the sums of the samples `indices`, in float64; uint8 is divided by 255 first, and NaN does not count.
 
     Works in blocks, so that the samples are not copied at once, and on one thread, so that the result has the same bits
     on machines with different numbers of cores.
@@ -181,7 +187,11 @@ def sum_channels(x: torch.Tensor, indices: torch.Tensor) -> Sums:
         for block in indices.split(_rows(x)):
             values = (x[block].float() / 255 if x.dtype == torch.uint8 else x[block]).double()
             squares = (values - values.mean(dims, keepdim=True)).square()
-            count = values.numel() // x.shape[1]
+            count: int | tuple[int, ...] = values.numel() // x.shape[1]
+            if (holes := values.isnan()).any():
+                count = tuple((~holes).sum(dims).tolist())
+                squares = (values - values.nanmean(dims, keepdim=True)).square().nan_to_num(nan=0.0)
+                values = values.nan_to_num(nan=0.0)
             parts.append((count, tuple(values.sum(dims).tolist()), tuple(squares.sum(dims).tolist())))
     return join_sums(parts)
 
@@ -196,12 +206,14 @@ def join_sums(parts: Sequence[Sums]) -> Sums:
 
     Squared deviations are taken about the common mean (Chan, Golub, LeVeque 1979): a large mean costs no digits.
     """
-    count, totals, squares = sum(n for n, _, _ in parts), [], []
+    counts, totals, squares = [], [], []
     for c in range(len(parts[0][1])):
-        total = math.fsum(s[c] for _, s, _ in parts)
+        known = [(n, s[c], q[c]) for m, s, q in parts if (n := m if isinstance(m, int) else m[c])]
+        count, total = sum(n for n, _, _ in known), math.fsum(s for _, s, _ in known)
+        counts.append(count)
         totals.append(total)
-        squares.append(math.fsum(q[c] + n * (s[c] / n - total / count) ** 2 for n, s, q in parts))
-    return count, tuple(totals), tuple(squares)
+        squares.append(math.fsum(q + n * (s / n - total / count) ** 2 for n, s, q in known))
+    return counts[0] if len(set(counts)) == 1 else tuple(counts), tuple(totals), tuple(squares)
 
 
 def fit_normalization(parts: Sequence[Sums]) -> Normalization:
@@ -209,7 +221,10 @@ def fit_normalization(parts: Sequence[Sums]) -> Normalization:
 
     A channel is constant if it varies by no more than float32 rounding at its magnitude; small units are not.
     """
-    count, totals, squares = join_sums(parts)
+    counts, totals, squares = join_sums(parts)
+    count = torch.tensor(counts, dtype=torch.float64)
+    if (count == 0).any():
+        raise FlocoError("no training sample has a value in one of the channels, as all are missing: leave it out")
     mean = torch.tensor(totals, dtype=torch.float64) / count
     std = (torch.tensor(squares, dtype=torch.float64) / count).sqrt()
     std = torch.where(std > _ROUNDING * mean.abs(), std, torch.ones_like(std))

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, warn
 from floco.core.inputs import Inputs, columns, count, like
 from floco.core.task import Task
-from floco.data.arrays import column_names, find_channels, read_inputs, writeable
+from floco.data.arrays import column_names, find_channels, has_holes, read_inputs, read_with_holes, writeable
 from floco.data.mapped import is_mapped
 from floco.data.samples import Samples
 from floco.data.schema import Form, equally_long
+from floco.data.tables import Columns
 from floco.tasks import Classification
 from floco.tasks.labels import array
 
@@ -30,6 +31,9 @@ def read_samples(
     labels: Sequence[str] = (),
     channels: str = "auto",
     task: Task | None = None,
+    table: Columns | None = None,
+    order: str | None = None,
+    missing: str = "error",
 ) -> Samples:
     """Return checked copies of arrays `x, y` or `x_train, y_train, x_test, y_test` (and `client`, `position`, `names`).
 
@@ -43,6 +47,9 @@ def read_samples(
         labels: all labels as text, in the order of the classes (empty: those that occur, sorted).
         channels: see `sources.load`.
         task: what is learned (None: classification).
+        table: the columns of the table that the arrays are from; None: they are from none.
+        order: the column by which samples are ordered, if any.
+        missing: what NaN in x means; see `sources.load`.
 
     Raises:
         FlocoError: an array is missing or does not fit; the message names it.
@@ -54,11 +61,15 @@ def read_samples(
         if name not in arrays:
             names = "x and y, or x_train, y_train, x_test, y_test"
             raise FlocoError(f"{source} must hold {names}; {name} is missing among {', '.join(arrays)}")
-    x, forms = _inputs(arrays[needed[0]], f"{source}: {needed[0]}", kind, channels, task)
+    if missing == "drop" and table is None:
+        arrays = _without_holes(arrays, needed, source)
+    x, forms = _inputs(arrays[needed[0]], f"{source}: {needed[0]}", kind, channels, task, missing)
+    forms = forms if table is None else {name: table.named(name, form) for name, form in forms.items()}
     meaning = task.labels(arrays[needed[1]], f"{source}: {needed[1]}", labels, arrays.get("names"))
     y = _targets(task, arrays[needed[1]], f"{source}: {needed[1]}", meaning, count(x))
     others = {n: v for n, v in arrays.items() if n not in (*needed, "names") and np.ndim(v) == 1}
-    made = Samples(x, y, meaning, None, None, _columns(others, count(x), source, needed[0]), forms, task)
+    kept = _columns(others, count(x), source, needed[0], {"client", order})
+    made = Samples(x, y, meaning, None, None, kept, forms, task, order, table)
     if len(needed) == 2:
         return made
     _check_shapes(x, arrays["x_test"], made, source)
@@ -83,7 +94,28 @@ def gather(arrays: Arrays) -> dict[str, Any]:
     return found
 
 
-def _inputs(given: Any, where: str, kind: str, channels: str, task: Task) -> tuple[Inputs, dict[str, Form]]:
+def _without_holes(arrays: Arrays, needed: Sequence[str], source: str) -> dict[str, Any]:
+    """Return arrays without the samples in which a number is missing, and without their targets and further values."""
+    made = dict(arrays)
+    for x, y in zip(needed[::2], needed[1::2], strict=True):
+        parts = [array(c, f"{source}: {x}") for c in columns(arrays[x]).values()]
+        holes = [has_holes(p) for p in parts if p.dtype.kind == "f" and p.ndim and len(p)]
+        if not holes or len({len(h) for h in holes}) > 1 or not (lost := np.any(holes, axis=0)).any():
+            continue
+        if lost.all():
+            raise FlocoError(f'{source}: every sample of {x} lacks a value, and data.missing = "drop" drops them all')
+        warn(f"{source}: {int(lost.sum())} of {len(lost)} samples of {x} are left out, as values are missing")
+        made[x] = like(arrays[x], {n: np.asarray(c)[~lost] for n, c in columns(arrays[x]).items()})
+        others = [n for n in arrays if n not in (*needed, "names")] if x == needed[0] else []
+        for name in (y, *others):
+            if np.ndim(arrays[name]) and len(arrays[name]) == len(lost):
+                made[name] = np.asarray(arrays[name])[~lost]
+    return made
+
+
+def _inputs(
+    given: Any, where: str, kind: str, channels: str, task: Task, missing: str
+) -> tuple[Inputs, dict[str, Form]]:
     """Return inputs, channels first, and their forms in the source by column."""
     made: dict[str, torch.Tensor] = {}
     forms: dict[str, Form] = {}
@@ -98,8 +130,8 @@ def _inputs(given: Any, where: str, kind: str, channels: str, task: Task) -> tup
             made[name], forms[name] = _ids(raw), Form()
             continue
         position = find_channels(raw, kind, channels, column)
-        made[name], offset = read_inputs(raw, column, position)
-        forms[name] = Form(position, offset, column_names(values))
+        made[name], offset = (read_with_holes if missing == "mean" else read_inputs)(raw, column, position)
+        forms[name] = Form(position, offset, column_names(values), missing=missing)
     if not made:
         raise FlocoError(f"{where} must have one column at least")
     return equally_long(like(given if several else raw, made), where), forms
@@ -129,12 +161,12 @@ def _check_shapes(x: Inputs, test: Any, made: Samples, source: str) -> None:
             )
 
 
-def _columns(arrays: Arrays, samples: int, source: str, x: str) -> dict[str, np.ndarray]:
-    """Return copies of the other columns (N,)."""
+def _columns(arrays: Arrays, samples: int, source: str, x: str, needed: set[str | None]) -> dict[str, np.ndarray]:
+    """Return copies of the other columns (N,); arrays of other lengths are no columns, unless they are needed."""
     for name, column in arrays.items():
-        if len(column) != samples:
+        if name in needed and len(column) != samples:
             raise FlocoError(
                 f"{source}: the column {name} must have one value for each of the {samples} samples of {x}, "
                 f"got {len(column)}"
             )
-    return {n: array(v, f"{source}: {n}").copy() for n, v in arrays.items()}
+    return {n: array(v, f"{source}: {n}").copy() for n, v in arrays.items() if len(v) == samples}

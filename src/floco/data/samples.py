@@ -19,6 +19,7 @@ from floco.data.holdout import divide, divide_latest, rank
 from floco.data.partition import Foreign
 from floco.data.schema import Form, Normalization, Schema
 from floco.data.split import Split, Table, cut
+from floco.data.table_roles import Encoding
 from floco.tasks import Classification
 from floco.tasks.labels import array
 
@@ -42,6 +43,10 @@ class Samples:
     forms: Mapping[str, Form] = field(default_factory=dict)
     """Form of the inputs in their source, by column (`""`: a single one)."""
     task: Task = field(default_factory=Classification)
+    order: str | None = None
+    """The column by which `split` orders the samples, unless it is told another one."""
+    table: Encoding | None = None
+    """How rows of a table become samples, if the source is one."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,7 +59,7 @@ class Samples:
         return self._federation((), self.forms).schema
 
     def _federation(self, clients: tuple[Client, ...], forms: Mapping[str, Form], **more: Any) -> Federation:
-        more |= {"values": self.labels.values, "task": self.task, "forms": forms}
+        more |= {"values": self.labels.values, "task": self.task, "forms": forms, "table": self.table}
         return Federation(self.x, torch.from_numpy(self.y), clients, self.labels.names, **more)
 
     def split(
@@ -80,7 +85,8 @@ class Samples:
             test_share: share of each client's samples that is its test part, in (0, 1).
             held_out: number of clients, the last ones, that are excluded from training and evaluation.
             normalize: "train" (statistics of all training parts), "none" (raw values), or fixed statistics.
-            order: a column of numbers or dates, e.g. "position"; the test part is then a client's latest samples.
+            order: a column of numbers or dates, e.g. "position"; the test part is then a client's latest samples
+                (None: the column that `load` was told, if any).
             augment: "flip" or "flip+crop" (images), `module:function`, or a function `(batch, generator) -> batch`:
                 random changes of normalised inputs (B, ...), in training only.
         """
@@ -92,6 +98,7 @@ class Samples:
         if not 0 <= held_out < len(parts):
             raise FlocoError(f"data.held_out must leave one client at least of {len(parts)}, got {held_out}")
         made = []
+        order = self.order if order is None else order
         when = None if order is None else rank(self._column(order), order)
         for name, rows in parts.items():
             if when is None:
@@ -143,7 +150,8 @@ class Samples:
         if x.dtype == torch.int64:
             return form
         if normalize == "train":
-            return replace(form, normalization=fit_normalization([sum_channels(x, c.train) for c in members]))
+            found = fit_normalization([sum_channels(x, c.train) for c in members])
+            return replace(form, normalization=form.unscaled(found))
         given = Normalization() if normalize == "none" else normalize
         if not isinstance(given, Normalization):
             offer = nearest(str(given), ("train", "none"))
@@ -151,11 +159,14 @@ class Samples:
                 'data.normalize must be "train", "none", or fixed statistics, Normalization(mean, std), '
                 f"got {given!r}{offer}"
             )
+        if given.mean and len(given.mean) == len(given.std) == x.shape[1] - form.flags:
+            given = Normalization(given.mean + (0.0,) * form.flags, given.std + (1.0,) * form.flags)
         if given.mean and not len(given.mean) == len(given.std) == x.shape[1]:
             raise FlocoError(
                 f"data.mean and data.std must have one value for each of the {x.shape[1]} channels, "
                 f"got {len(given.mean)} and {len(given.std)}"
             )
+        given = form.unscaled(given)
         if not form.offset:
             return replace(form, normalization=given)
         mean, std = given.mean or (0.0,) * len(form.offset), given.std or (1.0,) * len(form.offset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,12 +13,10 @@ import torch
 from floco.core.errors import FlocoError, warn
 from floco.core.inputs import Inputs, columns, count, like
 from floco.core.task import Labels, Task
-from floco.data.arrays import as_in_source, channels_first, column_names, float32, writeable
+from floco.data.arrays import as_in_source, channels_first, column_names, fill, float32, writeable
+from floco.data.ranges import check_range
+from floco.data.table_roles import Encoding, is_table
 from floco.tasks.labels import array
-
-# 10 samples that together span less than 5 % of the training data's range probably have another scale,
-# and a value more than 10 ranges outside of its channel's range probably another unit.
-_SEVERAL, _NARROW, _FAR = 10, 0.05, 10
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Form:
     offset: tuple[float, ...] = ()
     """Subtracted from each channel before the conversion to float32; (): nothing."""
     features: tuple[str, ...] = ()
-    """Column names, if the source is a table; tables to predict must have the same, in the same order."""
+    """Names of the channels, if the source is a table; (N, C) arrays must have them in the same order."""
     normalization: Normalization = Normalization()
     shape: tuple[int, ...] = ()
     """Shape of one sample in its source: (H, W, C), (H, W) or (F, ...)."""
@@ -54,6 +53,10 @@ class Form:
     """`uint8`, `int64` (ids, never scaled), `float32`, or `float64` for numbers too large for it (see `offset`)."""
     ranges: tuple[tuple[float, float], ...] = ()
     """Minimum and maximum of each channel over all samples."""
+    flags: int = 0
+    """How many channels, the last ones, are 0 or 1 for a category: they are not scaled."""
+    missing: str = "error"
+    """`error`, `drop`, or `mean`: NaN stands for the mean of the training parts."""
 
     def seen(self, x: torch.Tensor) -> Form:
         """Return the form with shape, type and ranges of samples (N, C, ...)."""
@@ -61,7 +64,9 @@ class Form:
         if x.dtype == torch.int64:
             return replace(self, shape=tuple(shape), dtype="int64", ranges=((float(x.min()), float(x.max())),))
         others = (0, *range(2, x.ndim))
-        ranges = tuple(zip(x.amin(others).float().tolist(), x.amax(others).float().tolist(), strict=True))
+        ends = (x, x) if self.missing != "mean" else (x.nan_to_num(nan=v) for v in (math.inf, -math.inf))
+        low, high = (f(x, others).float().tolist() for f, x in zip((torch.amin, torch.amax), ends, strict=True))
+        ranges = tuple(zip(low, high, strict=True))
         dtype = "uint8" if x.dtype == torch.uint8 else "float64" if self.offset else "float32"
         return replace(self, shape=tuple(shape), dtype=dtype, ranges=ranges)
 
@@ -70,7 +75,18 @@ class Form:
         if raw.dtype == torch.int64:
             return raw
         x = self.normalization(raw)
+        if self.missing == "mean":
+            if not self.normalization.mean:
+                raise FlocoError('data.missing = "mean" needs a mean: set data.normalize to train or fixed, not none')
+            x = torch.where(x.isnan(), 0.0, x)  # the mean, after the normalisation
         return x.movedim(1, -1).contiguous() if self.channels == "kept" else x
+
+    def unscaled(self, found: Normalization) -> Normalization:
+        """Return a normalisation that leaves categories as they are."""
+        numbers = len(found.mean) - self.flags
+        if not self.flags or not found.mean:
+            return found
+        return Normalization(found.mean[:numbers] + (0.0,) * self.flags, found.std[:numbers] + (1.0,) * self.flags)
 
     @property
     def divisor(self) -> int:
@@ -129,9 +145,14 @@ class Form:
             )
         if self.dtype == "uint8":
             return channels_first(writeable(x.astype(np.uint8)), self.channels)
+        holes = np.isnan(x) if self.missing == "mean" and x.dtype.kind == "f" else None
+        if holes is not None:  # stand-ins in the middle of the range, for the checks only
+            shift = self.offset or (0.0,) * len(self.ranges)
+            middle = [(low + high) / 2 + o for (low, high), o in zip(self.ranges, shift, strict=True)]
+            x = fill(x, holes, self.channels, middle)
         raw = float32(x, where, self.channels, self.offset)
-        self._check_range(raw, where, far)
-        return raw
+        check_range(raw, self.ranges, where, far, offset=self.offset, names=self.features)
+        return raw if holes is None else raw.masked_fill(channels_first(torch.from_numpy(holes), self.channels), np.nan)
 
     def _ids(self, x: np.ndarray, where: str) -> torch.Tensor:
         ((low, high),) = self.ranges
@@ -145,40 +166,6 @@ class Form:
             )
         return writeable(x.astype(np.int64))
 
-    def _check_range(self, raw: torch.Tensor, where: str, few: float) -> None:
-        known, given = torch.tensor(self.ranges), raw.transpose(0, 1).flatten(1)
-        wide, varied = known[:, 1] - known[:, 0], given.amax(1) - given.amin(1)
-        if len(raw) >= _SEVERAL and bool((wide > 0).all()) and bool((varied < _NARROW * wide).all()):
-            warn(
-                f"{where}: in all channels, {len(raw)} samples vary by less than {_NARROW:.0%} of the training data's "
-                "range: another unit, or another scaling?"
-            )
-        off = (wide == 0) & ((given - known[:, :1]).abs().amax(1) > _NARROW * known[:, 0].abs())
-        if bool((wide > 0).any()) and bool(off.any()):
-            shown = ", ".join(map(str, off.nonzero().flatten().tolist()[:8]))
-            warn(
-                f"{where}: channel {shown} is always the same in the training data, and not here: "
-                "the model has not learnt to use it"
-            )
-        noted: list[str] = []
-        for channel, (low, high) in enumerate(self.ranges):
-            values = raw[:, channel].reshape(len(raw), -1)
-            reach = _FAR * (high - low)
-            far = ((values < low - reach) | (values > high + reach)).any(dim=1)
-            if reach > 0 and bool(far.any()):
-                i = int(far.nonzero()[0])
-                worst = max(values[i].tolist(), key=lambda v: max(low - v, v - high))
-                worst, low, high = (v + (self.offset[channel] if self.offset else 0.0) for v in (worst, low, high))
-                text = (
-                    f"{where}: sample {i} holds {worst:g} in channel {channel}, and the training data have {low:g} to "
-                    f"{high:g}: another unit, or another scaling?"
-                )
-                if int(far.sum()) > few * len(raw):
-                    raise FlocoError(text)
-                noted.append(text)
-        if noted:
-            warn(noted[0] + (f" So do samples in {len(noted) - 1} other channels." if len(noted) > 1 else ""))
-
 
 @dataclass(frozen=True)
 class Schema:
@@ -188,6 +175,8 @@ class Schema:
     """The form of a network's one input, or a tuple or dict of the forms of several."""
     labels: Labels
     task: Task
+    table: Encoding | None = None
+    """How rows of a table become samples, if the source is one."""
 
     @property
     def form(self) -> Form:
@@ -215,10 +204,11 @@ class Schema:
         """Return checked raw samples; see `Form.samples`.
 
         Args:
-            x: array (N, *shape), or a tuple or dict of arrays, as the training data were.
+            x: array (N, *shape), or a tuple or dict of arrays, as the training data were; of a table, a table.
             where: name of the array, for error messages.
             far: share of the samples that may be far outside of the training data's range, with a warning.
         """
+        x = self.table.encode(x, where) if self.table is not None and is_table(x) else x
         forms, given = columns(self.forms), columns(x) if not isinstance(self.forms, Form) else {"": x}
         if forms.keys() != given.keys():
             raise FlocoError(

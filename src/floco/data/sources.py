@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +12,41 @@ import numpy as np
 from floco.core.errors import FlocoError, nearest, warn
 from floco.core.objects import load_object
 from floco.core.task import Task
+from floco.data.given import as_arrays
 from floco.data.image_folder import read_folder
-from floco.data.images import picture_column, read_columns
+from floco.data.images import read_columns
 from floco.data.mapped import read_members
 from floco.data.reading import Arrays, read_samples
 from floco.data.samples import Samples
+from floco.data.table_files import SUFFIXES, TABLES, read_frame
+from floco.data.table_reading import tabulate
+from floco.data.table_roles import CATEGORIES, MISSING, Roles
 from floco.tasks import TASKS
 
 _KINDS, _CHANNELS = ("auto", "images", "features", "ids"), ("auto", "first", "last")
 
 
 def load(
-    source: str | Arrays | tuple[Any, Any],
+    source: Any,
     *,
     kind: str = "auto",
     labels: Sequence[str] = (),
     channels: str = "auto",
     task: Task | str | None = None,
+    target: str | Sequence[str] = (),
+    client: Any = None,
+    features: Sequence[str] = (),
+    order: str | None = None,
+    categories: str = "one-hot",
+    levels: Sequence[str] = (),
+    missing: str = "error",
 ) -> Samples:
-    """Return the samples of a source: `digits`, `npz:PATH`, `idx:DIR`, `folder:DIR`, `hub:NAME`, or `module:function`.
+    """Return the samples of a source, e.g. `digits`, `npz:PATH`, `csv:PATH`, `folder:DIR`, or `module:function`.
 
     Args:
-        source: name of the source, or the samples themselves: a pair (x, y), a mapping of arrays named as in an npz
-            file, or a `datasets.Dataset`. A user's function returns one of these.
+        source: name of the source (see the documentation, "Own data"), or the samples themselves: a pair (x, y), a
+            mapping of arrays named as in an npz file, a DataFrame, a `datasets.Dataset`, or a data set of torch with
+            items (x, y). A user's function returns one of these.
         kind: "images" (channels last), "features", "ids" (whole numbers such as tokens, never scaled), or "auto":
             images are uint8 arrays with 3 or 4 dimensions, and other numbers with 4 dimensions of which the last is
             1, 3 or 4; ids are whole numbers of the task tokens, or among several inputs.
@@ -43,6 +55,13 @@ def load(
             or "last", (T, F). The network gets sequences as they are, and images channels first. "auto": first, except
             for images; raises for arrays that look like (N, T, F).
         task: what is learned, or its word, e.g. "regression" (None: classification).
+        target: of a table, the column of the targets, or several.
+        client: name of the column of client ids (None: "client", if there is one), or the ids themselves, (N,).
+        features: of a table, the columns that are features (empty: all others).
+        order: the column by which `split` orders the samples; it is no feature unless it is named as one.
+        categories: of a table, how text becomes inputs: "one-hot" channels of 0 and 1, or "ids" (N,) beside "numbers".
+        levels: categories such as "sex=f", of columns in which not all that exist occur, or which look like numbers.
+        missing: rows without a value are an "error", left out ("drop"), or filled with the training rows' "mean".
 
     Raises:
         FlocoError: no such source, or one that cannot be read.
@@ -50,35 +69,58 @@ def load(
     >>> load("digits").x.shape
     torch.Size([1797, 1, 8, 8])
     """
-    for key, value, choices in (("kind", kind, _KINDS), ("channels", channels, _CHANNELS)):
-        if value not in choices:
-            raise FlocoError(f"data.{key} must be one of {', '.join(choices)}, got {value!r}")
-    if isinstance(task, str):
-        if task not in TASKS:
-            raise FlocoError(f"task must be one of {', '.join(TASKS)}, or a Task, got {task!r}{nearest(task, TASKS)}")
-        task = TASKS[task]()
-    if not isinstance(source, str):
-        return read_samples(_arrays(source), "the source", kind=kind, labels=labels, channels=channels, task=task)
+    task = _task(task)
+    options = {"kind": kind, "channels": channels, "categories": categories, "missing": missing}
+    choices = {"kind": _KINDS, "channels": _CHANNELS, "categories": CATEGORIES, "missing": MISSING}
+    for key, value in options.items():
+        if value not in choices[key]:
+            raise FlocoError(f"data.{key} must be one of {', '.join(choices[key])}, got {value!r}")
+    given: dict[str, Any] = {"order": order, "categories": categories, "levels": tuple(levels), "missing": missing}
+    roles = Roles((target,) if isinstance(target, str) and target else tuple(target), features=tuple(features), **given)
+    where = source if isinstance(source, str) else "the source"
+    data = _open(source, roles, channels) if isinstance(source, str) else source
+    if where.startswith("folder:") and not labels:  # a folder's name never marks a missing label
+        labels = sorted(set(np.asarray(data.get("y_train", data.get("y"))).tolist()))
+    arrays, table = tabulate(data, roles, client, where, task)
+    if table is not None and kind not in ("auto", "features"):
+        raise FlocoError(f"data.kind is for arrays, and {where} is a table: leave it at auto, got {kind!r}")
+    more: dict[str, Any] = {"kind": kind, "labels": labels, "channels": channels, "task": task, "table": table}
+    return read_samples(arrays, where, **more, order=order, missing=missing)
+
+
+def _task(task: Task | str | None) -> Task | None:
+    if not isinstance(task, str):
+        return task
+    if task not in TASKS:
+        raise FlocoError(f"task must be one of {', '.join(TASKS)}, or a Task, got {task!r}{nearest(task, TASKS)}")
+    return TASKS[task]()
+
+
+def _open(source: str, roles: Roles, channels: str) -> Any:
+    """Return what a source holds: arrays, a table, or what the user's function gives."""
     scheme, _, rest = source.partition(":")
     if scheme == "folder" and channels != "auto":
         raise FlocoError(
             f"data.channels is for arrays, not for pictures in a folder: leave it at auto, got {channels!r}"
         )
+    if scheme in TABLES and rest:
+        return read_frame(rest, scheme)
+    if scheme == "hub" and rest:
+        return _hub(rest, roles)
     if scheme in _READERS and (rest or scheme == "digits"):
-        arrays = _READERS[scheme](rest)
-        if scheme == "folder" and not labels:  # a folder's name never marks a missing label
-            labels = sorted(set(np.asarray(arrays.get("y_train", arrays.get("y"))).tolist()))
-        return read_samples(arrays, source, kind=kind, labels=labels, channels=channels, task=task)
+        return _READERS[scheme](rest)
     if not rest:
-        forms = "digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME or module:function"
-        raise FlocoError(f"data.source must be {forms}, got {source!r}{nearest(scheme, _READERS)}")
+        forms = "digits, npz:PATH, csv:PATH, parquet:PATH, json:PATH, idx:DIR, folder:DIR, hub:NAME or module:function"
+        known = [*_READERS, *TABLES, "hub"]
+        if (kind := {**SUFFIXES, ".npz": "npz"}.get(Path(source).suffix.lower())) is not None:
+            raise FlocoError(f"data.source must say what a file is: {kind}:{source}")
+        raise FlocoError(f"data.source must be {forms}, got {source!r}{nearest(scheme, known)}")
     try:
-        given = load_object(source, "data.source")()
+        return load_object(source, "data.source")()
     except FlocoError:
         raise
     except Exception as error:
         raise FlocoError(f"data.source: {source} raised {type(error).__name__}: {error}") from error
-    return read_samples(_arrays(given), source, kind=kind, labels=labels, channels=channels, task=task)
 
 
 def _digits(_: str) -> Arrays:
@@ -117,7 +159,7 @@ def _idx_array(folder: Path, name: str) -> np.ndarray:
         raise FlocoError(f"data.source: {folder / name} cannot be read as idx: {error}") from error
 
 
-def _hub(name: str) -> Arrays:
+def _hub(name: str, roles: Roles) -> Any:
     from datasets import load_dataset
 
     try:
@@ -132,8 +174,12 @@ def _hub(name: str) -> Arrays:
     if others := [part for part in parts if part not in ("train", "test")]:
         warn(f"hub:{name}: train and test are read, and further splits are left out: {', '.join(others)}")
     used = {part: parts[part] for part in ("train", "test") if part in parts}
+    if roles.target:
+        if len(used) > 1:
+            warn(f"hub:{name}: of tables, only the split train is read")
+        return used["train"]
     pictures = read_columns(used, f"hub:{name}")  # both parts together, so that they get the same mode
-    train, *test = (_arrays(data, pictures.get(part)) for part, data in used.items())
+    train, *test = (as_arrays(data, pictures.get(part)) for part, data in used.items())
     if not test:
         return train
     named = {(f"{k}_train" if k in ("x", "y") else k): v for k, v in train.items()}
@@ -141,44 +187,4 @@ def _hub(name: str) -> Arrays:
 
 
 _Reader = Callable[[str], Arrays]
-_READERS: dict[str, _Reader] = {"digits": _digits, "npz": read_npz, "idx": _idx, "folder": read_folder, "hub": _hub}
-
-
-def _arrays(data: Any, pictures: np.ndarray | None = None) -> Arrays:
-    """Return arrays by name from a mapping, a pair (x, y) or a `datasets.Dataset`, whose `pictures` may be given."""
-    if isinstance(data, Mapping):
-        return data
-    if isinstance(data, tuple) and len(data) == 2:
-        return {"x": data[0], "y": data[1]}
-    if not hasattr(data, "features"):
-        raise FlocoError(
-            f"a source must give a mapping of arrays, a pair (x, y) or a datasets.Dataset, got {type(data).__name__}"
-        )
-    from datasets import ClassLabel, Image
-
-    kinds = data.features
-    x = next((n for n, f in kinds.items() if isinstance(f, Image)), "x")
-    classes = [n for n, f in kinds.items() if isinstance(f, ClassLabel)]
-    y = next((n for n in ("label", "y") if n in kinds), None) or _only(classes)
-    if x not in kinds or y not in kinds:
-        raise FlocoError(
-            f'a data set needs an image column or "x", and a class label or "y"; it has {", ".join(kinds)}'
-        )
-    if pictures is None and picture_column(data) == x:
-        pictures = read_columns({"": data}, "the source").get("")
-    try:
-        values = np.stack([np.asarray(v) for v in data[x]]) if pictures is None else pictures
-    except ValueError as error:
-        raise FlocoError(f"all samples must have the same shape: {error}") from error
-    others = {n: np.asarray(data[n]) for n in kinds if n not in (x, y)}
-    names = {"names": np.asarray(kinds[y].names)} if isinstance(kinds[y], ClassLabel) else {}
-    return {"x": values, "y": np.asarray(data[y]), **others, **names}
-
-
-def _only(names: Sequence[str]) -> str:
-    """Return the only name of a list of columns, "y" if it is empty."""
-    if len(names) > 1:
-        raise FlocoError(
-            f'a data set needs one column of labels: call it "label", or keep one class label of {", ".join(names)}'
-        )
-    return names[0] if names else "y"
+_READERS: dict[str, _Reader] = {"digits": _digits, "npz": read_npz, "idx": _idx, "folder": read_folder}

@@ -49,8 +49,9 @@ def card(setup: Setup, title: str, score: Score | None, versions: Mapping[str, A
 
 
 def _input(form: Form) -> dict[str, Any]:
+    named = {"columns": list(form.features)} if form.features else {}
     scaling = {"divided_by": form.divisor, "mean": list(form.mean), "std": list(form.normalization.std)}
-    return {"shape": list(form.shape), "dtype": form.dtype, "channels": form.channels, **scaling}
+    return {"shape": list(form.shape), "dtype": form.dtype, "channels": form.channels, **scaling, **named}
 
 
 def metrics(setup: Setup, score: Score) -> dict[str, Any]:
@@ -99,7 +100,9 @@ def _input_lines(facts: Card) -> list[str]:
 def _input_line(name: str, given: Mapping[str, Any]) -> str:
     shape = ", ".join(["N", *map(str, given["shape"])])
     called = f"Input `{name}`" if name else "Input"
-    return f"- {called}: {given['dtype']} samples of shape ({shape}), as in the data it was trained on."
+    names = given.get("columns", [])
+    more = f": {', '.join(names)}" if names else ""
+    return f"- {called}: {given['dtype']} samples of shape ({shape}), as in the data it was trained on{more}."
 
 
 def _step_line(name: str, given: Mapping[str, Any]) -> list[str]:

@@ -43,6 +43,7 @@ def admit(report: SiteFacts, config: Config, known: Mapping[str, SiteFacts]) -> 
         limit = f"each must be at least 1, and at most flower.most_samples = {config.flower.most_samples}"
         raise FlocoError(f"it says that it has {sizes[0]!r} samples to train and {sizes[1]!r} to test: {limit}")
     facts: SiteFacts = {"n_train": sizes[0], "n_test": sizes[1], "dtype": dtype, "channels": channels}
+    facts["columns"] = str(report.get("columns", ""))[:16]
     before = known.get(client, facts)
     if changed := next((k for k in ("n_train", "n_test") if before[k] != facts[k]), None):
         now = f"{changed} was {before[changed]}, and is {facts[changed]}"
@@ -51,6 +52,9 @@ def admit(report: SiteFacts, config: Config, known: Mapping[str, SiteFacts]) -> 
         if any(facts[k] != other[k] for k in ("dtype", "channels")):
             others = f"those of the other sites {other['dtype']} with channels {other['channels']}"
             raise FlocoError(f"its samples are {dtype} with channels {channels}, and {others}")
+        if facts["columns"] != other["columns"]:
+            agree = "set data.features and data.levels, as floco flower new does"
+            raise FlocoError(f"its table has other columns, or categories, than those of the other sites: {agree}")
     return client, {**facts, **_sums(report, config)}
 
 
@@ -60,7 +64,10 @@ def _sums(report: SiteFacts, config: Config) -> SiteFacts:
         return {"count": 0, "sum": [], "square": []}
     shape = channels_first(torch.zeros(1, *config.flower.shape), report["channels"]).shape
     count, *both = report.get("count"), *([float(v) for v in report.get(name, ())] for name in ("sum", "square"))
-    plausible = count == report["n_train"] * math.prod(shape[2:]) and all(len(v) == shape[1] for v in both)
+    most, given = report["n_train"] * math.prod(shape[2:]), count if isinstance(count, list) else []
+    few = config.data.missing == "mean" and len(given) == shape[1]  # some values may be missing
+    known = count == most or (few and all(type(n) is int and 0 <= n <= most for n in given))
+    plausible = known and all(len(v) == shape[1] for v in both)
     if not plausible or not all(abs(a) < 1e30 and 0 <= b < 1e60 for a, b in zip(*both, strict=True)):
         wanted = "one a channel, below 1e30, and squares from 0 to 1e60"
         raise FlocoError(f"its sums for the normalisation are not those of its samples: {wanted}")
@@ -74,7 +81,11 @@ def common_normalization(config: Config, facts: Mapping[str, SiteFacts]) -> Norm
     if config.data.normalize == "none":
         return Normalization()
     reports = [facts[c] for c in sorted(facts)]
-    return fit_normalization([(int(f["count"]), tuple(f["sum"]), tuple(f["square"])) for f in reports])
+    return fit_normalization([(_count(f["count"]), tuple(f["sum"]), tuple(f["square"])) for f in reports])
+
+
+def _count(given: int | list[int]) -> int | tuple[int, ...]:
+    return tuple(given) if isinstance(given, list) else int(given)
 
 
 def schema_only(config: Config, facts: Mapping[str, SiteFacts], normal: Normalization) -> Federation:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from floco.core.errors import FlocoError
-from floco.data.sources import load
+from floco.data.tables import Columns
 from floco.runs import session
 from floco.runs.config import REGISTRIES, Config
 from floco.runs.toml import override, parse, put, to_toml
@@ -124,16 +124,12 @@ def share_schema(config: Config) -> Config:
         example = """-s 'data.labels=["0","1"]' -s flower.shape=[8,8]"""
         source = "a data.source on this machine to read them from"
         raise FlocoError(f"the sites must agree on labels and shape: give {example}, or {source}")
-    samples = load(
-        config.data.source,
-        kind=config.data.kind,
-        labels=config.data.labels,
-        channels=config.data.channels,
-        task=config.task,
-    )
+    samples = session.samples(config)
     if samples.y.ndim > 1:
         raise FlocoError(f"on Flower, a target is one number; those of {config.data.source} are {samples.y.shape[1:]}")
     data = replace(config.data, labels=samples.labels.values)
+    if isinstance(samples.table, Columns):
+        data = replace(data, features=samples.table.features, levels=samples.table.pairs)
     flower = replace(config.flower, shape=samples.schema.form.shape)
     return replace(config, data=data, flower=flower)
 

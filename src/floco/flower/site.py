@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from floco.core.errors import FlocoError
 from floco.core.random import one_thread
 from floco.data.federation import Federation, Sums, sum_channels
 from floco.data.partition import Single
+from floco.data.table_files import SUFFIXES
 from floco.runs import session
 from floco.runs.config import Config
 from floco.runs.toml import parse
@@ -46,7 +48,8 @@ class SiteConfig:
         data, share = str(node_config["data"]), str(node_config.get("share-labels", False)).lower()
         if share not in ("true", "false"):
             raise FlocoError(f"share-labels must be true or false, got {share!r}")
-        source = data if ":" in data and not Path(data).exists() else f"npz:{data}"
+        scheme = SUFFIXES.get(Path(data).suffix.lower(), "npz")
+        source = data if ":" in data and not Path(data).exists() else f"{scheme}:{data}"
         client, state = str(node_config["client-id"]).strip(), Path(str(node_config["state-dir"]))
         return SiteConfig(client, source, state, share == "true")
 
@@ -123,4 +126,6 @@ def introduce(site: SiteConfig, text: str) -> dict[str, Any]:
     assert isinstance(federation.x, torch.Tensor)  # of the one form
     own: Sums = sum_channels(federation.x, client.train) if config.data.normalize == "train" else (0, (), ())
     sizes = {"n_train": len(client.train), "n_test": len(client.test), "dtype": form.dtype, "channels": form.channels}
-    return {**sizes, "count": own[0], "sum": list(own[1]), "square": list(own[2])}
+    sizes |= {"columns": hashlib.sha256(repr(form.features).encode()).hexdigest()[:16] if form.features else ""}
+    count = own[0] if isinstance(own[0], int) else list(own[0])
+    return {**sizes, "count": count, "sum": list(own[1]), "square": list(own[2])}

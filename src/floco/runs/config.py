@@ -15,6 +15,7 @@ from floco.core.values import Training
 from floco.data.augment import check_name
 from floco.data.partition import SPLITS, Folds
 from floco.data.split import Split
+from floco.data.table_roles import CATEGORIES, MISSING
 from floco.tasks import TASKS, Classification
 
 
@@ -22,7 +23,10 @@ from floco.tasks import TASKS, Classification
 class Data(Settings):
     """The samples, and their split over clients."""
 
-    source: str = setting("digits", "digits, npz:PATH, idx:DIR, folder:DIR, hub:NAME, or module:function")
+    source: str = setting(
+        "digits",
+        "digits, npz:PATH, csv:PATH, parquet:PATH, json:PATH, idx:DIR, folder:DIR, hub:NAME, or module:function",
+    )
     kind: str = setting(
         "auto",
         "kind of samples; images are channels last, ids are never scaled",
@@ -30,6 +34,23 @@ class Data(Settings):
     )
     channels: str = setting(
         "auto", "position of channels or features: last is (T, F) for sequences", choices=("auto", "first", "last")
+    )
+    target: str | tuple[str, ...] = setting((), "of a table: the column of the targets, or a list of several")
+    client: str | None = setting(None, 'column of client ids (empty: "client", if there is one)')
+    features: tuple[str, ...] = setting((), "of a table: the columns that are features (empty: all others)")
+    categories: str = setting(
+        "one-hot",
+        "of a table: text becomes channels of 0 and 1, or ids (N,) as further inputs beside numbers (N, F)",
+        choices=CATEGORIES,
+    )
+    levels: tuple[str, ...] = setting(
+        (),
+        'categories such as "sex=f" of columns that look like numbers, or that sites must agree on (empty: as found)',
+    )
+    missing: str = setting(
+        "error",
+        "samples that lack a value are refused, left out, or filled with the mean of the training parts",
+        choices=MISSING,
     )
     clients: int | None = setting(None, "K: number of clients (natural: the first K; empty: all)", low=1)
     samples: int | None = setting(None, "samples per client, drawn at random (empty: all)", low=2)

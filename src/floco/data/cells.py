@@ -1,0 +1,216 @@
+"""The cells of one column of a table: numbers or categories, and which are missing. What is neither is refused."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from floco.core.errors import FlocoError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NUMBER = re.compile(r"[+-]?(?!0\d)(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_LIKE_NUMBER = re.compile(r"[-+−$€£]*\s*\d[\d\s.,'’_]*(?:[eE][+-]?\d+)?\s*[%$€£]?")
+_DAY = r"\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d{2})"
+_DATE = re.compile(rf"(?:{_DAY})(?:[T\s].*)?|\d{{1,2}}:\d\d(?::\d\d.*)?")
+_MISSING = frozenset({"NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "NaT"})
+"""Texts that mark a missing number; among other texts, what they mean is not known."""
+_UNKNOWN = _MISSING | {"?", "-"}
+_MOST = 100  # categories of a column
+_ROWS = 20  # rows from which on nearly one category a row is a name
+_EXACT = 2**53  # larger whole numbers are rounded in float64
+
+
+class Cells(NamedTuple):
+    """The values of one column."""
+
+    values: np.ndarray
+    """(N,) float64 with NaN for missing ones, or text with "" for missing ones."""
+
+    @property
+    def text(self) -> bool:
+        """Whether they are categories."""
+        return self.values.dtype.kind == "U"
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Which are missing, (N,) bool."""
+        found: np.ndarray = self.values == "" if self.text else np.isnan(self.values)
+        return found
+
+
+def read_cells(column: pd.Series[Any], where: str, *, text: bool | None = None) -> Cells:
+    """Return the cells of a feature: numbers, or text for text, booleans and categorical columns.
+
+    Args:
+        column: one column of a table.
+        where: its name, for error messages.
+        text: whether it must be categories (True: declared by the user), or numbers (None: what it looks like).
+
+    Raises:
+        FlocoError: dates, nested values, text that is nearly numbers, or values of which it is not clear whether they
+            are missing; the message names them.
+    """
+    import pandas as pd
+
+    types, dtype = pd.api.types, column.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        return _check_blanks(_categories(column.astype(object).tolist(), where), where)
+    if types.is_datetime64_any_dtype(dtype) or dtype.kind in "mM" or isinstance(dtype, pd.PeriodDtype):
+        raise _dates(where, column.iloc[0])
+    if types.is_bool_dtype(dtype) or text or not types.is_numeric_dtype(dtype):
+        return _read_objects(column.astype(object).tolist(), where, text)
+    if dtype.kind == "c":
+        raise FlocoError(f"{where} must hold real numbers, got {dtype}")
+    values = column.to_numpy(np.float64, na_value=np.nan)
+    if dtype.kind in "iu":
+        _check_exact(values, where)
+    return Cells(values)
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a cell holds no value: None, NaN, NA, NaT or empty text."""
+    import pandas as pd
+
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (np.ndim(value) == 0 and bool(pd.isna(value)))
+
+
+def numbers(texts: Sequence[str]) -> np.ndarray | None:
+    """Return texts (N,) as float64, or None if one of them is no number."""
+    plain = [t.strip() for t in texts]
+    if not all(_NUMBER.fullmatch(t) for t in set(plain)):
+        return None
+    return np.asarray(plain, dtype=str).astype(np.float64) if plain else np.empty(0)
+
+
+def check_words(texts: np.ndarray, where: str) -> None:
+    """Raise if labels, as text (N,), are all dates, or numbers in another form than 1234.5."""
+    found = set(texts.tolist())
+    if all(_DATE.fullmatch(t) for t in found):
+        raise FlocoError(f"{where} must hold labels or numbers, got dates or times such as {min(found)!r}")
+    if all(_LIKE_NUMBER.fullmatch(t) for t in found) and not all(t.isdigit() for t in found):
+        shown = ", ".join(map(repr, sorted(found)[:5]))
+        raise FlocoError(f"{where} must hold labels, or numbers written as 1234.5, got {shown}")
+
+
+def _read_objects(values: Sequence[Any], where: str, text: bool | None) -> Cells:
+    known = [v for v in values if not is_missing(v)]
+    if text:
+        return _check_blanks(_categories(values, where), where)
+    kinds = {_kind(v) for v in known}
+    if not kinds <= {"text"} and len(kinds) > 1:
+        shown = " and ".join(sorted(kinds))
+        raise FlocoError(f"{where} holds {shown}: it must be all numbers or all text")
+    kind = next(iter(kinds), "number")
+    if kind == "date":
+        raise _dates(where, known[0])
+    if kind == "number":
+        made = np.array([np.nan if is_missing(v) else float(v) for v in values], dtype=np.float64)
+        if any(isinstance(v, int | np.integer) for v in known):
+            _check_exact(made, where)
+        return Cells(made)
+    if kind not in ("text", "true and false"):
+        raise FlocoError(f"{where}: a cell must hold one number or text, got {kind}: leave it out of data.features")
+    return _read_texts(values, where) if kind == "text" else _categories(values, where)
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "true and false"
+    if isinstance(value, str):
+        return "text"
+    if isinstance(value, int | float | np.integer | np.floating | Decimal):
+        return "number"
+    dates = datetime.date | datetime.time | datetime.timedelta | np.datetime64 | np.timedelta64
+    return "date" if isinstance(value, dates) else type(value).__name__
+
+
+def _read_texts(values: Sequence[Any], where: str) -> Cells:
+    """Return texts as numbers if all are numbers or mark a missing one, else as categories."""
+    cells = _categories(values, where)
+    found = set(cells.values[~cells.missing].tolist())
+    marks, real = found & _MISSING, found - _MISSING
+    if real and all(_DATE.fullmatch(t) for t in real):
+        raise _dates(where, min(real))
+    plain = {t for t in real if _NUMBER.fullmatch(t)}
+    if plain and plain == real:
+        holes = np.isin(cells.values, ["", *marks])
+        made = np.where(holes, "nan", cells.values).astype(np.float64)
+        if any(t.lstrip("+-").isdigit() for t in plain):
+            _check_exact(made, where)
+        return Cells(made)
+    alike = [t for t in real if _LIKE_NUMBER.fullmatch(t)]
+    if plain or 2 * len(alike) >= len(real) > 0:
+        shown = ", ".join(map(repr, sorted(real - plain)[:5]))
+        rest = len(real - plain) - 5
+        raise FlocoError(
+            f"{where} holds numbers, and values that are none: {shown}{f' and {rest} more' if rest > 0 else ''}; write "
+            "numbers as 1234.5 and leave cells without a value empty, or name all in data.levels if they are categories"
+        )
+    _check_marks(cells, where)
+    return _check_blanks(cells, where)
+
+
+def _check_marks(cells: Cells, where: str) -> None:
+    """Raise if a category may stand for a missing value."""
+    if marks := sorted(set(cells.values.tolist()) & _UNKNOWN):
+        times, shown = int(np.isin(cells.values, marks).sum()), ", ".join(map(repr, marks))
+        raise FlocoError(
+            f"{where} holds {shown} {times} times, which may stand for a missing value or be a category: leave the "
+            f"cells empty, or name all categories in data.levels, {marks[0]} among them"
+        )
+
+
+def _check_blanks(cells: Cells, where: str) -> Cells:
+    """Return categories, which must be fewer than rows."""
+    known = cells.values[~cells.missing]
+    different = len(np.unique(known))
+    if different > _MOST or (len(known) >= _ROWS and different > 0.9 * len(known)):
+        raise FlocoError(
+            f"{where} holds {different} different texts in {len(known)} rows, too many for categories (at most "
+            f"{_MOST}, and fewer than rows): leave it out by naming the others in data.features"
+        )
+    return cells
+
+
+def _categories(values: Sequence[Any], where: str) -> Cells:
+    """Return values as texts without blanks around them, "" for missing ones."""
+    given = ["" if is_missing(v) else to_text(v) for v in values]
+    texts = [t.strip() for t in given]
+    first: dict[str, str] = {}
+    for raw, plain in zip(given, texts, strict=True):
+        if first.setdefault(plain, raw) != raw:
+            raise FlocoError(f"{where}: {plain!r} occurs with and without blanks around it: is that one category?")
+    if (lower := {t.lower() for t in texts} - {""}) and lower <= {"true", "false"}:
+        texts = [t.lower() for t in texts]
+    return Cells(np.asarray(texts, dtype=str))
+
+
+def to_text(value: Any) -> str:
+    """Return a cell as text: whole numbers without a point."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _check_exact(values: np.ndarray, where: str) -> None:
+    if (most := np.nanmax(np.abs(values), initial=0.0)) > _EXACT:
+        raise FlocoError(
+            f"{where} holds whole numbers up to {most:.0f}, beyond 2**53, which are rounded: if they are ids, leave "
+            "the column out of data.features"
+        )
+
+
+def _dates(where: str, value: Any) -> FlocoError:
+    return FlocoError(
+        f"{where} holds dates or times such as {str(value)!r}, no numbers: leave it out of data.features, name it in "
+        "data.order if the latest samples are to be the test part, or write the days since a fixed date"
+    )

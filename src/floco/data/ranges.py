@@ -1,0 +1,78 @@
+"""Whether later samples have the range of the training data, channel by channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from floco.core.errors import FlocoError, warn
+
+# 10 samples that together span less than 5 % of the training data's range probably have another scale,
+# and a value more than 10 ranges outside of its channel's range probably another unit.
+_SEVERAL, _NARROW, _FAR = 10, 0.05, 10
+
+
+def check_range(
+    raw: torch.Tensor,
+    ranges: Sequence[tuple[float, float]],
+    where: str,
+    few: float,
+    *,
+    offset: Sequence[float] = (),
+    names: Sequence[str] = (),
+) -> None:
+    """Compare samples with the range of the training data.
+
+    Args:
+        raw: samples (N, C, ...) minus the offset.
+        ranges: minimum and maximum of each channel of the training data.
+        where: name of the array, for error messages.
+        few: share of the samples that may be far outside, with a warning.
+        offset: what was subtracted from each channel; (): nothing.
+        names: names of the channels, if they have some.
+
+    Raises:
+        FlocoError: more than `few` of the samples are far outside of the range.
+    """
+    _warn_of_little(raw, torch.tensor(ranges), where, names)
+    noted: list[str] = []
+    for channel, (low, high) in enumerate(ranges):
+        values = raw[:, channel].reshape(len(raw), -1)
+        reach = _FAR * (high - low)
+        far = ((values < low - reach) | (values > high + reach)).any(dim=1)
+        if reach > 0 and bool(far.any()):
+            i = int(far.nonzero()[0])
+            worst = max(values[i].tolist(), key=lambda v: max(low - v, v - high))
+            worst, low, high = (v + (offset[channel] if offset else 0.0) for v in (worst, low, high))
+            text = (
+                f"{where}: sample {i} holds {worst:g} in channel {_name(channel, names)}, and the training data have "
+                f"{low:g} to {high:g}: another unit, or another scaling?"
+            )
+            if int(far.sum()) > few * len(raw):
+                raise FlocoError(text)
+            noted.append(text)
+    if noted:
+        warn(noted[0] + (f" So do samples in {len(noted) - 1} other channels." if len(noted) > 1 else ""))
+
+
+def _warn_of_little(raw: torch.Tensor, known: torch.Tensor, where: str, names: Sequence[str]) -> None:
+    """Warn of samples that hardly vary, and of channels that vary only here."""
+    given = raw.transpose(0, 1).flatten(1)
+    wide, varied = known[:, 1] - known[:, 0], given.amax(1) - given.amin(1)
+    if len(raw) >= _SEVERAL and bool((wide > 0).all()) and bool((varied < _NARROW * wide).all()):
+        warn(
+            f"{where}: in all channels, {len(raw)} samples vary by less than {_NARROW:.0%} of the training data's "
+            "range: another unit, or another scaling?"
+        )
+    off = (wide == 0) & ((given - known[:, :1]).abs().amax(1) > _NARROW * known[:, 0].abs())
+    if bool((wide > 0).any()) and bool(off.any()):
+        shown = ", ".join(_name(c, names) for c in off.nonzero().flatten().tolist()[:8])
+        warn(
+            f"{where}: channel {shown} is always the same in the training data, and not here: "
+            "the model has not learnt to use it"
+        )
+
+
+def _name(channel: int, names: Sequence[str]) -> str:
+    return repr(names[channel]) if names else str(channel)

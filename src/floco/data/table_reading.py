@@ -1,0 +1,216 @@
+"""From a table to arrays: which columns are features, what they hold, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from floco.core.errors import FlocoError, nearest, warn
+from floco.core.task import Task
+from floco.data.cells import Cells, read_cells, to_text
+from floco.data.given import as_arrays, dataset_frame
+from floco.data.table_roles import Roles, checked_frame, is_table, plain_column, read_targets, times
+from floco.data.tables import NUMBERS, Columns, check_missing
+from floco.tasks.labels import client_ids
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_table(frame: Any, roles: Roles, where: str, *, labelled: bool) -> tuple[dict[str, Any], Columns]:
+    """Return the arrays of a table, `x` and, by role, `y`, `client` and the column of `order`, and its columns.
+
+    Args:
+        frame: a DataFrame.
+        roles: what its columns are; without `target`, there is no `y`.
+        where: name of the source, for error messages.
+        labelled: whether targets are class numbers, which must not be fractions.
+
+    Raises:
+        FlocoError: columns that do not exist or hold what they cannot, with their names.
+    """
+    frame = checked_frame(frame, where)
+    roles = _resolved(roles, frame, where)
+    features = _features(roles, frame, where)
+    declared = _declared(roles, features)
+    cells = {f: read_cells(frame[f], f"{where}: column {f!r}", text=f in declared or None) for f in features}
+    if empty := [f for f, c in cells.items() if c.missing.all()]:
+        raise FlocoError(f"{where}: no row has a value in the columns {', '.join(empty)}: leave them out")
+    frame, cells = _complete(frame, cells, roles, where)
+    levels = {f: declared.get(f) or _levels(c) for f, c in cells.items() if c.text}
+    made = Columns(roles, features, levels)
+    _check(made, cells, where)
+    arrays: dict[str, Any] = {"x": made.arrays(cells, where)}
+    if roles.target:
+        arrays["y"] = read_targets(frame, roles, where, labelled=labelled)
+        _check_leak(frame, roles, features, where)
+    if roles.order is not None:
+        arrays[roles.order] = times(frame[roles.order])
+    if roles.client is not None:
+        arrays["client"] = client_ids(plain_column(frame[roles.client], ids=True), f"{where}: column {roles.client!r}")
+    return arrays, made
+
+
+def _resolved(roles: Roles, frame: pd.DataFrame, where: str) -> Roles:
+    """Return the roles, whose columns must exist and differ; a column called `client` holds client ids."""
+    known = list(frame.columns)
+    if roles.client is None and "client" in known and "client" not in (*roles.features, *roles.target):
+        roles = replace(roles, client="client")
+    single = {"client": roles.client, "order": roles.order}
+    given = [("target", t) for t in roles.target] + [("features", f) for f in roles.features]
+    for key, name in (*given, *((k, n) for k, n in single.items() if n is not None)):
+        if name not in known:
+            raise FlocoError(f"data.{key}: {where} has no column {name!r}{nearest(name, known)}")
+    if both := [f for f in roles.features if f in roles.target]:
+        raise FlocoError(f"data.features must not hold the target {both[0]!r}")
+    if roles.client in roles.target or roles.order in roles.target or roles.client in roles.features:
+        raise FlocoError("data.target, data.client and data.features must be different columns, and so must data.order")
+    if roles.order == "client" != roles.client and roles.client is not None:
+        raise FlocoError("data.order cannot be the column 'client' while data.client is another one: rename it")
+    return roles
+
+
+def _features(roles: Roles, frame: pd.DataFrame, where: str) -> tuple[str, ...]:
+    roled = {*roles.target, roles.client, roles.order}
+    chosen = roles.features or tuple(c for c in frame.columns if c not in roled)
+    if not chosen:
+        raise FlocoError(f"{where} must have one feature at least beside {', '.join(sorted(filter(None, roled)))}")
+    if unnamed := [c for c in chosen if not c or c.startswith(("Unnamed: ", "__index_level_"))]:
+        raise FlocoError(
+            f"{where}: a column without a name is probably the number of the row, as pandas writes it "
+            f"({unnamed[0]!r}): write the table with index=False, or name the others in data.features"
+        )
+    if len(set(chosen)) < len(chosen):
+        raise FlocoError(f"data.features must name each column once, got {', '.join(chosen)}")
+    return chosen
+
+
+def _declared(roles: Roles, features: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the categories that the user declared, by column."""
+    found: dict[str, tuple[str, ...]] = {}
+    for pair in roles.levels:
+        name, equals, level = pair.partition("=")
+        if not equals or not level.strip():
+            raise FlocoError(f"data.levels must be categories such as sex=f, got {pair!r}")
+        if name not in features:
+            raise FlocoError(f"data.levels: there is no feature {name!r}{nearest(name, features)}")
+        found[name] = (*found.get(name, ()), level)
+    return {name: tuple(dict.fromkeys(levels)) for name, levels in found.items()}
+
+
+def _levels(cells: Cells) -> tuple[str, ...]:
+    return tuple(np.unique(cells.values[~cells.missing]).tolist())
+
+
+def _complete(
+    frame: pd.DataFrame, cells: dict[str, Cells], roles: Roles, where: str
+) -> tuple[pd.DataFrame, dict[str, Cells]]:
+    """Return table and cells, by the rule for missing values: `drop` leaves their rows out."""
+    if roles.missing != "drop":
+        check_missing(cells, roles.missing, where)
+        return frame, cells
+    holes = np.any([c.missing for c in cells.values()], axis=0)
+    if not holes.any():
+        return frame, cells
+    if holes.all():
+        raise FlocoError(f'{where}: every row lacks a value, and data.missing = "drop" leaves them all out')
+    warn(f"{where}: {int(holes.sum())} of {len(holes)} rows are left out, as values are missing")
+    kept = {name: Cells(c.values[~holes]) for name, c in cells.items()}
+    return frame[~holes].reset_index(drop=True), kept
+
+
+def _check(made: Columns, cells: Mapping[str, Cells], where: str) -> None:
+    """Raise if categories are not those declared, or cannot be inputs of their own."""
+    for name, levels in made.levels.items():
+        if strange := sorted(set(_levels(cells[name])) - set(levels)):
+            shown = ", ".join(map(repr, strange[:5]))
+            raise FlocoError(f"{where}: column {name!r} holds {shown}, which data.levels does not name")
+        odd = not name.isidentifier() or name == NUMBERS
+        if made.roles.categories == "ids" and odd:
+            raise FlocoError(f'data.categories = "ids": {name!r} cannot be an argument of forward(...): rename it')
+
+
+def _check_leak(frame: pd.DataFrame, roles: Roles, features: Sequence[str], where: str) -> None:
+    """Refuse a feature that equals the target; warn if the user named it."""
+    for name in roles.target:
+        goal = [to_text(v) for v in frame[name].astype(object)]
+        for feature in features if len(set(goal)) > 1 else ():
+            values = frame[feature].astype(object)
+            if all(to_text(v) == g for v, g in zip(values, goal, strict=True)):
+                text = f"{where}: the feature {feature!r} equals the target {name!r} in every row"
+                if not roles.features:
+                    raise FlocoError(f"{text}: leave it out by naming the others in data.features")
+                warn(text)
+
+
+def tabulate(
+    data: Any, roles: Roles, client: Any, where: str, task: Task | None
+) -> tuple[dict[str, Any], Columns | None]:
+    """Return the arrays of what a source holds, and the columns of a table.
+
+    Args:
+        data: arrays, a table, a pair, or a data set.
+        roles: what the columns of a table are.
+        client: name of the column of client ids, the ids themselves, or None.
+        where: name of the source, for error messages.
+        task: what is learned (None: classification).
+    """
+    named = replace(roles, client=client) if isinstance(client, str) else roles
+    ids = None if client is None or isinstance(client, str) else client
+    frame = data if is_table(data) else None
+    if roles.target and hasattr(data, "features") and hasattr(data, "to_pandas"):
+        frame = dataset_frame(data, where)
+    if frame is not None:
+        if not roles.target:
+            known = ", ".join(map(str, frame.columns))
+            raise FlocoError(f"{where} is a table: name the column of its targets in data.target; it has {known}")
+        frame = frame if ids is None else _with_ids(frame, ids, where)
+        return read_table(frame, named, where, labelled=task is None or task.labelled)
+    arrays: dict[str, Any] = dict(as_arrays(data))
+    if ids is not None:
+        arrays["client"] = ids
+    elif client is not None and client not in arrays and not is_table(_x(arrays)):
+        raise FlocoError(f"data.client: {where} has no array {client!r}{nearest(client, arrays)}")
+    elif client is not None and client in arrays:
+        arrays["client"], named = arrays[client], roles
+    return _tabulate_x(arrays, named, where)
+
+
+def _x(arrays: Mapping[str, Any]) -> Any:
+    return arrays.get("x_train", arrays.get("x"))
+
+
+def _tabulate_x(arrays: dict[str, Any], roles: Roles, where: str) -> tuple[dict[str, Any], Columns | None]:
+    """Return arrays whose `x` is a table with such as the network takes, if it is more than plain numbers."""
+    x, x_name = _x(arrays), "x_train" if "x_train" in arrays else "x"
+    if not is_table(x) or not (is_text_table(x) or roles.named):
+        if roles.named:
+            raise FlocoError(
+                f"data.target, features, levels and categories are about the columns of a table, and {where} is none"
+            )
+        return arrays, None
+    if roles.target or roles.missing == "drop":
+        raise FlocoError(
+            f'{where}: data.target, and data.missing = "drop", need targets that are a column of the table'
+        )
+    made, table = read_table(x, roles, f"{where}: {x_name}", labelled=True)
+    if "x_test" in arrays:
+        made["x_test"] = table.encode(arrays["x_test"], f"{where}: x_test")
+    return {**arrays, **made, x_name: made["x"]}, table
+
+
+def _with_ids(frame: pd.DataFrame, ids: Any, where: str) -> pd.DataFrame:
+    """Return a table with client ids as a column."""
+    if "client" in frame:
+        raise FlocoError(f"{where} has a column client already: give its name, or leave it out")
+    if np.ndim(ids) != 1 or len(ids) != len(frame):
+        raise FlocoError(f"client must be one id for each of the {len(frame)} rows, got shape {np.shape(ids)}")
+    return frame.assign(client=np.asarray(ids))
+
+
+def is_text_table(x: Any) -> bool:
+    """Return whether x is a table with columns that are not plain numbers."""
+    return is_table(x) and any(getattr(d, "kind", "O") not in "iuf" or d.kind == "O" for d in x.dtypes)

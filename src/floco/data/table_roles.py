@@ -1,0 +1,125 @@
+"""What the columns of a table are for: targets, client ids and times, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from floco.core.errors import FlocoError, nearest
+from floco.data.cells import check_words, is_missing, numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Encoding(Protocol):
+    """How rows of a table become samples and targets; see `tables.Columns`."""
+
+    def encode(self, frame: Any, where: str) -> Any:
+        """Return the samples of a table."""
+
+    def targets(self, frame: Any, where: str) -> np.ndarray | None:
+        """Return the targets of a table, or None if it has none."""
+
+
+def is_table(x: Any) -> bool:
+    """Return whether x is a DataFrame."""
+    return hasattr(x, "columns") and hasattr(x, "iloc")
+
+
+_EXACT = 2**53  # larger whole numbers are rounded in float64
+CATEGORIES, MISSING = ("one-hot", "ids"), ("error", "drop", "mean")
+"""Choices of `data.categories` and `data.missing`."""
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a user says of the columns of a table; see `sources.load`."""
+
+    target: tuple[str, ...] = ()
+    client: str | None = None
+    features: tuple[str, ...] = ()
+    order: str | None = None
+    categories: str = "one-hot"
+    levels: tuple[str, ...] = ()
+    missing: str = "error"
+
+    @property
+    def named(self) -> bool:
+        """Whether they hold what only tables have."""
+        return bool(self.target or self.features or self.levels or self.categories != "one-hot")
+
+
+def checked_frame(frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Return a table with text as names of its columns, which must differ."""
+    names = [str(n).strip() for n in frame.columns]
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise FlocoError(f"{where}: several columns have the same name: {', '.join(map(repr, repeated))}")
+    return frame.set_axis(names, axis=1).reset_index(drop=True)
+
+
+def read_targets(frame: pd.DataFrame, roles: Roles, where: str, *, labelled: bool = True) -> np.ndarray:
+    """Return the target columns, (N,), or (N, L) of several: labels as they are, or numbers."""
+    if absent := [t for t in roles.target if t not in frame]:
+        raise FlocoError(f"{where} has no target {absent[0]!r}{nearest(absent[0], list(frame.columns))}")
+    columns = []
+    for name in roles.target:
+        where_ = f"{where}: target {name!r}"
+        if missing := int(sum(is_missing(v) for v in frame[name].astype(object))):
+            raise FlocoError(f"{where_}: {missing} of {len(frame)} are missing; leave these rows out")
+        found = plain_column(frame[name])
+        if found.dtype.kind == "U":
+            check_words(found, where_)
+        if (not labelled or len(roles.target) > 1) and found.dtype.kind in "UO":
+            found = _numeric(found, where_)
+        columns.append(found)
+    return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
+
+
+def _numeric(values: np.ndarray, where: str) -> np.ndarray:
+    texts = [str(v) for v in values.tolist()]
+    if (found := numbers(texts)) is not None:
+        return found
+    if {t.lower() for t in texts} <= {"true", "false"}:
+        return np.array([t.lower() == "true" for t in texts])
+    bad = sorted({t for t in texts if numbers([t]) is None})
+    raise FlocoError(f"{where} must hold numbers, got {', '.join(map(repr, bad[:5]))}")
+
+
+def plain_column(column: pd.Series[Any], *, ids: bool = False) -> np.ndarray:
+    """Return labels or ids: whole numbers in canonical form as int64, others as they are."""
+    if column.dtype.kind in "iu" and not column.isna().any():
+        return column.to_numpy(np.uint64 if column.dtype.kind == "u" and column.max() > 2**63 - 1 else np.int64)
+    if column.dtype.kind == "f" and not column.isna().any():
+        return column.to_numpy(np.float32 if column.dtype == np.float32 and ids else np.float64)
+    values = np.asarray(column.astype(object))
+    if all(isinstance(v, str) for v in values):
+        return _from_texts(np.asarray(values, dtype=str))
+    if all(isinstance(v, float | int | Decimal) and not isinstance(v, bool) for v in values):
+        return values if all(isinstance(v, int) for v in values) else values.astype(np.float64)
+    return values
+
+
+def _from_texts(texts: np.ndarray) -> np.ndarray:
+    """Return texts as int64 if all are whole numbers in canonical form, as float64 if all are numbers."""
+    try:
+        whole = texts.astype(np.int64)
+        if (whole.astype(str) == texts).all():
+            return whole
+    except (ValueError, OverflowError):
+        pass
+    found = numbers(texts.tolist())
+    exact = found is not None and np.abs(found).max(initial=0) < _EXACT  # ids are not rounded
+    return found if found is not None and exact else texts
+
+
+def times(column: pd.Series[Any]) -> np.ndarray:
+    """Return the column of `data.order`; dates with a time zone in UTC."""
+    if getattr(column.dtype, "tz", None) is not None:
+        column = column.dt.tz_convert(None)
+    if column.dtype.kind in "iuf" and not column.isna().any():
+        return plain_column(column)
+    return np.asarray(column if column.dtype.kind in "Mb" else column.astype(object))
