@@ -24,6 +24,7 @@ EXAMPLES = {  # script -> what it must say
     "pictures": ("accuracy_personal", "north", "label"),
     "time_series": ("machine-5", "n_test", "accuracy_personal"),
     "text": ("perplexity_personal", "zipfile"),
+    "own_dataset": ("laboratory-4", "p(class_1)"),
     "own_model": ("floco: global 0.", "fedavg+ft: global 0.", "Net 2762 parameters"),
 }
 ENVIRONMENT = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
