@@ -13,12 +13,13 @@ from typing import Any
 
 from floco.client.fitness import check_model
 from floco.client.setup import Setup
-from floco.core.errors import FlocoError, warn
+from floco.core.errors import FlocoError
 from floco.core.network import build_network
 from floco.core.settings import flatten
 from floco.core.values import Row
 from floco.data.federation import Federation
 from floco.data.models import model as named_model
+from floco.data.samples import Samples
 from floco.data.schema import Normalization
 from floco.data.sources import load
 from floco.deliver.newcomers import newcomer_rows
@@ -27,7 +28,7 @@ from floco.runs.checkpoint import Store
 from floco.runs.config import Config, RunSettings, describe
 from floco.runs.machine import device, environment
 from floco.runs.toml import as_dict, parse, read, to_toml
-from floco.runs.trackers import Tracker, open_trackers
+from floco.runs.trackers import Tracker, open_trackers, track
 from floco.server import rounds as loop
 from floco.server.progress import Plan, Progress
 from floco.storage.files import csv_text, read_tensors, replace_file
@@ -43,6 +44,11 @@ _ON_DISK = ("npz", "idx", "folder")  # schemes of `data.source` that are followe
 
 def federation(config: Config) -> Federation:
     """Return the federation of a configuration: its data, loaded and split."""
+    return divide(config, samples(config))
+
+
+def samples(config: Config) -> Samples:
+    """Return the samples of a configuration, not yet split."""
     data = config.data
     if data.source == SITES:
         raise FlocoError("the data are at the sites of a federation on Flower, and data.source names none here")
@@ -51,7 +57,12 @@ def federation(config: Config) -> Federation:
             "this run was started from Python, and its directory does not describe its data and model: "
             "continue it with floco.fit(..., out=..., resume=True)"
         )
-    samples = load(data.source, kind=data.kind, labels=data.labels, channels=data.channels, task=config.task)
+    return load(data.source, kind=data.kind, labels=data.labels, channels=data.channels, task=config.task)
+
+
+def divide(config: Config, samples: Samples) -> Federation:
+    """Return the samples split over clients as a configuration says."""
+    data = config.data
     return samples.split(
         data.split,
         clients=data.clients,
@@ -62,6 +73,8 @@ def federation(config: Config) -> Federation:
         normalize=Normalization(data.mean, data.std) if data.normalize == "fixed" else data.normalize,
         order=data.order,
         augment=data.augment,
+        small=data.small,
+        least=data.least,
     )
 
 
@@ -186,7 +199,7 @@ def advance(setup: Setup, settings: RunSettings, store: Store | None, start: Pro
             watch(progress)
             if progress.evaluation is not None:
                 for tracker in list(trackers):
-                    _track(tracker, progress.evaluation.history, trackers)
+                    track(tracker, progress.evaluation.history, trackers)
     if store is not None:
         try_newcomers(setup, store.path, progress)
     return progress
@@ -197,17 +210,6 @@ def try_newcomers(setup: Setup, path: Path, progress: Progress) -> None:
     file, finished = path / "newcomers.csv", progress.round == setup.training.rounds
     if setup.federation.held_out and finished and not file.exists():
         replace_file(file, csv_text(newcomer_rows(setup, progress.state), header=True).encode())
-
-
-def _track(tracker: Tracker, row: Row, trackers: list[Tracker]) -> None:
-    """Write a row to a tracker; one that fails is removed with a warning, as history.csv has all rows."""
-    try:
-        tracker.add(row)
-    except Exception as error:  # noqa: BLE001  a mirror must not end the run, whatever its library raises
-        trackers.remove(tracker)
-        warn(
-            f"round {row['round']}: {type(tracker).__name__} failed, and is not used until the run is resumed: {error}"
-        )
 
 
 def _trackers(settings: RunSettings, store: Store | None) -> list[Tracker]:

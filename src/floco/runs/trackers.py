@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, warn
 from floco.core.values import Row
 
 
@@ -96,3 +96,14 @@ def open_trackers(
         for tracker in opened:
             tracker.add(row)
     return opened
+
+
+def track(tracker: Tracker, row: Row, trackers: list[Tracker]) -> None:
+    """Write a row to a tracker; one that fails is removed with a warning, as history.csv has all rows."""
+    try:
+        tracker.add(row)
+    except Exception as error:  # noqa: BLE001  a mirror must not end the run, whatever its library raises
+        trackers.remove(tracker)
+        warn(
+            f"round {row['round']}: {type(tracker).__name__} failed, and is not used until the run is resumed: {error}"
+        )
