@@ -21,7 +21,7 @@ import torch
 import floco
 from floco.client.setup import Setup
 from floco.engines.jobs import Job, perform
-from floco.runs.session import federation
+from floco.runs.source import federation
 from floco.runs.toml import read
 from floco.server.progress import Progress
 

@@ -312,3 +312,41 @@ def test_a_damaged_run_is_said_to_be_one(tmp_path: Path, file: str, damage: byte
         path.unlink()
     done = floco("resume", out)
     assert (done.exit_code, done.stderr[:7]) == (2, "error: "), done.output
+
+
+_COMMANDS = """
+import sys
+from floco.cli import main
+given = f"data.source=npz:{sys.argv[1]}/a.npz", "data.split=natural", "training.rounds=1", "run.engine=serial"
+source = [word for text in given for word in ("-s", text)]
+for words in (
+    ["--help"],
+    ["data", *source],
+    ["compare", *source, "-a", "fedavg", "--seeds", "1", "--out", f"{sys.argv[1]}/both"],
+    ["run", *source, "--out", f"{sys.argv[1]}/run"],
+    ["run", *source, "-s", 'data.labels=["groß"]', "--print-config"],
+    ["data", "-s", "data.source=npz:nicht/größer.npz"],
+):
+    sys.argv[1:1], kept = words, sys.argv[1:]
+    sys.argv = [sys.argv[0], *words]
+    try:
+        main()
+    except SystemExit as end:
+        print("exit", end.code)
+    sys.argv[1:] = kept
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_console_that_lacks_characters_shows_escapes_and_not_an_error(encoding: str, tmp_path: Path) -> None:
+    y, client = np.array(["groß", "klein", "日本"])[np.arange(90) % 3], np.repeat(["Straße", "b", "日"], 30)
+    client[(y == "klein") & (client == "b")] = "日"  # a client without a label
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).normal(size=(90, 3)), y=y, client=client)
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "LANG": "C", "LC_ALL": "C", "COLUMNS": "120"}
+    made = subprocess.run([sys.executable, "-c", _COMMANDS, tmp_path], env=env, capture_output=True, timeout=PATIENCE)
+    text = made.stdout.decode(encoding) + made.stderr.decode(encoding)
+    assert made.returncode == 0, text
+    assert [line for line in text.splitlines() if line.startswith("exit")] == ["exit 0"] * 5 + ["exit 2"]
+    shown = {"ascii": ("Stra\\u00dfe", "\\u65e5"), "cp1252": ("Straße", "\\u65e5")}[encoding]
+    assert all(word in text for word in shown)
+    assert 'labels = ["gro' in text

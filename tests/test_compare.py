@@ -514,10 +514,10 @@ def test_tuned_runs_use_the_best_trial_and_all_training_data_and_trials_are_not_
 
 
 def test_test_parts_do_not_matter_to_tuning(tmp_path: Path) -> None:
-    from floco.runs import session
+    from floco.runs import source
 
     config = comparison.configure(read(None, settings(tmp_path)[1::2]), ["fedprox"])["fedprox"]
-    federation = session.federation(config)
+    federation = source.federation(config)
     everything = torch.cat([c.test for c in federation.clients])
     poisoned = replace(
         federation, x=federation.x.index_fill(0, everything, float("nan")), y=federation.y.index_fill(0, everything, 0)

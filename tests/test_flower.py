@@ -35,7 +35,7 @@ from floco.flower.roster import Nodes
 from floco.flower.scaffold import read_settings as run_settings
 from floco.flower.scaffold import write
 from floco.flower.site import SiteConfig, introduce
-from floco.runs import session
+from floco.runs import session, source
 from floco.runs.checkpoint import Store
 from floco.runs.config import Config, Flower
 from floco.runs.toml import as_dict, read
@@ -58,7 +58,7 @@ def read_settings(folder: Path, name: str, *more: str) -> Config:
     own = ["algorithm.assign_at=2", "algorithm.endpoints=3"] if name.startswith(("floco", "my_floco")) else []
     data = [f"data.source=npz:{folder / 'data' / 'all.npz'}", "data.split=natural"]
     given = [*data, f"algorithm.name={name}", *own, "training.rounds=4", *SETTINGS, *more]
-    return session.resolve_paths(read(None, given))
+    return source.resolve_paths(read(None, given))
 
 
 def node(folder: Path, site: str, **more: Any) -> dict[str, Any]:

@@ -13,14 +13,14 @@ from torch import nn
 from floco.client.fitness import check_model
 from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
-from floco.core.errors import warn
+from floco.core.errors import FlocoError, warn
 from floco.core.network import Factory, build_network
 from floco.core.settings import build
 from floco.core.values import Row, Training
 from floco.data.federation import Federation
 from floco.data.partition import Natural
 from floco.engines.engine import start_engine
-from floco.runs import session
+from floco.runs import session, source
 from floco.runs.checkpoint import run_directory
 from floco.runs.config import Config, Data, Model, RunSettings, check_importable
 from floco.runs.machine import device
@@ -41,24 +41,39 @@ def open_run(path: Path | str) -> Run:
     with closing(store):
         setup = session.prepare(session.move_here(config))
         session.check(store, setup)
-        return Run(setup, store.load(config.run.memory_budget), directory, session.show_source(config))
+        return Run(setup, store.load(config.run.memory_budget), directory, source.show_source(config))
 
 
 def _configured(
     model: nn.Module | Factory, federation: Federation, algorithm: Algorithm, settings: dict[str, Any]
 ) -> tuple[Config, Setup]:
     """Return configuration and setup from `settings`: keys of `training` and `run`, and `seed`."""
+    _check_objects(model, federation, algorithm)
     seed = settings.pop("seed", 0)
     names = {f.name for f in dataclasses.fields(RunSettings)}
     run = build(RunSettings, {k: v for k, v in settings.items() if k in names})
     training = build(Training, {k: v for k, v in settings.items() if k not in names})
-    data, named = Data(source=session.PYTHON, split=Natural()), Model(session.PYTHON)
+    data, named = Data(source=source.PYTHON, split=Natural()), Model(source.PYTHON)
     config = Config(seed, data, federation.task, named, algorithm.resolved(training), training, run)
     net = build_network(model, seed=config.seed, sample=federation.sample)
     method = algorithm.resolved(training, net.layout)
     setup = Setup(federation, net, method, training, config.seed, device(config.run.device))
     check_model(setup)
     return session.resolve_engine(config, setup), setup
+
+
+def _check_objects(model: Any, federation: Any, algorithm: Any) -> None:
+    """Raise if names, classes or samples are given where a model, a federation and an algorithm are needed."""
+    if isinstance(model, str):
+        raise FlocoError(f"model must be a module or a function that makes one, got {model!r}: see floco.model")
+    if not isinstance(federation, Federation):
+        split = (
+            ": split them first, e.g. samples.split(floco.Folds(5), clients=20)" if hasattr(federation, "split") else ""
+        )
+        raise FlocoError(f"federation must be a floco.Federation, got {type(federation).__name__}{split}")
+    if not isinstance(algorithm, Algorithm):
+        got = algorithm.__name__ if isinstance(algorithm, type) else repr(algorithm)
+        raise FlocoError(f"algorithm must be an object, e.g. floco.Floco(endpoints=10), got {got}")
 
 
 def fit(
@@ -120,7 +135,7 @@ def _warn_of_failures(run: Run) -> Run:
     """Warn if clients were left out, as means are over the others; return the run."""
     failures = run.failures
     if len(failures):
-        last, missing = failures.iloc[-1], len(run.setup.federation.clients) - len(run.clients)
+        last, missing = failures.iloc[-1], len(run.setup.evaluated) - len(run.clients)
         absent = f"; {missing} are missing in the last evaluation" if missing > 0 else ""
         reason = f"round {last['round']}, client {last['client']!r}: {last['reason']}"
         warn(f"clients were left out {len(failures)} times{absent} (see run.failures; the last: {reason})")

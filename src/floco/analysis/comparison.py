@@ -27,7 +27,7 @@ from floco.core.errors import FlocoError, RunFailed
 from floco.core.settings import build, names
 from floco.core.values import Row
 from floco.data.federation import Federation
-from floco.runs import session
+from floco.runs import session, source
 from floco.runs.config import REGISTRIES, Config
 from floco.runs.toml import as_dict, parse
 from floco.server.progress import Progress
@@ -104,11 +104,11 @@ def create(path: Path, configs: Mapping[str, Config], seeds: int, *, tune: bool 
         advice = f"choose another place, or continue the comparison in it: floco resume {path}"
         raise FlocoError(f"--out {path} is not empty; {advice}")
     base = next(iter(configs.values()))
-    first = session.federation(base)
+    first = source.federation(base)
     configs = {m: session.resolve_engine(config, session.prepare(config, first)) for m, config in configs.items()}
     data = {str(base.seed): first.fingerprint()}
     for seed in range(base.seed + 1, base.seed + seeds):
-        data[str(seed)] = session.federation(replace(base, seed=seed)).fingerprint()
+        data[str(seed)] = source.federation(replace(base, seed=seed)).fingerprint()
     plain = {name: json.loads(json.dumps(as_dict(config))) for name, config in configs.items()}
     facts = {"format": FORMAT, "methods": list(configs), "configs": plain, "seeds": seeds, "tune": tune, "data": data}
     try:
@@ -200,7 +200,7 @@ class _Federations:
     def of(self, seed: int) -> Federation:
         """Return the federation of a seed, or raise if its data have changed since the comparison was started."""
         if self._last is None or self._last[0] != seed:
-            made = session.federation(replace(next(iter(self._comparison.configs.values())), seed=seed))
+            made = source.federation(replace(next(iter(self._comparison.configs.values())), seed=seed))
             if made.fingerprint() != self._comparison.data[str(seed)]:
                 what = f"samples, labels or splits of seed {seed}"
                 problem = f"the data of {self._comparison.path} have changed since it was started ({what})"

@@ -144,7 +144,7 @@ def _subregions(setup: Setup, mixing: Mixing, state: ServerState, draws: int) ->
     found = {}
     for client in setup.federation.clients:
         center = state.by_client.get(client.id, {}).get(CENTER)
-        if center is None:
+        if center is None or not len(client.test):
             continue
         drawn = sample_subregion(center, mixing.radius, draws, generator=stream(setup.seed, "landscape", client.id))
         alphas = torch.cat([center[None], mixing.middle[None], drawn])

@@ -61,7 +61,7 @@ class _Finished:
         clients = read_table(self.path / "clients.csv")
         if "round" not in clients:
             raise FlocoError(f"{self.path} has no valid clients.csv: the run was changed")
-        everybody = clients["client"].nunique()  # more than the last evaluation has, if clients failed in it
+        everybody = _number_of_clients(self.path, clients)
         clients = clients[clients["round"] == clients["round"].max()]
         parts = {
             "history": self.history,
@@ -70,6 +70,15 @@ class _Finished:
         }
         own = {"method": self.name, "seed": self.seed}
         return {kind: pd.concat([pd.DataFrame(own, index=t.index), t], axis=1) for kind, t in parts.items()}
+
+
+def _number_of_clients(path: Path, clients: pd.DataFrame) -> int:
+    """Return how many clients a run has; clients.csv lacks those without a test part."""
+    if (known := read_json(path / "run.json").get("clients")) is not None:
+        return int(known)
+    evaluated: int = clients["client"].nunique()  # on Flower, sites may join and leave
+    sites: dict[str, Any] = read_json(path / "sites.json")["sites"] if (path / "sites.json").is_file() else {}
+    return evaluated + sum(1 for site in sites.values() if site["n_test"] == 0)
 
 
 def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:

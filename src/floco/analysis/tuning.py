@@ -56,38 +56,50 @@ def apply_trial(config: Config, trial: dict[str, Any]) -> Config:
     return config
 
 
-def cut_validation(federation: Federation, seed: int) -> Federation:
+def cut_validation(federation: Federation, seed: int, *, small: str = "error", least: int = 1) -> Federation:
     """Return the federation with a quarter of each client's training part as its test part, and no global test part.
 
     No client of it refers to a sample of the original test parts. If samples are ordered in time, the latest quarter is
     cut off, without the samples at the cut, since neighbours share data (as for test parts).
+
+    Clients without a test part, and unless `small` is "error" those too small for two parts, only train.
     """
-    clients = tuple(_cut(c, seed) if c.when is None else _latest(c, c.when) for c in federation.clients)
+    clients = tuple(_cut(c, seed, small, least) for c in federation.clients)
     return replace(federation, clients=clients, x_test=None, y_test=None)
 
 
-def _cut(client: Client, seed: int) -> Client:
+def _cut(client: Client, seed: int, small: str, least: int) -> Client:
+    whole = Client(client.id, client.train, client.train[:0])
+    if not len(client.test):
+        return whole
+    try:
+        train, test = _random(client, seed) if client.when is None else _latest(client, client.when)
+        if len(train) >= least and len(test):
+            return Client(client.id, train, test)
+        few = f'client "{client.id}" has {len(client.train)} training samples, too few for two parts'
+    except FlocoError as error:
+        few = str(error)
+    if small != "error":
+        return whole
+    raise FlocoError(f"tuning cuts a part from every client's training part: {few}; see data.small")
+
+
+def _random(client: Client, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     order = torch.randperm(len(client.train), generator=stream(seed, "tune", client.id))
     n = max(1, round(SHARE * len(order)))
-    return _parts(client, client.train[order[n:].sort().values], client.train[order[:n].sort().values])
+    return client.train[order[n:].sort().values], client.train[order[:n].sort().values]
 
 
-def _latest(client: Client, when: torch.Tensor) -> Client:
+def _latest(client: Client, when: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     train, test = divide_latest(np.arange(len(when)), when.numpy(), SHARE, client.id)
-    return _parts(client, client.train[train], client.train[test])
-
-
-def _parts(client: Client, train: torch.Tensor, test: torch.Tensor) -> Client:
-    if not len(train) or not len(test):
-        few = f'client "{client.id}" has {len(client.train)} training samples, too few for two parts'
-        raise FlocoError(f"tuning cuts a part from every client's training part: {few}")
-    return Client(client.id, train, test)
+    return client.train[train], client.train[test]
 
 
 def try_out(config: Config, federation: Federation, trial: dict[str, Any]) -> Row:
     """Return a trial's primary metric and loss: final personal models on the cut-off parts, mean over clients."""
     config = apply_trial(config, trial)
-    setup = session.prepare(config, cut_validation(federation, config.seed))
+    cut = cut_validation(federation, config.seed, small=config.data.small, least=config.data.least)
+    setup = session.prepare(config, cut)
     settings = replace(config.run, evaluate_every=config.training.rounds, trackers=())
     last = session.advance(setup, settings, None, loop.initialize(setup), lambda progress: None)
     assert last.evaluation is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from floco.cli.console import app
+from floco.cli.console import app, print_in_any_encoding
 
 for _commands in ("train", "deliver", "federate"):  # in the order of the help page
     importlib.import_module(f"floco.cli.{_commands}")
@@ -14,4 +14,5 @@ for _commands in ("train", "deliver", "federate"):  # in the order of the help p
 def main() -> None:
     """Run the command line."""
     sys.path.insert(0, "")  # module:function may name a module in the working directory
+    print_in_any_encoding()
     app()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import math
 import sys
@@ -34,9 +36,29 @@ Json = Annotated[bool, _JSON]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
+def print_in_any_encoding() -> None:
+    r"""Let streams write characters that their encoding lacks as escapes, `\u2500`, which TOML and JSON know."""
+
+    def escaped(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        found = [ord(c) for c in error.object[error.start : error.end]]
+        return "".join(f"\\u{n:04x}" if n < 2**16 else f"\\U{n:08x}" for n in found), error.end
+
+    codecs.register_error("floco", escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="floco")
+
+
 def say(text: str) -> None:
     """Print text without markup."""
     out_console.print(text, markup=False, highlight=False)
+
+
+def note(text: str) -> None:
+    """Print a warning as one line on stderr."""
+    err_console.print(f"warning: {text}", style="yellow", markup=False, highlight=False)
 
 
 def emit(as_json: bool, **result: Any) -> None:
@@ -64,7 +86,7 @@ def report_errors(debug: bool, as_json: bool = False) -> Iterator[None]:
     out_console.stderr = as_json
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        err_console.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
+        note(str(message))
 
     try:
         with warnings.catch_warnings():

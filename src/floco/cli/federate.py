@@ -26,10 +26,10 @@ def new(
     with report_errors(debug, as_json):
         _needs_flower()
         from floco.flower.scaffold import write
-        from floco.runs import session
+        from floco.runs import source
         from floco.runs.toml import read
 
-        write(folder, session.resolve_paths(read(config, s or [])))
+        write(folder, source.resolve_paths(read(config, s or [])))
         say(f"the app is {folder}; its README.md says how to start it")
         emit(as_json, app=folder)
 

@@ -17,6 +17,7 @@ from floco.cli.console import (
     Overrides,
     app,
     emit,
+    note,
     out_console,
     report_errors,
     say,
@@ -50,10 +51,11 @@ def run(
 ) -> None:
     """Train a federation: one global model, and one model per client."""
     with report_errors(debug, as_json):
-        from floco.runs import session
+        from floco.data.audit import audit_gravely
+        from floco.runs import session, source
         from floco.runs.toml import as_dict, read, to_toml
 
-        settings = session.resolve_paths(read(config, s or []))
+        settings = source.resolve_paths(read(config, s or []))
         if print_config:
             out_console.out(to_toml(settings), end="", highlight=False)
             emit(as_json, **as_dict(settings))
@@ -61,6 +63,8 @@ def run(
         name = config.stem if config is not None else settings.data.source.partition(":")[0]
         path = out or Path("runs") / f"{name}-{settings.algorithm.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         setup = session.prepare(settings)
+        for finding in audit_gravely(setup.federation):
+            note(f"{finding.text} (see floco data)")
         session.create(session.resolve_engine(settings, setup), setup, path)
         say(_describe(setup))
         emit(as_json, **_continue(path, setup, debug))
@@ -84,7 +88,7 @@ def compare(
     with report_errors(debug, as_json):
         from floco.algorithms import ALGORITHMS
         from floco.analysis import comparison
-        from floco.runs import session
+        from floco.runs import source
         from floco.runs.config import REGISTRIES
         from floco.runs.toml import override, read
 
@@ -99,7 +103,7 @@ def compare(
                 own.setdefault(method, {})[key] = value
             else:
                 common.append(text)
-        base = session.resolve_paths(read(config, common))
+        base = source.resolve_paths(read(config, common))
         configs = comparison.configure(base, methods, own)
         name = config.stem if config is not None else base.data.source.partition(":")[0]
         path = out or Path("runs") / f"compare-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -147,19 +151,27 @@ def data(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the federation's data: samples by client and label, and the heterogeneity."""
+    """Show the federation's data: samples by client and label, the schema, and what to look at before training."""
     with report_errors(debug, as_json):
-        from floco.cli import views
-        from floco.runs import session
+        from floco.cli import survey
+        from floco.data.audit import audit
+        from floco.runs import source
         from floco.runs.toml import read
 
-        federation = session.federation(read(config, s or []))
-        out_console.print(views.label_table(federation))
-        say(views.summary(federation))
+        settings = read(config, s or [])
+        samples = source.samples(settings)
+        federation = source.divide(settings, samples)
+        findings = audit(federation, samples.columns)
+        none = "\u00b7" if out_console.encoding.startswith("utf") else "."
+        out_console.print(survey.client_table(federation, out_console.width, none))
+        say(survey.summary(federation))
+        out_console.print(survey.schema_table(federation))
+        for finding in findings:
+            note(finding.text)
         if picture is not None:
-            views.label_picture(federation, picture)
+            survey.label_picture(federation, picture)
             say(f"picture: {picture}")
-        emit(as_json, **views.summarize(federation), picture=picture)
+        emit(as_json, **survey.summarize(federation, findings), picture=picture)
 
 
 def _describe(setup: Setup) -> str:

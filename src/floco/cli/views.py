@@ -1,4 +1,4 @@
-"""Tables for the terminal, and the picture of `floco data`."""
+"""Tables for the terminal."""
 
 from __future__ import annotations
 
@@ -10,92 +10,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from floco.analysis.columns import methods_table, terminal_columns
-from floco.core.errors import FlocoError
 from floco.core.metrics import Metrics
-from floco.data.federation import Federation
-from floco.data.split import heterogeneity
 from floco.runs.results import read_metrics
+from floco.storage.files import read_json
 
 if TYPE_CHECKING:
     from floco.deliver.drift import Drift
     from floco.deliver.placement import Placement
-
-_ROWS = 40  # clients shown in a terminal
-
-
-def _counts(federation: Federation) -> list[tuple[int, ...]]:
-    """Return the samples of each client by label."""
-    parts = [(federation.label_counts(c.train), federation.label_counts(c.test)) for c in federation.clients]
-    return [tuple(a + b for a, b in zip(train, test, strict=True)) for train, test in parts]
-
-
-def label_table(federation: Federation) -> Table:
-    """Return the samples by client and label, and the sizes of the training and test parts."""
-    by = "client and label" if federation.task.labelled else "client"
-    table = Table(title=f"who has what: samples by {by}")
-    table.add_column("client")
-    for name in ("train", "test", *federation.names[:20]):
-        table.add_column(escape(name), justify="right")
-    for client, counts in list(zip(federation.clients, _counts(federation), strict=True))[:_ROWS]:
-        sizes = str(len(client.train)), str(len(client.test))
-        table.add_row(escape(client.id), *sizes, *(str(n) if n else "·" for n in counts[:20]))
-    if len(federation.clients) > _ROWS:
-        table.add_row(f"and {len(federation.clients) - _ROWS} more")
-    return table
-
-
-def summary(federation: Federation) -> str:
-    """Return the sizes and the heterogeneity of a federation as text."""
-    counts = _counts(federation)
-    sizes = [len(c.train) + len(c.test) for c in federation.clients]
-    test = "no global test part: the union of the clients' test parts is used instead"
-    if federation.y_test is not None:
-        test = f"global test part of {len(federation.y_test)} samples"
-    measure = "mean total variation distance between a client's labels and all labels; 0: equal, towards 1: disjoint"
-    known = f"{federation.classes} classes" if federation.task.labelled else f"task {federation.task.name}"
-    words = f"{len(sizes)} clients of {min(sizes)} to {max(sizes)} samples, {known}; {test}"
-    if not federation.task.labelled:
-        return words
-    return f"{words}\nheterogeneity {heterogeneity(counts):.2f} ({measure})"
-
-
-def summarize(federation: Federation) -> dict[str, Any]:
-    """Return the clients with their sizes and labels, and the heterogeneity, as plain values."""
-    counts = _counts(federation)
-    names, labelled = federation.names, federation.task.labelled
-    clients = [
-        {"id": c.id, "n_train": len(c.train), "n_test": len(c.test), "labels": dict(zip(names, n, strict=False))}
-        for c, n in zip(federation.clients, counts, strict=True)
-    ]
-    return {"clients": clients, "heterogeneity": heterogeneity(counts) if labelled else None}
-
-
-def label_picture(federation: Federation, path: Path) -> None:
-    """Write a stacked bar chart of samples by client and label."""
-    if not federation.task.labelled:
-        raise FlocoError(f"the picture shows labels, and task {federation.task.name} has none")
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    counts = _counts(federation)
-    figure = Figure(figsize=(min(16, 3 + 0.22 * len(counts)), 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    colours = colormaps["tab10" if federation.classes <= 10 else "viridis"].resampled(federation.classes)
-    base = [0] * len(counts)
-    for label, name in enumerate(federation.names):
-        column = [c[label] for c in counts]
-        axes.bar(range(len(counts)), column, bottom=base, width=0.85, color=colours(label), label=name)
-        base = [a + b for a, b in zip(base, column, strict=True)]
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="client", ylabel="samples", title="Who has what", xlim=(-0.7, len(counts) - 0.3))
-    if federation.classes <= 20:
-        axes.legend(title="label", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    try:
-        figure.savefig(path, dpi=130, bbox_inches="tight")
-    except (OSError, ValueError) as error:
-        raise FlocoError(f"cannot write the picture {path}: {error}") from error
 
 
 def comparison_table(path: Path, metrics: Metrics) -> Table:
@@ -137,6 +58,8 @@ def closing_table(path: Path) -> Table:
     ]
     for text, which in rows:
         table.add_row(text, value(which))
+    if (clients := read_json(path / "run.json").get("clients")) and (missing := clients - last["clients_evaluated"]):
+        table.add_row("clients without an evaluation", f"{missing:.0f} of {clients}")
     table.add_row("clients that took part", f"{last['clients_trained']:.0f} of {last['clients_evaluated']:.0f}")
     return table
 

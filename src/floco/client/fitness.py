@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
 
+from floco.client.given import check_ids, check_single
 from floco.client.predict import compute_outputs
 from floco.client.setup import Setup
 from floco.client.trial import choose_rows
@@ -36,6 +36,7 @@ def check_model(setup: Setup) -> None:
     x, y = rows(setup.federation.x, chosen), setup.federation.y[chosen]
     with one_thread():
         _check_outputs(setup, x, y)
+        check_single(setup, setup.inputs(x))
         _check_tensors(replace(setup, training=replace(setup.training, precision="float32")), setup.inputs(x), y)
 
 
@@ -105,7 +106,7 @@ def _check_tensors(setup: Setup, x: Inputs, y: torch.Tensor) -> None:
     other = _other(setup)
     _check_evaluation(setup, other, x)
     _check_training(setup, other, x, y.to(setup.device))
-    _check_ids(setup, x)
+    check_ids(setup, x)
 
 
 def _other(setup: Setup) -> Tensors:
@@ -195,32 +196,6 @@ def _check_training(setup: Setup, other: Tensors, x: Inputs, y: torch.Tensor) ->
                 "(torch.utils.checkpoint?): the model cannot be trained this way"
             )
     _check_unused(layout.parameters, unused)
-
-
-@torch.no_grad()
-def _check_ids(setup: Setup, x: Inputs) -> None:
-    """Warn if an Embedding looks up normalised inputs; other ids, e.g. positions, do not depend on the inputs."""
-    forms = columns(setup.federation.schema.forms).values()
-    if not any(f.normalization.mean and (any(f.mean) or any(s != 1 for s in f.normalization.std)) for f in forms):
-        return
-    whole = [column for column in columns(x).values() if column.dtype == torch.int64]
-    module = setup.network.twin(setup.device, train=False)
-    given: list[torch.Tensor] = []
-    for m in module.modules():
-        if isinstance(m, nn.Embedding | nn.EmbeddingBag):
-            m.register_forward_pre_hook(lambda _, args: given.append(args[0].clone()))
-    args, kwargs = arguments(x)
-    module(*args, **kwargs)
-    first, given[:] = list(given), []
-    args, kwargs = arguments(each(lambda column: column.roll(1, 0), x))
-    module(*args, **kwargs)
-    known = [any(a.shape == c.shape and torch.equal(a, c) for c in whole) for a in first]
-    pairs = zip(first, given, known, strict=False)
-    if any(a.shape != b.shape or not torch.equal(a, b) for a, b, column in pairs if not column):
-        warn(
-            "the model looks its inputs up in an Embedding, and they are normalised before: "
-            "ids that are shifted and scaled are other ids; set data.normalize = none"
-        )
 
 
 def _gradients(

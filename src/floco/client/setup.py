@@ -54,6 +54,11 @@ class Setup:
         """Number of training samples of each participating client, n_k."""
         return {c.id: c.n_train for c in self.clients.values()}
 
+    @cached_property
+    def evaluated(self) -> tuple[str, ...]:
+        """Ids of the participating clients that have a test part."""
+        return tuple(c.id for c in self.clients.values() if c.n_test)
+
     def __post_init__(self) -> None:
         """Check that the method can learn the task."""
         if self.algorithm.labelled and not self.task.labelled:

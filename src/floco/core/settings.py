@@ -12,6 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from floco.core.errors import FlocoError, nearest
 
 
@@ -49,7 +51,14 @@ def range_text(field: dataclasses.Field[Any]) -> str:
 
 
 def _fits(value: Any, kind: Any) -> tuple[bool, Any]:
-    """Return whether `value` converts to `kind` without loss, and the converted value."""
+    """Return whether `value` converts to `kind` without loss, and the converted value.
+
+    Numbers and arrays of numpy become those of Python, and paths text.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if hasattr(value, "__fspath__"):
+        value = value.__fspath__()
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
         kinds = sorted(
             typing.get_args(kind), key=lambda k: k is not type(None)
@@ -92,6 +101,18 @@ def _kind_text(kind: Any) -> str:
     return _KINDS.get(kind, str(kind))
 
 
+def checked(value: Any, kind: Any, name: str) -> Any:
+    """Return a value as `kind`, e.g. `int | None`, where that is lossless (3.0, or a number of numpy, to 3).
+
+    Raises:
+        FlocoError: it is none; the message calls it `name`.
+    """
+    ok, found = _fits(value, kind)
+    if not ok:
+        raise FlocoError(f"{name} must be {_kind_text(kind)}, got {value!r}")
+    return found
+
+
 class Settings:
     """Base of all settings classes: checks each field at construction; errors name the field."""
 
@@ -102,9 +123,7 @@ class Settings:
             if "doc" not in field.metadata:
                 continue
             given = getattr(self, field.name)
-            ok, value = _fits(given, kinds[field.name])
-            if not ok:
-                raise FlocoError(f"{key_of(field)} must be {_kind_text(kinds[field.name])}, got {given!r}")
+            value = checked(given, kinds[field.name], key_of(field))
             if not _in_range(value, field.metadata):
                 raise FlocoError(f"{key_of(field)} must be {range_text(field)}, got {given!r}")
             object.__setattr__(self, field.name, value)

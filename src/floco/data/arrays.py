@@ -73,7 +73,7 @@ def float32(x: np.ndarray, where: str, channels: str, offset: tuple[float, ...] 
         exact = np.int64 if x.dtype.kind in "iu" and x.dtype != np.uint64 else np.float64
         x = x.astype(exact) - _per_channel(np.asarray(offset).astype(exact), x.ndim, channels)
     with np.errstate(over="ignore"):
-        x = x.astype(np.float32, copy=False)
+        x = x.astype(np.float32, copy=not is_mapped(x))  # what the user does to an array later changes nothing
     finite = every(x, np.isfinite)
     if not finite.all():
         raise FlocoError(f"{where} must be finite in float32; sample {int(finite.argmin())} is not")
@@ -143,6 +143,7 @@ def find_channels(x: np.ndarray, kind: str, channels: str, where: str) -> str:
                 f"{where}: images must be (N, H, W), (N, H, W, C) or, with data.channels = first, (N, C, H, W), "
                 f"got {x.shape} with channels {channels}"
             )
+        _check_pictures(x.shape, kind, channels, where)
         # A last dimension of 1 to 4 is taken as channels, not as a width.
         first = x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[-1] not in (1, 2, 3, 4)
         return "none" if x.ndim == 3 else "first" if channels == "first" or (channels == "auto" and first) else "last"
@@ -160,6 +161,19 @@ def find_channels(x: np.ndarray, kind: str, channels: str, where: str) -> str:
             "if a sample is (times, features), set data.channels = last (channels=...), otherwise first"
         )
     return "first"
+
+
+def _check_pictures(shape: tuple[int, ...], kind: str, channels: str, where: str) -> None:
+    """Raise if pictures (N, A, B, C) may be (N, H, W, C) as well as (N, C, H, W)."""
+    if len(shape) < 4 or channels != "auto" or shape[1] == shape[2]:
+        return
+    both = shape[1] in (1, 3, 4) and shape[3] in (1, 3, 4)
+    neither = kind == "auto" and shape[1] not in (1, 3, 4) and shape[3] not in (1, 2, 3, 4)
+    if both or neither:
+        raise FlocoError(
+            f"{where} has shape {shape}: are the channels of a picture its first dimension ({shape[1]}) or its last "
+            f"({shape[3]})? Set data.channels = first or last (channels=...)"
+        )
 
 
 def _looks_time_first(x: np.ndarray) -> bool:
@@ -184,7 +198,7 @@ def read_inputs(x: np.ndarray, where: str, channels: str) -> tuple[torch.Tensor,
     made = float32(x, where, channels, offset)
     if x.dtype.itemsize > 3 and x.dtype != np.float32 and made.abs().max() > 2**24:
         _warn_of_rounded_ids(x, made, where, channels, offset)
-    return (made if offset or x.dtype != np.float32 or is_mapped(x) else made.clone()), offset
+    return made, offset
 
 
 def _warn_of_rounded_ids(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, some
 from floco.core.inputs import Inputs, columns, count, like, rows
 from floco.core.random import one_thread
 from floco.core.task import Labels, Task
@@ -32,7 +32,7 @@ class Client:
     train: torch.Tensor
     """(n_train,) int64."""
     test: torch.Tensor
-    """(n_test,) int64."""
+    """(n_test,) int64; empty: the client trains and is not evaluated."""
     when: torch.Tensor | None = None
     """(n_train,) int64: temporal rank of each training sample; None: no order."""
 
@@ -69,7 +69,7 @@ class Federation:
         ids = [c.id for c in (*self.clients, *self.held_out)]
         if len(set(ids)) < len(ids):
             repeated = sorted({i for i in ids if ids.count(i) > 1})
-            raise FlocoError(f"each client needs an id of its own, got {_some(repeated)} more than once")
+            raise FlocoError(f"each client needs an id of its own, got {some(repeated)} more than once")
 
     @cached_property
     def infos(self) -> tuple[ClientInfo, ...]:
@@ -107,7 +107,7 @@ class Federation:
     def client(self, name: str) -> Client:
         """Return the client called `name`."""
         if name not in self._by_id:
-            raise FlocoError(f"there is no client {name!r}; there are {_some(self.ids)}")
+            raise FlocoError(f"there is no client {name!r}; there are {some(self.ids)}")
         return self._by_id[name]
 
     @cached_property
@@ -164,10 +164,6 @@ class Federation:
 
 
 _ROUNDING = 2.0**-22  # twice the spacing of float32 numbers, relative to their size
-
-
-def _some(ids: Sequence[str], most: int = 8) -> str:
-    return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 
 
 Sums = tuple[int | tuple[int, ...], tuple[float, ...], tuple[float, ...]]

@@ -1,28 +1,99 @@
-"""The test part of a client's rows: a random share, or the latest."""
+"""The test part of a client's rows: a random share, or the latest; and what becomes of clients too small for one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, some, warn
 from floco.core.random import stream
 
 if TYPE_CHECKING:
     import pandas as pd
 
+SMALL = ("error", "drop", "train-only")
+"""What becomes of a client that is too small for a training and a test part."""
+_SHOWN = 3  # small clients that a message names
 _LONG = 5  # least mean length of recordings: rows in random order go back in time at every other row
+
+
+class _TooSmall(FlocoError):
+    """A client that cannot have both a training and a test part."""
+
+
+def divide_all(
+    parts: Mapping[str, np.ndarray],
+    when: np.ndarray | None,
+    test_share: float,
+    seed: int,
+    *,
+    small: str = "error",
+    least: int = 1,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the training and test part of each client.
+
+    Args:
+        parts: each client's rows.
+        when: rank in time of every row of the source, for a test part of the latest rows; None: a random one.
+        test_share: test part of a client's rows, in (0, 1).
+        seed: of random test parts.
+        small: what becomes of a client without a row to test or with fewer than `least` to train: "error"; "drop": left
+            out; "train-only": all its rows are for training and it has no test part, or, if they are still too few, it
+            is left out.
+        least: fewest training rows of a client.
+
+    Raises:
+        FlocoError: small clients, and `small` is "error"; or no client is left.
+    """
+    made: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    why: dict[str, str] = {}
+    for client, rows in parts.items():
+        try:
+            train, test = (
+                divide(rows, test_share, client, seed)
+                if when is None
+                else divide_latest(rows, when, test_share, client)
+            )
+            if len(train) < least:
+                raise _TooSmall(f'client "{client}" has {len(train)} training samples; data.least = {least}')
+            made[client] = train, test
+        except _TooSmall as error:
+            why[client] = str(error)
+            if small == "train-only" and len(rows) >= least:
+                made[client] = np.sort(rows), rows[:0]
+    if why:
+        _settle(why, len(parts), [c for c in why if c in made], small)
+    if not made or (len(parts) > 1 and not any(len(test) for _, test in made.values())):  # a single one may be a site
+        gone = "has a test part" if made else "is left"
+        raise FlocoError(f"no client {gone}: all are too small; use fewer data.clients, another split or data.least")
+    return made
+
+
+def _settle(why: Mapping[str, str], clients: int, kept: list[str], small: str) -> None:
+    """Raise for small clients, or warn of what becomes of them: those `kept` only train."""
+    few = f"{len(why)} of {clients} clients {'are' if len(why) > 1 else 'is'} too small for a training and a test part"
+    if small == "error":
+        shown = "; ".join(list(why.values())[:_SHOWN]) + (
+            f"; and {len(why) - _SHOWN} more" if len(why) > _SHOWN else ""
+        )
+        raise FlocoError(
+            f"{few}: {shown}: use fewer data.clients or another split, or set data.small to drop (leave them out) or "
+            "train-only (train on all their samples, and do not evaluate them)"
+        )
+    dropped = [c for c in why if c not in kept]
+    told = (
+        f"{len(d)} {w}: {some(d)}" for d, w in ((kept, "only train and are not evaluated"), (dropped, "left out")) if d
+    )
+    warn(f"{few} (data.small = {small}); {'; '.join(told)}")
 
 
 def divide(rows: np.ndarray, test_share: float, client: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a client's rows as train and test part, at random from the client's own stream; neither is empty."""
     if len(rows) < 2:
-        raise FlocoError(
-            f'client "{client}" has {len(rows)} samples; it needs 2 at least, one to train and one to test: '
-            "use fewer data.clients or another split"
-        )
+        raise _TooSmall(f'client "{client}" has {len(rows)} samples; it needs 2 at least, one to train and one to test')
     n_test = min(max(1, round(test_share * len(rows))), len(rows) - 1)
     order = torch.randperm(len(rows), generator=stream(seed, "test part", client)).numpy()
     return np.sort(rows[order[n_test:]]), np.sort(rows[order[:n_test]])
@@ -49,7 +120,7 @@ def divide_latest(rows: np.ndarray, when: np.ndarray, test_share: float, client:
     ordered = rows[np.argsort(when[rows], kind="stable")]
     starts = np.flatnonzero(np.diff(when[ordered])) + 1  # where a later time begins
     if not len(starts):
-        raise FlocoError(
+        raise _TooSmall(
             f'client "{client}": all {len(rows)} samples have the same value in the column of data.order, '
             "so no sample is the latest"
         )
@@ -60,7 +131,7 @@ def divide_latest(rows: np.ndarray, when: np.ndarray, test_share: float, client:
     several = 2 * len(last) > len(recordings) and len(rows) >= _LONG * len(recordings)
     train = train[~np.isin(train, last if several else train[-1:])]
     if not len(train):
-        raise FlocoError(
+        raise _TooSmall(
             f'client "{client}" has {len(rows)} samples, and none is left to train: the latest are its test part, '
             "and the one before them is dropped"
         )

@@ -37,6 +37,10 @@ class Partitioned(Split):
         parts = partition(self, table.labels, clients, samples, seed)
         return {f"client-{i}": rows for i, rows in enumerate(parts)}
 
+    def advice(self, samples: int | None) -> str:
+        """Return why the library could not do it, and what to change; "": it says so itself."""
+        return ""
+
     @abstractmethod
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
         """Return a partitioner for `clients` clients with `samples` samples each (None: all samples)."""
@@ -82,6 +86,13 @@ class Dirichlet(Partitioned):
 
         return InnerDirichletPartitioner(_sizes(len(labels), clients, samples), _LABEL, self.alpha, seed=seed)
 
+    def advice(self, samples: int | None) -> str:
+        """Return that too few classes have a share above 0 once others are used up."""
+        return (
+            "the classes that clients drew are used up, as few have a share with so small an alpha: use a larger "
+            f"data.split.alpha (got {self.alpha:g}), fewer data.clients or data.samples, or the split pathological"
+        )
+
 
 @dataclass(frozen=True)
 class DirichletSizes(Partitioned):
@@ -96,6 +107,13 @@ class DirichletSizes(Partitioned):
         from flwr_datasets.partitioner import DirichletPartitioner
 
         return DirichletPartitioner(clients, _LABEL, self.alpha, min_partition_size=samples or 10, seed=seed)
+
+    def advice(self, samples: int | None) -> str:
+        """Return that a client would be too small."""
+        return (
+            f"each client needs {samples or 10} samples, and ten draws left one with fewer: use a larger "
+            f"data.split.alpha (got {self.alpha:g}), fewer data.clients or data.samples"
+        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +141,8 @@ class Pathological(Partitioned):
         """Return flwr-datasets' PathologicalPartitioner."""
         from flwr_datasets.partitioner import PathologicalPartitioner
 
+        if self.classes > (known := int(labels.max()) + 1):
+            raise FlocoError(f"data.split.classes must be at most the number of classes ({known}), got {self.classes}")
         mode = "first-deterministic"
         return PathologicalPartitioner(clients, _LABEL, self.classes, class_assignment_mode=mode, seed=seed)
 
@@ -206,6 +226,9 @@ def partition(
     except FlocoError:
         raise
     except Exception as error:
-        name = split.name if isinstance(split, Partitioned) else type(split).__name__
-        raise FlocoError(f"split {name} cannot assign {len(labels)} samples as asked: {error}") from error
+        name, advice = type(split).__name__, ""
+        if isinstance(split, Partitioned):
+            name, advice = split.name, split.advice(samples)
+        why = f"to {clients} clients: {advice} ({error})" if advice else f"as asked: {error}"
+        raise FlocoError(f"split {name} cannot assign {len(labels)} samples {why}") from error
     return [cut(part, samples, f"client-{i}", seed) for i, part in enumerate(parts)]

@@ -12,16 +12,16 @@ import torch
 from floco.core.errors import FlocoError, nearest
 from floco.core.inputs import Inputs, columns
 from floco.core.random import one_thread
+from floco.core.settings import checked
 from floco.core.task import Labels, Task, add_statistics
 from floco.data.augment import Change, check_augment, find_augment
 from floco.data.federation import Client, Federation, fit_normalization, sum_channels
-from floco.data.holdout import divide, divide_latest, rank
+from floco.data.holdout import SMALL, divide_all, rank
 from floco.data.partition import Foreign
 from floco.data.schema import Form, Normalization, Schema
-from floco.data.split import Split, Table, cut
+from floco.data.split import Split, Table, check_parts, cut
 from floco.data.table_roles import Encoding
 from floco.tasks import Classification
-from floco.tasks.labels import array
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -74,6 +74,8 @@ class Samples:
         normalize: str | Normalization = "train",
         order: str | None = None,
         augment: str | Change | None = None,
+        small: str = "error",
+        least: int = 1,
     ) -> Federation:
         """Return the federation: each client's samples, split into a training and a test part.
 
@@ -89,24 +91,29 @@ class Samples:
                 (None: the column that `load` was told, if any).
             augment: "flip" or "flip+crop" (images), `module:function`, or a function `(batch, generator) -> batch`:
                 random changes of normalised inputs (B, ...), in training only.
+            small: what becomes of clients with fewer than 2 samples, or too few of them to train: "error", "drop"
+                (left out), or "train-only" (all their samples are for training, and they are not evaluated).
+            least: fewest training samples of a client; one with fewer counts as small.
+
+        Raises:
+            FlocoError: the split cannot be made as asked, or, with `small="error"`, there are small clients.
         """
-        if (clients is not None and clients < 1) or (samples is not None and samples < 2):
-            raise FlocoError(f"data.clients must be 1 at least and data.samples 2, got {clients} and {samples}")
-        if not 0 < test_share < 1:
-            raise FlocoError(f"data.test_share must be above 0 and below 1, got {test_share}")
+        clients, samples = (
+            checked(v, int | None, f"data.{n}") for n, v in (("clients", clients), ("samples", samples))
+        )
+        wholes = {"seed": seed, "data.held_out": held_out, "data.least": least}
+        seed, held_out, least = (checked(v, int, n) for n, v in wholes.items())
+        test_share = checked(test_share, float, "data.test_share")
+        _check_ranges(clients, samples, test_share, small, least)
         parts = {c: cut(rows, samples, c, seed) for c, rows in self._assign(split, clients, samples, seed).items()}
-        if not 0 <= held_out < len(parts):
-            raise FlocoError(f"data.held_out must leave one client at least of {len(parts)}, got {held_out}")
-        made = []
         order = self.order if order is None else order
         when = None if order is None else rank(self._column(order), order)
-        for name, rows in parts.items():
-            if when is None:
-                train, test = divide(rows, test_share, name, seed)
-            else:
-                train, test = divide_latest(rows, when, test_share, name)
+        made = []
+        for name, (train, test) in divide_all(parts, when, test_share, seed, small=small, least=least).items():
             times = None if when is None else torch.from_numpy(when[train])
             made.append(Client(name, torch.from_numpy(train), torch.from_numpy(test), times))
+        if not 0 <= held_out < len(made):
+            raise FlocoError(f"data.held_out must leave one client at least of {len(made)}, got {held_out}")
         members, kept = tuple(made[: len(made) - held_out]), tuple(made[len(made) - held_out :])
         y_test = None if self.y_test is None else torch.from_numpy(self.y_test)
         forms = {name: self._normalized(name, normalize, members) for name in columns(self.x)}
@@ -127,22 +134,21 @@ class Samples:
         self, split: Split | Partitioner, clients: int | None, samples: int | None, seed: int
     ) -> dict[str, np.ndarray]:
         """Return the rows of each client."""
-        split = split if isinstance(split, Split) else Foreign(split)
+        if not isinstance(split, Split):
+            if isinstance(split, str | type) or not hasattr(split, "load_partition"):
+                offer = "floco.Folds(5), floco.Natural(), another of floco.data.partition, or one of flwr-datasets"
+                raise FlocoError(f"split must be an object: {offer}; got {split!r}")
+            split = Foreign(split)
         if split.labelled and not self.task.labelled:
             raise FlocoError(f"split {split.name} goes by classes, and task {self.task.name} has none; iid does not")
         labels = self.y if self.task.labelled else np.zeros(len(self.y), np.int64)
-        parts = split.assign(Table(labels, self.columns), clients=clients, samples=samples, seed=seed)
-        parts = {client: array(rows, f"split {split.name}: the rows of {client!r}") for client, rows in parts.items()}
-        parts = {client: rows if rows.size else rows.astype(np.int64) for client, rows in parts.items()}
-        for client, rows in parts.items():
-            ids: Any = client
-            if not isinstance(ids, str) or rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min(initial=0) < 0:
-                needed = "client ids as text, and for each the positions of its rows (n_k,)"
-                raise FlocoError(f"split {split.name} must return {needed}, got {client!r}: {rows.shape} {rows.dtype}")
-        times = np.bincount(np.concatenate([*parts.values(), np.empty(0, np.int64)]), minlength=len(self.y))
-        if len(times) > len(self.y) or times.max(initial=0) > 1:
-            raise FlocoError(f"split {split.name}: each of the {len(self.y)} rows may belong to one client at most")
-        return parts
+        try:
+            found = split.assign(Table(labels, self.columns), clients=clients, samples=samples, seed=seed)
+        except FlocoError:
+            raise
+        except Exception as error:
+            raise FlocoError(f"split {split.name} raised {type(error).__name__}: {error}") from error
+        return check_parts(found, len(self.y), f"split {split.name}")
 
     def _normalized(self, name: str, normalize: str | Normalization, members: tuple[Client, ...]) -> Form:
         """Return the form of a column with the statistics of its samples minus their offset."""
@@ -180,3 +186,13 @@ class Samples:
                 f"the source has no column {name!r}" + (nearest(name, self.columns) if self.columns else "")
             )
         return self.columns[name]
+
+
+def _check_ranges(clients: int | None, samples: int | None, test_share: float, small: str, least: int) -> None:
+    if (clients is not None and clients < 1) or (samples is not None and samples < 2):
+        raise FlocoError(f"data.clients must be 1 at least and data.samples 2, got {clients} and {samples}")
+    if not 0 < test_share < 1:
+        raise FlocoError(f"data.test_share must be above 0 and below 1, got {test_share}")
+    if small not in SMALL or least < 1:
+        rule = f"data.small must be one of {', '.join(SMALL)} and data.least 1 at least"
+        raise FlocoError(f"{rule}, got {small!r} and {least}")

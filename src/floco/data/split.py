@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch
 from floco.core.errors import FlocoError
 from floco.core.random import stream
 from floco.core.settings import Settings
+from floco.tasks.labels import array
 
 
 class Table(NamedTuple):
@@ -42,6 +43,31 @@ class Split(Settings, ABC):
             samples: `data.samples`; more rows than that are cut by the caller, each client's at random.
             seed: all that is random follows from it; `floco.core.stream(seed, ...)` gives a generator.
         """
+
+
+def check_parts(found: Any, samples: int, where: str) -> dict[str, np.ndarray]:
+    """Return what a split assigned, the rows (n_k,) of each client.
+
+    Args:
+        found: what `Split.assign` returned.
+        samples: number of samples of the source.
+        where: name of the split, for error messages.
+
+    Raises:
+        FlocoError: it does not name clients with rows of the source, or gives a row to several.
+    """
+    needed = "client ids as text, and for each the positions of its rows (n_k,)"
+    if not isinstance(found, Mapping) or not found:
+        raise FlocoError(f"{where} must return a dict, of one client at least: {needed}; got {found!r:.80}")
+    parts = {client: array(rows, f"{where}: the rows of {client!r}") for client, rows in found.items()}
+    parts = {client: rows if rows.size else rows.astype(np.int64) for client, rows in parts.items()}
+    for client, rows in parts.items():
+        if not isinstance(client, str) or rows.ndim != 1 or rows.dtype.kind not in "iu" or rows.min(initial=0) < 0:
+            raise FlocoError(f"{where} must return {needed}, got {client!r}: {rows.shape} {rows.dtype}")
+    times = np.bincount(np.concatenate([*parts.values()]), minlength=samples)
+    if len(times) > samples or times.max(initial=0) > 1:
+        raise FlocoError(f"{where}: each of the {samples} rows may belong to one client at most")
+    return parts
 
 
 def cut(rows: np.ndarray, samples: int | None, client: str, seed: int) -> np.ndarray:

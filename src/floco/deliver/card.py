@@ -117,6 +117,8 @@ def _step_line(name: str, given: Mapping[str, Any]) -> list[str]:
 
 def _metric_lines(facts: Card) -> list[str]:
     score, known = facts["metrics"], Metrics.of(facts["task"]["metrics"])
+    if score is None and "left_out" not in facts:
+        return [f"Not evaluated: there are no samples in {facts['tested_on']}."]
     if score is None:
         where = "on its own samples, left out in turn"
         chosen = (r for r in facts["left_out"] if r["chosen"])

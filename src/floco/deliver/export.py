@@ -165,5 +165,6 @@ def _card(
         title, train, where = f'Model of client "{client}"', own.train, "its own test part"
         x, y = rows(federation.x, own.test), federation.y[own.test]
         more["participated"] = progress.participated.get(client, 0)
-    facts = card(setup, title, judge(in_float32(setup), [tensors], x, y)[0], versions, **more)
+    score = judge(in_float32(setup), [tensors], x, y)[0] if len(y) else None
+    facts = card(setup, title, score, versions, **more)
     return {**facts, "data": data_facts(federation, train, source), "tested_on": where}

@@ -151,10 +151,12 @@ def newcomer_rows(setup: Setup, state: ServerState) -> list[Row]:
     - `global+ft`: the global model after local epochs.
     - `local`: initial weights, trained for as many epochs (or `training.steps`) as a participant on average.
 
+    Clients without a test part are left out.
+
     The row of a model that fails has no metrics, and the reason as its `problem`.
     """
     made: list[Row] = []
-    for client in setup.federation.held_out:
+    for client in (c for c in setup.federation.held_out if len(c.test)):
         order = client.train[torch.randperm(len(client.train), generator=stream(setup.seed, "newcomer", client.id))]
         test = rows(setup.federation.x, client.test), setup.federation.y[client.test]
         for n, size in [*((s, str(s)) for s in SIZES if s < len(order)), (len(order), "all")]:

@@ -54,8 +54,9 @@ class Questions:
     ) -> tuple[list[Result], list[Result]]:
         """Send each client one question; return the job results, and the evaluations in the federation's order."""
         todo = {j.client: j for j in jobs}
+        tested = setup.evaluated if evaluating else ()
         clients = [c for c in setup.clients if c in todo or evaluating]
-        asks = {c: self._ask(setup, progress, c, todo.get(c), evaluating=evaluating) for c in clients}
+        asks = {c: self._ask(setup, progress, c, todo.get(c), evaluating=c in tested) for c in clients}
         wait = self._config.flower.deadline
         there = {c: self._nodes.by_client[c] for c in clients if c in self._nodes.by_client}
         messages = {n: Message(asks[c].records(), n, _KINDS[asks[c].purpose], ttl=wait) for c, n in there.items()}
@@ -63,7 +64,7 @@ class Questions:
         answers = {c: self._answer(setup, c, asks[c], replies.get(there[c]) if c in there else None) for c in clients}
         self._count(progress, asks, answers)
         trained = [_certain(answers[j.client].trained, j.client) for j in jobs]
-        return trained, [_certain(answers[c].evaluated, c) for c in clients] if evaluating else []
+        return trained, [_certain(answers[c].evaluated, c) for c in tested]
 
     def _ask(self, setup: Setup, progress: Progress, client: str, job: Job | None, *, evaluating: bool) -> Ask:
         purpose: Purpose = "evaluate" if job is None else job.message.purpose

@@ -39,8 +39,9 @@ def admit(report: SiteFacts, config: Config, known: Mapping[str, SiteFacts]) -> 
     dtype, channels = report.get("dtype"), report.get("channels")
     if report.get("format") != FORMAT or dtype not in ("uint8", "float32") or channels not in CHANNELS:
         raise FlocoError("it has another version of floco")
-    if not all(type(n) is int and 1 <= n <= config.flower.most_samples for n in sizes):
-        limit = f"each must be at least 1, and at most flower.most_samples = {config.flower.most_samples}"
+    pairs = zip((1, 0), sizes, strict=True)  # a site may have no test part: it is then not evaluated
+    if not all(type(n) is int and low <= n <= config.flower.most_samples for low, n in pairs):
+        limit = f"the first must be at least 1, and each at most flower.most_samples = {config.flower.most_samples}"
         raise FlocoError(f"it says that it has {sizes[0]!r} samples to train and {sizes[1]!r} to test: {limit}")
     facts: SiteFacts = {"n_train": sizes[0], "n_test": sizes[1], "dtype": dtype, "channels": channels}
     facts["columns"] = str(report.get("columns", ""))[:16]

@@ -12,7 +12,7 @@ from typing import Any
 
 from floco.core.errors import FlocoError
 from floco.data.tables import Columns
-from floco.runs import session
+from floco.runs import source
 from floco.runs.config import REGISTRIES, Config
 from floco.runs.toml import override, parse, put, to_toml
 from floco.storage.files import write_file
@@ -120,11 +120,11 @@ def share_schema(config: Config) -> Config:
     labelled = config.task.labelled
     if (config.data.labels or not labelled) and config.flower.shape:
         return config
-    if config.data.source in (session.SITES, session.PYTHON):
+    if config.data.source in (source.SITES, source.PYTHON):
         example = """-s 'data.labels=["0","1"]' -s flower.shape=[8,8]"""
-        source = "a data.source on this machine to read them from"
-        raise FlocoError(f"the sites must agree on labels and shape: give {example}, or {source}")
-    samples = session.samples(config)
+        advice = "a data.source on this machine to read them from"
+        raise FlocoError(f"the sites must agree on labels and shape: give {example}, or {advice}")
+    samples = source.samples(config)
     if samples.y.ndim > 1:
         raise FlocoError(f"on Flower, a target is one number; those of {config.data.source} are {samples.y.shape[1:]}")
     data = replace(config.data, labels=samples.labels.values)

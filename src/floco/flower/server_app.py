@@ -29,7 +29,7 @@ from floco.flower.joining import client_infos, common_normalization, schema_only
 from floco.flower.protocol import LOG
 from floco.flower.roster import Nodes
 from floco.flower.scaffold import read_settings
-from floco.runs import session
+from floco.runs import session, source
 from floco.runs.checkpoint import Store
 from floco.runs.config import Config, describe
 from floco.runs.machine import environment
@@ -115,7 +115,7 @@ class _Server:
 
     def _begin(self) -> None:
         setup, plain = self._setup(), json.loads(json.dumps(as_dict(self._config)))
-        facts = {"config": plain, "data": session.SITES, "model": setup.network.fingerprint(), "id": uuid.uuid4().hex}
+        facts = {"config": plain, "data": source.SITES, "model": setup.network.fingerprint(), "id": uuid.uuid4().hex}
         facts |= describe(self._config)
         texts = {"config.toml": to_toml(self._config), "environment.json": to_json(environment()).decode()}
         Store.create(self._out, {**texts, "sites.json": self._sites_text().decode()}, facts, loop.initialize(setup))

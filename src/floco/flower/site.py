@@ -17,7 +17,7 @@ from floco.core.random import one_thread
 from floco.data.federation import Federation, Sums, sum_channels
 from floco.data.partition import Single
 from floco.data.table_files import SUFFIXES
-from floco.runs import session
+from floco.runs import source
 from floco.runs.config import Config
 from floco.runs.toml import parse
 from floco.storage.files import file_name
@@ -90,13 +90,13 @@ class VirtualSite(SiteConfig):
 
 
 def _serial(config: Config) -> Config:
-    return session.resolve_paths(replace(config, run=replace(config.run, engine="serial", workers=1, trackers=())))
+    return source.resolve_paths(replace(config, run=replace(config.run, engine="serial", workers=1, trackers=())))
 
 
 @cache
 def _federation(config: Config) -> Federation:
     with one_thread():
-        return session.federation(config)
+        return source.federation(config)
 
 
 def introduce(site: SiteConfig, text: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from floco.core.settings import Settings, setting
 from floco.core.task import Task
 from floco.core.values import Training
 from floco.data.augment import check_name
+from floco.data.holdout import SMALL
 from floco.data.partition import SPLITS, Folds
 from floco.data.split import Split
 from floco.data.table_roles import CATEGORIES, MISSING
@@ -56,6 +57,12 @@ class Data(Settings):
     samples: int | None = setting(None, "samples per client, drawn at random (empty: all)", low=2)
     test_share: float = setting(0.2, "share of a client's samples that is its test part", above=0, below=1)
     held_out: int = setting(0, "number of clients, the last ones, excluded from training and evaluation", low=0)
+    small: str = setting(
+        "error",
+        "clients with fewer than 2 samples or data.least: left out (drop), or trained on all samples and not evaluated",
+        choices=SMALL,
+    )
+    least: int = setting(1, "fewest training samples of a client; one with fewer is small", low=1)
     labels: tuple[str, ...] = setting(
         (), "labels as text, in the order of the classes (empty: those that occur, sorted); sites must agree on them"
     )

@@ -19,7 +19,7 @@ from floco.deliver.newcomers import newcomer_rows, place
 from floco.deliver.personal import deliver, predict, prediction_table
 from floco.deliver.placement import Placement
 from floco.runs.machine import environment
-from floco.runs.session import PYTHON
+from floco.runs.source import PYTHON
 from floco.server.progress import Progress
 from floco.storage.files import read_json
 from floco.storage.tables import read_table

@@ -19,15 +19,12 @@ from floco.core.settings import flatten
 from floco.core.values import Row
 from floco.data.federation import Federation
 from floco.data.models import model as named_model
-from floco.data.samples import Samples
-from floco.data.schema import Normalization
-from floco.data.sources import load
-from floco.data.table_files import TABLES
 from floco.deliver.newcomers import newcomer_rows
 from floco.engines.engine import resolve, start_engine
 from floco.runs.checkpoint import Store
 from floco.runs.config import Config, RunSettings, describe
 from floco.runs.machine import device, environment
+from floco.runs.source import SITES, federation
 from floco.runs.toml import as_dict, parse, read, to_toml
 from floco.runs.trackers import Tracker, open_trackers, track
 from floco.server import rounds as loop
@@ -36,46 +33,6 @@ from floco.storage.files import csv_text, read_tensors, replace_file
 
 Watch = Callable[[Progress], None]
 """Called after every round, e.g. to show progress."""
-SITES = "sites"
-"""`data.source` of a run across organisations: the data stay at its sites."""
-PYTHON = "python"
-"""`data.source` and `model.name` of a run started from Python: no file describes its data and model."""
-_ON_DISK = ("npz", "idx", "folder", *TABLES)  # schemes of `data.source` that are followed by a path
-
-
-def federation(config: Config) -> Federation:
-    """Return the federation of a configuration: its data, loaded and split."""
-    return divide(config, samples(config))
-
-
-def samples(config: Config) -> Samples:
-    """Return the samples of a configuration, not yet split."""
-    data = config.data
-    if data.source == SITES:
-        raise FlocoError("the data are at the sites of a federation on Flower, and data.source names none here")
-    if data.source == PYTHON:
-        raise FlocoError(
-            "this run was started from Python, and its directory does not describe its data and model: "
-            "continue it with floco.fit(..., out=..., resume=True)"
-        )
-    names = ("kind", "labels", "channels", "target", "client", "features", "order", "categories", "levels", "missing")
-    return load(data.source, task=config.task, **{name: getattr(data, name) for name in names})
-
-
-def divide(config: Config, samples: Samples) -> Federation:
-    """Return the samples split over clients as a configuration says."""
-    data = config.data
-    return samples.split(
-        data.split,
-        clients=data.clients,
-        samples=data.samples,
-        seed=config.seed,
-        test_share=data.test_share,
-        held_out=data.held_out,
-        normalize=Normalization(data.mean, data.std) if data.normalize == "fixed" else data.normalize,
-        order=data.order,
-        augment=data.augment,
-    )
 
 
 def prepare(config: Config, made: Federation | None = None) -> Setup:
@@ -101,21 +58,6 @@ def move_here(config: Config) -> Config:
     except FlocoError:
         return replace(config, run=replace(config.run, device="cpu"))
     return config
-
-
-def resolve_paths(config: Config) -> Config:
-    """Return the configuration with absolute paths, so that a run can be resumed from any working directory."""
-    data, (scheme, _, rest) = config.data, config.data.source.partition(":")
-    if scheme in _ON_DISK:
-        data = replace(data, source=f"{scheme}:{Path(rest).resolve()}")
-    model = replace(config.model, weights=config.model.weights and str(Path(config.model.weights).resolve()))
-    return replace(config, data=data, model=model)
-
-
-def show_source(config: Config) -> str:
-    """Return the source of the data, without the directories of this machine."""
-    scheme, _, rest = config.data.source.partition(":")
-    return f"{scheme}:{Path(rest).name}" if scheme in _ON_DISK else config.data.source
 
 
 def resolve_engine(config: Config, setup: Setup) -> Config:

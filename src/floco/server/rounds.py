@@ -98,9 +98,9 @@ def after_round(setup: Setup, plan: Plan, before: Progress, jobs: Sequence[Job],
 
 
 def evaluation_jobs(setup: Setup, progress: Progress) -> Iterator[Job]:
-    """Yield the jobs to evaluate all clients, whether they trained or not, and the global model."""
+    """Yield the jobs to evaluate all clients with a test part, whether they trained or not, and the global model."""
     algorithm, state = setup.algorithm, progress.state
-    for client in setup.clients:
+    for client in setup.evaluated:
         yield Job(client, "evaluate", algorithm.message(state, client, "evaluate"), progress.memories.of(client))
     for part in split_test_part(setup):
         yield Job(_TEST, "test", algorithm.message(state, _TEST, "evaluate"), test_range=part)
@@ -125,7 +125,7 @@ def after_evaluation(setup: Setup, plan: Plan, progress: Progress, results: Iter
             client, took_part = setup.clients[result.client], progress.participated.get(result.client, 0)
             rows.append(client_row(setup.task, number, client, took_part, result.scores))
         score = pooled(s for s in (score, global_score(setup, result)) if s is not None)
-    _stop_if_too_many(failures, tuple(setup.clients), plan, number)
+    _stop_if_too_many(failures, setup.evaluated, plan, number)
     if any(f.client == _TEST for f in failures):
         score = None
     counts = progress.counts + Counts(failed=len(failures))
@@ -139,6 +139,8 @@ def _failures(number: int, results: Sequence[Result]) -> tuple[Failure, ...]:
 
 def _stop_if_too_many(failures: Sequence[Failure], needed: Sequence[str], plan: Plan, number: int) -> None:
     """Raise if more than `plan.max_failed` clients failed, or all of the `needed` ones."""
+    if not needed:
+        raise RunFailed(f"round {number}: no client has a test part, on which models are evaluated: see data.small")
     failed = {f.client for f in failures}
     if len(failed) > plan.max_failed or failed.issuperset(needed):
         shown = "\n  ".join(str(f) for f in failures[:5])

@@ -20,7 +20,7 @@ from floco.api import open_run
 from floco.core.errors import FlocoError
 from floco.core.values import Row
 from floco.runs.results import Run
-from floco.runs.session import PYTHON
+from floco.runs.source import PYTHON
 from floco.runs.toml import parse
 from floco.storage.files import csv_text, read_json, write_file
 

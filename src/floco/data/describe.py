@@ -1,0 +1,80 @@
+"""The schema of a federation as plain values: what each column is, and how it becomes a network input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from floco.core.inputs import columns
+from floco.data.federation import Federation
+from floco.data.schema import Form
+
+_LAYOUTS = {
+    "first": "",
+    "last": "channels last",
+    "kept": "features last",
+    "none": "no channels",
+}
+
+
+def describe_schema(federation: Federation) -> list[dict[str, Any]]:
+    """Return one row for each input, and for each named feature of a table, and one for the targets.
+
+    Keys: `name`, `role` (`input`, `feature`, `target`), `dtype`, `shape` (of one sample), `layout`, `scaling`, `low`
+    and `high` (in the units of the source), and for targets with classes `classes`.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, form in columns(federation.schema.forms).items():
+        low, high = _ends(form)
+        row = {"name": name or "x", "role": "input", "dtype": form.dtype, "shape": list(form.shape)}
+        row |= {"layout": _layout(form), "scaling": _scaling(form, range(len(low)))}
+        rows.append(row | {"low": min(low), "high": max(high)})
+        for i, feature in enumerate(form.features if len(form.features) == len(low) else ()):
+            own = {"name": feature, "role": "feature", "dtype": form.dtype, "shape": [], "layout": ""}
+            rows.append({**own, "scaling": _scaling(form, range(i, i + 1)), "low": low[i], "high": high[i]})
+    return [*rows, _target(federation)]
+
+
+def describe_targets(federation: Federation, indices: torch.Tensor) -> dict[str, float | None]:
+    """Return mean, deviation and range of the targets of some samples; None where there are none."""
+    y = federation.y[indices].double()
+    if not y.numel():
+        return dict.fromkeys(("mean", "std", "low", "high"))
+    return {"mean": float(y.mean()), "std": float(y.std(correction=0)), "low": float(y.min()), "high": float(y.max())}
+
+
+def _target(federation: Federation) -> dict[str, Any]:
+    y, labelled = federation.y, federation.task.labelled
+    kind = str(y.dtype).removeprefix("torch.")
+    row: dict[str, Any] = {"name": "y", "role": "target", "dtype": kind, "shape": list(y.shape[1:])}
+    row |= {"layout": "", "scaling": "class numbers" if labelled else "none"}
+    row |= {"low": float(y.min()), "high": float(y.max())}
+    return row | ({"classes": list(federation.names)} if labelled else {})
+
+
+def _ends(form: Form) -> tuple[list[float], list[float]]:
+    """Return the range of each channel in the units of the source."""
+    offset = form.offset or (0.0,) * len(form.ranges)
+    pairs = [(low + o, high + o) for (low, high), o in zip(form.ranges, offset, strict=True)]
+    return [low for low, _ in pairs], [high for _, high in pairs]
+
+
+def _layout(form: Form) -> str:
+    return "ids" if form.dtype == "int64" else _LAYOUTS[form.channels]
+
+
+def _scaling(form: Form, channels: range) -> str:
+    """Return how channels are scaled, in words."""
+    if form.dtype == "int64":
+        return "none: ids"
+    if not form.mean:
+        return "none"
+    divided = "/ 255, " if form.divisor == 255 else ""
+    mean, std = ([values[c] for c in channels] for values in (form.mean, form.normalization.std))
+    return f"{divided}mean {_span(mean)}, deviation {_span(std)}"
+
+
+def _span(values: list[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
