@@ -105,7 +105,7 @@ def _read_objects(values: Sequence[Any], where: str, text: bool | None) -> Cells
     known = [v for v in values if not is_missing(v)]
     if text:
         return _check_blanks(_categories(values, where), where)
-    kinds = {_kind(v) for v in known}
+    kinds = {kind_of(v) for v in known}
     if not kinds <= {"text"} and len(kinds) > 1:
         shown = " and ".join(sorted(kinds))
         raise FlocoError(f"{where} holds {shown}: it must be all numbers or all text")
@@ -122,7 +122,8 @@ def _read_objects(values: Sequence[Any], where: str, text: bool | None) -> Cells
     return _read_texts(values, where) if kind == "text" else _categories(values, where)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Return what a cell holds: text, number, date, true and false, or the name of another type."""
     if isinstance(value, bool | np.bool_):
         return "true and false"
     if isinstance(value, str):

@@ -46,9 +46,11 @@ def read_table(frame: Any, roles: Roles, where: str, *, labelled: bool) -> tuple
     arrays: dict[str, Any] = {"x": made.arrays(cells, where)}
     if roles.target:
         arrays["y"] = read_targets(frame, roles, where, labelled=labelled)
+        if len(roles.target) > 1:
+            arrays["names"] = np.asarray(roles.target)
         _check_leak(frame, roles, features, where)
     if roles.order is not None:
-        arrays[roles.order] = times(frame[roles.order])
+        arrays[roles.order] = times(frame[roles.order], f"data.order: column {roles.order!r}")
     if roles.client is not None:
         arrays["client"] = client_ids(plain_column(frame[roles.client], ids=True), f"{where}: column {roles.client!r}")
     return arrays, made

@@ -74,7 +74,7 @@ class Columns:
         cells = read_cells(column, where, text=True if name in self.levels else None)
         if cells.text and name not in self.levels and not cells.missing.all():
             raise FlocoError(
-                f"{where} must hold numbers, as the training data; got {cells.values[~cells.missing][0]!r}"
+                f"{where} must hold numbers, as the training data; got {str(cells.values[~cells.missing][0])!r}"
             )
         return cells if not cells.text or name in self.levels else Cells(np.full(len(column), np.nan))
 
