@@ -3,6 +3,7 @@
 import datetime
 import decimal
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -415,7 +416,8 @@ def test_categories_as_ids_are_inputs_of_their_own_and_never_scaled() -> None:
     federation = split(frame, categories="ids")
     assert federation.x["sex"].tolist() == (frame["sex"] == "m").astype(int).tolist()
     assert federation.inputs(torch.arange(N))["sex"].dtype == torch.int64
-    model = Embedding({"sex": 2, "smoker": 2}, 2)
+    model = floco.model("test_tables:Embedding", federation)
+    assert [t.num_embeddings for t in model().tables.values()] == [2, 2]
     found = floco.fit(model, federation, floco.FedAvg(), rounds=1, engine="serial")
     assert len(found.predict(frame[["sex", "age", "smoker", "visits"]])) == N
     with pytest.raises(FlocoError, match="'sex' must hold one of f, m, as the training data; got 'd'"):
@@ -581,3 +583,22 @@ def test_the_schema_knows_the_columns() -> None:
     assert isinstance(table, Columns)
     assert table.features == ("age", "sex", "smoker", "visits")
     assert dict(table.levels) == {"sex": ("f", "m"), "smoker": ("false", "true")}
+
+
+DOCS = Path(__file__).parents[1]
+
+
+def test_the_commands_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = re.search(r"start:file\](.*?)# --8<-- \[end:file", (DOCS / "examples" / "tables.py").read_text(), re.S)
+    assert made is not None
+    exec(compile(made[1], "tables.py", "exec"), {"np": np, "pd": pd})
+    page = (DOCS / "docs" / "tables.md").read_text()
+    (settings,) = re.findall(r"{ .toml }\n(.*?)```", page, re.S)
+    Path("patients.toml").write_text(settings)
+    lines = re.findall(r"^    floco (.*)$", page, re.M)
+    assert len(lines) == 3
+    for line in lines:
+        done = command(*line.split(), *(["-s", "run.engine=serial"] if line.startswith("run") else []))
+        assert done.exit_code == 0, (line, done.output)
+    assert len(pd.read_csv("predictions.csv")) == 200
