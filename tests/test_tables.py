@@ -361,6 +361,9 @@ def test_later_rows_with_unknown_or_missing_values_are_told_or_filled(run: Path)
     with pytest.warns(UserWarning, match=r"3 of 6 rows have a category of 'sex' .* none of the known ones: 'd', 'x'"):
         found = opened.predict(rows, "east")
     assert found["probability"].notna().all()
+    hollow = rows.assign(age=["NA"] * 6, sex=[f"kind {i}" for i in range(6)])
+    with pytest.warns(UserWarning, match="6 of 6 rows have a category"):
+        assert opened.predict(hollow, "east")["probability"].notna().all()
     with pytest.raises(FlocoError, match="column 'age' must hold numbers, as the training data; got 'old'"):
         opened.predict(rows.assign(age="old"), "east")
     with pytest.warns(UserWarning, match="channel 'age'|'sex'"), pytest.raises(FlocoError, match="in channel 'age'"):
@@ -445,6 +448,17 @@ def test_numbers_as_targets_of_regression_and_several_targets() -> None:
     assert both.names == ("weight", "height")
     with pytest.raises(FlocoError, match="target 'weight' must hold numbers, got 'x'"):
         floco.load(frame.assign(weight=["x", *["1"] * (N - 1)]), target="weight", task="regression")
+
+
+def test_later_targets_are_read_as_those_of_the_training_data() -> None:
+    frame = patients().drop(columns=["day", "state"]).assign(weight=I * 0.5)
+    table = floco.load(frame, target="weight", task="regression").table
+    assert table is not None
+    found = table.targets(frame.astype(str), "t")
+    assert found is not None
+    assert found.dtype == np.float64
+    assert table.targets(frame.assign(weight=None), "t") is None
+    assert table.targets(frame.drop(columns="weight"), "t") is None
 
 
 def test_ids_beside_a_table_or_a_pair_are_its_clients() -> None:
