@@ -437,6 +437,8 @@ def test_declared_levels_are_categories_though_they_look_like_numbers_or_do_not_
     found = floco.load(frame, target="y", levels=levels)
     assert found.forms[""].features == tuple(levels)
     assert found.x[0].tolist() == [0, 1, 0, 0, 1]
+    assert found.table is not None
+    assert found.table.encode(frame, "t").tolist() == found.x.tolist()
 
 
 def test_numbers_as_targets_of_regression_and_several_targets() -> None:
