@@ -21,6 +21,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 EXAMPLES = {  # script -> what it must say
     "start": ("accuracy_personal", "client-19", "probability"),
     "own_data": ("accuracy_personal", "harbour", "p(broken)"),
+    "tables": ("accuracy_personal", "north", "p(ill)"),
     "pictures": ("accuracy_personal", "north", "label"),
     "time_series": ("machine-5", "n_test", "accuracy_personal"),
     "text": ("perplexity_personal", "zipfile"),

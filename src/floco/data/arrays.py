@@ -76,7 +76,9 @@ def float32(x: np.ndarray, where: str, channels: str, offset: tuple[float, ...] 
         x = x.astype(np.float32, copy=not is_mapped(x))  # what the user does to an array later changes nothing
     finite = every(x, np.isfinite)
     if not finite.all():
-        raise FlocoError(f"{where} must be finite in float32; sample {int(finite.argmin())} is not")
+        number = int(finite.argmin())
+        hint = ": it lacks a value (NaN); data.missing says what to do" if np.isnan(x[number]).any() else ""
+        raise FlocoError(f"{where} must be finite in float32; sample {number} is not{hint}")
     return channels_first(writeable(x), channels)
 
 

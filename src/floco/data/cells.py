@@ -15,7 +15,7 @@ from floco.core.errors import FlocoError
 if TYPE_CHECKING:
     import pandas as pd
 
-_NUMBER = re.compile(r"[+-]?(?!0\d)(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(?!0\d)(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
 _LIKE_NUMBER = re.compile(r"[-+−$€£]*\s*\d[\d\s.,'’_]*(?:[eE][+-]?\d+)?\s*[%$€£]?")
 _DAY = r"\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d{2})"
 _DATE = re.compile(rf"(?:{_DAY})(?:[T\s].*)?|\d{{1,2}}:\d\d(?::\d\d.*)?")
@@ -61,7 +61,7 @@ def read_cells(column: pd.Series[Any], where: str, *, text: bool | None = None) 
 
     types, dtype = pd.api.types, column.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        return _check_blanks(_categories(column.astype(object).tolist(), where), where)
+        return _check_number(_categories(*_distinct(column.astype(object).tolist()), where), where)
     if types.is_datetime64_any_dtype(dtype) or dtype.kind in "mM" or isinstance(dtype, pd.PeriodDtype):
         raise _dates(where, column.iloc[0])
     if types.is_bool_dtype(dtype) or text or not types.is_numeric_dtype(dtype):
@@ -76,11 +76,15 @@ def read_cells(column: pd.Series[Any], where: str, *, text: bool | None = None) 
 
 def is_missing(value: Any) -> bool:
     """Return whether a cell holds no value: None, NaN, NA, NaT or empty text."""
+    if isinstance(value, str):
+        return not value or value.isspace()
+    if value is None or isinstance(value, float):
+        return value is None or value != value
+    if isinstance(value, int):
+        return False
     import pandas as pd
 
-    if isinstance(value, str):
-        return not value.strip()
-    return value is None or (np.ndim(value) == 0 and bool(pd.isna(value)))
+    return np.ndim(value) == 0 and bool(pd.isna(value))
 
 
 def numbers(texts: Sequence[str]) -> np.ndarray | None:
@@ -102,11 +106,13 @@ def check_words(texts: np.ndarray, where: str) -> None:
 
 
 def _read_objects(values: Sequence[Any], where: str, text: bool | None) -> Cells:
-    known = [v for v in values if not is_missing(v)]
     if text:
-        return _check_blanks(_categories(values, where), where)
-    kinds = {_kind(v) for v in known}
-    if not kinds <= {"text"} and len(kinds) > 1:
+        return _categories(*_distinct(values), where)
+    if set(map(type, values)) == {str}:  # by far the largest columns are those of CSV files
+        return _read_texts(*_distinct(values), where)
+    known = [v for v in values if not is_missing(v)]
+    kinds = {kind_of(v) for v in known}
+    if len(kinds) > 1:
         shown = " and ".join(sorted(kinds))
         raise FlocoError(f"{where} holds {shown}: it must be all numbers or all text")
     kind = next(iter(kinds), "number")
@@ -119,10 +125,12 @@ def _read_objects(values: Sequence[Any], where: str, text: bool | None) -> Cells
         return Cells(made)
     if kind not in ("text", "true and false"):
         raise FlocoError(f"{where}: a cell must hold one number or text, got {kind}: leave it out of data.features")
-    return _read_texts(values, where) if kind == "text" else _categories(values, where)
+    distinct = _distinct(values)
+    return _read_texts(*distinct, where) if kind == "text" else _categories(*distinct, where)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """Return what a cell holds: text, number, date, true and false, or the name of another type."""
     if isinstance(value, bool | np.bool_):
         return "true and false"
     if isinstance(value, str):
@@ -133,19 +141,26 @@ def _kind(value: Any) -> str:
     return "date" if isinstance(value, dates) else type(value).__name__
 
 
-def _read_texts(values: Sequence[Any], where: str) -> Cells:
-    """Return texts as numbers if all are numbers or mark a missing one, else as categories."""
-    cells = _categories(values, where)
-    found = set(cells.values[~cells.missing].tolist())
-    marks, real = found & _MISSING, found - _MISSING
+def _distinct(values: Sequence[Any]) -> tuple[list[str], np.ndarray]:
+    """Return the different values as texts, "" for missing ones, and for each value its number among them, (N,)."""
+    import pandas as pd
+
+    texts = values if set(map(type, values)) == {str} else ["" if is_missing(v) else to_text(v) for v in values]
+    which, found = pd.factorize(np.array(texts, dtype=object))
+    return found.tolist(), which
+
+
+def _read_texts(given: list[str], which: np.ndarray, where: str) -> Cells:
+    """Return distinct texts and their numbers as numbers, if all are some or mark a missing one, else as categories."""
+    texts = [t.strip() for t in given]
+    real = set(texts) - _MISSING - {""}
     if real and all(_DATE.fullmatch(t) for t in real):
         raise _dates(where, min(real))
     plain = {t for t in real if _NUMBER.fullmatch(t)}
-    if plain and plain == real:
-        holes = np.isin(cells.values, ["", *marks])
-        made = np.where(holes, "nan", cells.values).astype(np.float64)
-        if any(t.lstrip("+-").isdigit() for t in plain):
-            _check_exact(made, where)
+    if plain == real:
+        made = np.array([float(t) if t in plain else np.nan for t in texts])[which]
+        if whole := [v for t in plain if t.lstrip("+-").isdigit() and np.isfinite(v := float(t))]:
+            _check_exact(np.array(whole), where)
         return Cells(made)
     alike = [t for t in real if _LIKE_NUMBER.fullmatch(t)]
     if plain or 2 * len(alike) >= len(real) > 0:
@@ -155,21 +170,15 @@ def _read_texts(values: Sequence[Any], where: str) -> Cells:
             f"{where} holds numbers, and values that are none: {shown}{f' and {rest} more' if rest > 0 else ''}; write "
             "numbers as 1234.5 and leave cells without a value empty, or name all in data.levels if they are categories"
         )
-    _check_marks(cells, where)
-    return _check_blanks(cells, where)
-
-
-def _check_marks(cells: Cells, where: str) -> None:
-    """Raise if a category may stand for a missing value."""
-    if marks := sorted(set(cells.values.tolist()) & _UNKNOWN):
-        times, shown = int(np.isin(cells.values, marks).sum()), ", ".join(map(repr, marks))
+    if marks := sorted(set(texts) & _UNKNOWN):
         raise FlocoError(
-            f"{where} holds {shown} {times} times, which may stand for a missing value or be a category: leave the "
-            f"cells empty, or name all categories in data.levels, {marks[0]} among them"
+            f"{where} holds {', '.join(map(repr, marks))}, which may stand for a missing value or be a category: leave "
+            f"the cells empty, or name all categories in data.levels, {marks[0]} among them"
         )
+    return _check_number(_categories(given, which, where), where)
 
 
-def _check_blanks(cells: Cells, where: str) -> Cells:
+def _check_number(cells: Cells, where: str) -> Cells:
     """Return categories, which must be fewer than rows."""
     known = cells.values[~cells.missing]
     different = len(np.unique(known))
@@ -181,17 +190,14 @@ def _check_blanks(cells: Cells, where: str) -> Cells:
     return cells
 
 
-def _categories(values: Sequence[Any], where: str) -> Cells:
-    """Return values as texts without blanks around them, "" for missing ones."""
-    given = ["" if is_missing(v) else to_text(v) for v in values]
+def _categories(given: list[str], which: np.ndarray, where: str) -> Cells:
+    """Return distinct texts and their numbers as texts (N,) without blanks around them, "" for missing ones."""
     texts = [t.strip() for t in given]
-    first: dict[str, str] = {}
-    for raw, plain in zip(given, texts, strict=True):
-        if first.setdefault(plain, raw) != raw:
-            raise FlocoError(f"{where}: {plain!r} occurs with and without blanks around it: is that one category?")
+    if repeated := [t for t in texts if t and texts.count(t) > 1] if len(set(texts)) < len(texts) else []:
+        raise FlocoError(f"{where}: {repeated[0]!r} occurs with and without blanks around it: is that one category?")
     if (lower := {t.lower() for t in texts} - {""}) and lower <= {"true", "false"}:
         texts = [t.lower() for t in texts]
-    return Cells(np.asarray(texts, dtype=str))
+    return Cells(np.asarray(texts, dtype=str)[which])
 
 
 def to_text(value: Any) -> str:

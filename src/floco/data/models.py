@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from floco.core.errors import FlocoError, nearest
+from floco.core.inputs import columns
 from floco.core.network import Factory
 from floco.core.objects import load_object
 from floco.data.federation import Federation
+from floco.data.tables import Columns
 
 
 def _xavier(module: nn.Module) -> nn.Module:
@@ -129,11 +131,11 @@ Builder = Callable[[tuple[int, ...], int], nn.Module]
 MODELS: dict[str, Builder] = {"cnn": cnn, "mlp": mlp, "cifar-cnn": cifar_cnn, "femnist-cnn": femnist_cnn, "fcn": fcn}
 
 
-def factory(name: str, shape: tuple[int, ...], classes: int, ids: int = 0) -> Factory:
+def factory(name: str, shape: tuple[int, ...], classes: int, ids: int | dict[str, int] = 0) -> Factory:
     """Return a function that builds the model `name` for inputs of `shape`: one of `MODELS`, or `module:function`.
 
-    The user's function gets `shape`, `classes` (or `outputs`) and `ids`, the number of ids if inputs are ids, if it has
-    parameters of these names.
+    The user's function gets `shape`, `classes` (or `outputs`) and `ids`, the number of ids if inputs are ids (of
+    several inputs by name), if it has parameters of these names.
     """
     if name in MODELS:
         return lambda: MODELS[name](shape, classes)
@@ -161,7 +163,7 @@ def model(name: str, federation: Federation) -> Factory:
     """Return a function that builds the model `name` (as in `model.name`) for the samples of a federation."""
     outputs, single = federation.outputs, isinstance(federation.x, torch.Tensor)
     if name not in (*MODELS, "gru"):
-        return factory(name, federation.shape, outputs, _ids(federation) if single else 0)
+        return factory(name, federation.shape, outputs, _ids(federation) if single else _ids_of_each(federation))
     if not single:
         raise FlocoError(f"model {name} takes one input, and the data have several: write your own, module:function")
     form = federation.schema.form
@@ -177,6 +179,13 @@ def model(name: str, federation: Federation) -> Factory:
         build = factory(name, (channels, *rest), outputs)
         return lambda: nn.Sequential(ChannelsFirst(), build())
     return factory(name, federation.shape, outputs)
+
+
+def _ids_of_each(federation: Federation) -> dict[str, int]:
+    """Return the number of ids of each input that has some: of a table's categories, or one more than the largest."""
+    levels = federation.table.levels if isinstance(federation.table, Columns) else {}
+    known = {n: f for n, f in columns(federation.schema.forms).items() if f.dtype == "int64"}
+    return {n: len(levels[n]) if n in levels else int(f.ranges[0][1]) + 1 for n, f in known.items()}
 
 
 def _ids(federation: Federation) -> int:

@@ -35,10 +35,10 @@ def load(
     task: Task | str | None = None,
     target: str | Sequence[str] = (),
     client: Any = None,
-    features: Sequence[str] = (),
+    features: str | Sequence[str] = (),
     order: str | None = None,
     categories: str = "one-hot",
-    levels: Sequence[str] = (),
+    levels: str | Sequence[str] = (),
     missing: str = "error",
 ) -> Samples:
     """Return the samples of a source, e.g. `digits`, `npz:PATH`, `csv:PATH`, `folder:DIR`, or `module:function`.
@@ -75,8 +75,8 @@ def load(
     for key, value in options.items():
         if value not in choices[key]:
             raise FlocoError(f"data.{key} must be one of {', '.join(choices[key])}, got {value!r}")
-    given: dict[str, Any] = {"order": order, "categories": categories, "levels": tuple(levels), "missing": missing}
-    roles = Roles((target,) if isinstance(target, str) and target else tuple(target), features=tuple(features), **given)
+    given: dict[str, Any] = {"order": order, "categories": categories, "levels": _names(levels), "missing": missing}
+    roles = Roles(_names(target), features=_names(features), **given)
     where = source if isinstance(source, str) else "the source"
     data = _open(source, roles, channels) if isinstance(source, str) else source
     if where.startswith("folder:") and not labels:  # a folder's name never marks a missing label
@@ -86,6 +86,10 @@ def load(
         raise FlocoError(f"data.kind is for arrays, and {where} is a table: leave it at auto, got {kind!r}")
     more: dict[str, Any] = {"kind": kind, "labels": labels, "channels": channels, "task": task, "table": table}
     return read_samples(arrays, where, **more, order=order, missing=missing)
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(filter(None, [given])) if isinstance(given, str) else tuple(map(str, given))
 
 
 def _task(task: Task | str | None) -> Task | None:

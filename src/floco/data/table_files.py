@@ -54,12 +54,15 @@ def read_frame(path: str, scheme: str, what: str = "data.source") -> pd.DataFram
 
 def _text(path: str, where: str) -> str:
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        text = Path(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FlocoError(
             f"{where} is not UTF-8 (byte {error.start}): save it as UTF-8 (Excel: CSV UTF-8), or convert it, "
             "e.g. with iconv -f latin1 -t utf-8"
         ) from error
+    if "\0" in text:
+        raise FlocoError(f"{where} is no text: it holds zero bytes")
+    return text
 
 
 def _csv(text: str, where: str) -> pd.DataFrame:

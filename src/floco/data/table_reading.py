@@ -41,14 +41,16 @@ def read_table(frame: Any, roles: Roles, where: str, *, labelled: bool) -> tuple
         raise FlocoError(f"{where}: no row has a value in the columns {', '.join(empty)}: leave them out")
     frame, cells = _complete(frame, cells, roles, where)
     levels = {f: declared.get(f) or _levels(c) for f, c in cells.items() if c.text}
-    made = Columns(roles, features, levels)
+    made = Columns(roles, features, levels, labelled)
     _check(made, cells, where)
     arrays: dict[str, Any] = {"x": made.arrays(cells, where)}
     if roles.target:
         arrays["y"] = read_targets(frame, roles, where, labelled=labelled)
+        if len(roles.target) > 1:
+            arrays["names"] = np.asarray(roles.target)
         _check_leak(frame, roles, features, where)
     if roles.order is not None:
-        arrays[roles.order] = times(frame[roles.order])
+        arrays[roles.order] = times(frame[roles.order], f"data.order: column {roles.order!r}")
     if roles.client is not None:
         arrays["client"] = client_ids(plain_column(frame[roles.client], ids=True), f"{where}: column {roles.client!r}")
     return arrays, made
@@ -186,7 +188,8 @@ def _x(arrays: Mapping[str, Any]) -> Any:
 def _tabulate_x(arrays: dict[str, Any], roles: Roles, where: str) -> tuple[dict[str, Any], Columns | None]:
     """Return arrays whose `x` is a table with such as the network takes, if it is more than plain numbers."""
     x, x_name = _x(arrays), "x_train" if "x_train" in arrays else "x"
-    if not is_table(x) or not (is_text_table(x) or roles.named):
+    chosen = roles.named or (is_table(x) and (roles.client is not None or roles.order in x))
+    if not is_table(x) or not (is_text_table(x) or chosen):
         if roles.named:
             raise FlocoError(
                 f"data.target, features, levels and categories are about the columns of a table, and {where} is none"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from floco.core.errors import FlocoError, nearest
-from floco.data.cells import check_words, is_missing, numbers
+from floco.data.cells import check_words, is_missing, kind_of, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,10 +116,12 @@ def _from_texts(texts: np.ndarray) -> np.ndarray:
     return found if found is not None and exact else texts
 
 
-def times(column: pd.Series[Any]) -> np.ndarray:
-    """Return the column of `data.order`; dates with a time zone in UTC."""
+def times(column: pd.Series[Any], where: str) -> np.ndarray:
+    """Return the column of `data.order`, which must be of one type; dates with a time zone in UTC."""
     if getattr(column.dtype, "tz", None) is not None:
         column = column.dt.tz_convert(None)
     if column.dtype.kind in "iuf" and not column.isna().any():
         return plain_column(column)
+    if len(kinds := {kind_of(v) for v in column.astype(object) if not is_missing(v)}) > 1:
+        raise FlocoError(f"{where} must hold numbers or dates, and holds {' and '.join(sorted(kinds))}")
     return np.asarray(column if column.dtype.kind in "Mb" else column.astype(object))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from floco.core.errors import FlocoError, warn
-from floco.data.cells import Cells, read_cells
+from floco.data.cells import Cells, is_missing, read_cells
 from floco.data.schema import Form
 from floco.data.table_roles import Roles, checked_frame, read_targets
 
@@ -29,6 +29,8 @@ class Columns:
     """The feature columns, in the order of the source."""
     levels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Categories of each feature that has some, sorted."""
+    labelled: bool = True
+    """Whether targets are labels, not numbers."""
 
     @property
     def plain(self) -> tuple[str, ...]:
@@ -63,7 +65,7 @@ class Columns:
         if further := [c for c in frame.columns if c not in known]:
             warn(f"{where}: columns that the model does not use are left out: {', '.join(further[:8])}")
         cells = {f: self._cells(frame[f], f, where) for f in self.features}
-        check_missing(cells, self.roles.missing, where)
+        check_missing(cells, "mean" if self.roles.missing == "mean" else "later", where)
         return self.arrays(cells, where)
 
     def _cells(self, column: pd.Series[Any], name: str, where: str) -> Cells:
@@ -74,7 +76,7 @@ class Columns:
         cells = read_cells(column, where, text=True if name in self.levels else None)
         if cells.text and name not in self.levels and not cells.missing.all():
             raise FlocoError(
-                f"{where} must hold numbers, as the training data; got {cells.values[~cells.missing][0]!r}"
+                f"{where} must hold numbers, as the training data; got {str(cells.values[~cells.missing][0])!r}"
             )
         return cells if not cells.text or name in self.levels else Cells(np.full(len(column), np.nan))
 
@@ -111,10 +113,12 @@ class Columns:
         return np.asarray([known.index(v) for v in found.tolist()], dtype=np.int64)[which.reshape(-1)]
 
     def targets(self, frame: pd.DataFrame, where: str) -> np.ndarray | None:
-        """Return the target columns of a later table as they are, or None if it has none of them."""
-        if not self.roles.target or not set(self.roles.target) & set(map(str, frame.columns)):
+        """Return the target columns of a later table as they are, or None if they are missing or empty."""
+        frame = checked_frame(frame, where)
+        given = [name for name in self.roles.target if name in frame]
+        if all(is_missing(v) for name in given for v in frame[name].astype(object)):
             return None
-        return read_targets(checked_frame(frame, where), self.roles, where)
+        return read_targets(frame, self.roles, where, labelled=self.labelled)
 
 
 def check_missing(cells: Mapping[str, Cells], rule: str, where: str) -> None:
@@ -123,9 +127,8 @@ def check_missing(cells: Mapping[str, Cells], rule: str, where: str) -> None:
     if counts and rule != "mean":
         rows = len(next(iter(cells.values())).values)
         shown = ", ".join(f"{n} ({k})" for n, k in list(counts.items())[:8])
-        remedy = (
-            'with data.missing = "drop" there is nothing for such rows: leave them out'
-            if rule == "drop"
-            else 'set data.missing = "drop" to leave such rows out, or "mean" to fill in the training rows\' mean'
-        )
+        remedy = {
+            "error": 'set data.missing = "drop" to leave such rows out, or "mean" to fill in the training rows\' mean',
+            "later": "the model has no rule for them (data.missing): leave these rows out, or fill the values in",
+        }[rule]
         raise FlocoError(f"{where}: values are missing among {rows} rows, by column: {shown}; {remedy}")

@@ -44,7 +44,7 @@ def admit(report: SiteFacts, config: Config, known: Mapping[str, SiteFacts]) -> 
         limit = f"the first must be at least 1, and each at most flower.most_samples = {config.flower.most_samples}"
         raise FlocoError(f"it says that it has {sizes[0]!r} samples to train and {sizes[1]!r} to test: {limit}")
     facts: SiteFacts = {"n_train": sizes[0], "n_test": sizes[1], "dtype": dtype, "channels": channels}
-    facts["columns"] = str(report.get("columns", ""))[:16]
+    facts |= {"columns": str(report["columns"])[:16]} if report.get("columns") else {}
     before = known.get(client, facts)
     if changed := next((k for k in ("n_train", "n_test") if before[k] != facts[k]), None):
         now = f"{changed} was {before[changed]}, and is {facts[changed]}"
@@ -53,7 +53,7 @@ def admit(report: SiteFacts, config: Config, known: Mapping[str, SiteFacts]) -> 
         if any(facts[k] != other[k] for k in ("dtype", "channels")):
             others = f"those of the other sites {other['dtype']} with channels {other['channels']}"
             raise FlocoError(f"its samples are {dtype} with channels {channels}, and {others}")
-        if facts["columns"] != other["columns"]:
+        if facts.get("columns") != other.get("columns"):
             agree = "set data.features and data.levels, as floco flower new does"
             raise FlocoError(f"its table has other columns, or categories, than those of the other sites: {agree}")
     return client, {**facts, **_sums(report, config)}

@@ -68,6 +68,8 @@ class SiteConfig:
         """Return the run's configuration for this site: its own data, all assigned to one client."""
         config = parse(json.loads(text))
         data = replace(config.data, source=self.data, split=Single(self.client), clients=None, held_out=0)
+        if data.features:
+            data = replace(data, client=None)  # all rows are this client's, whether or not a column says so
         return _serial(replace(config, data=data))
 
 
@@ -126,6 +128,7 @@ def introduce(site: SiteConfig, text: str) -> dict[str, Any]:
     assert isinstance(federation.x, torch.Tensor)  # of the one form
     own: Sums = sum_channels(federation.x, client.train) if config.data.normalize == "train" else (0, (), ())
     sizes = {"n_train": len(client.train), "n_test": len(client.test), "dtype": form.dtype, "channels": form.channels}
-    sizes |= {"columns": hashlib.sha256(repr(form.features).encode()).hexdigest()[:16] if form.features else ""}
+    if form.features:
+        sizes["columns"] = hashlib.sha256(repr(form.features).encode()).hexdigest()[:16]
     count = own[0] if isinstance(own[0], int) else list(own[0])
     return {**sizes, "count": count, "sum": list(own[1]), "square": list(own[2])}
