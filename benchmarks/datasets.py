@@ -211,15 +211,17 @@ class Style:
     """How a client's pictures look: the colours of background and shapes, contrast, noise, and stripes."""
 
     def __init__(self, random: np.random.Generator) -> None:
-        self.colours = random.uniform(0, 1, (4, 3))  # in one style discs may have the colour of squares in another
-        self.contrast, self.noise = random.uniform(0.3, 1.0), random.uniform(0.02, 0.2)
-        self.stripes, self.wave = random.uniform(0, 0.25), random.normal(0, 0.8, 2)
+        self.colours = np.zeros((4, 3))  # of the background, and most often of discs, squares and triangles
+        while min(np.hypot.reduce(self.colours[i] - self.colours[j]) for i in range(4) for j in range(i)) < 0.5:
+            self.colours = random.uniform(0, 1, (4, 3))
+        self.contrast, self.noise = random.uniform(0.5, 1.0), random.uniform(0.02, 0.15)
+        self.stripes, self.wave = random.uniform(0, 0.15), random.normal(0, 0.8, 2)
 
 
 def picture(style: Style, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return a picture (32, 32, 3) uint8 with one to three shapes, and its mask (32, 32) uint8."""
     rows, columns = np.mgrid[:SIDE, :SIDE]
-    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask, colour = np.zeros((2, SIDE, SIDE), np.uint8)
     for _ in range(random.integers(1, 4)):
         kind, size = random.integers(1, 4), random.uniform(4, 8)
         down, right = rows - random.uniform(6, SIDE - 6), columns - random.uniform(6, SIDE - 6)
@@ -229,8 +231,9 @@ def picture(style: Style, random: np.random.Generator) -> tuple[np.ndarray, np.n
             3: (down < 0.8 * size) & (abs(right) < (down + size) / 1.6),
         }[int(kind)]
         mask[inside] = kind
+        colour[inside] = kind if random.random() < 0.5 else random.integers(1, 4)  # colour alone does not tell
     drift = random.normal(0, 0.05, (4, 3))  # light is not the same in all pictures
-    x = 0.5 + style.contrast * ((style.colours + drift)[mask] - 0.5)
+    x = 0.5 + style.contrast * ((style.colours + drift)[colour] - 0.5)
     x += (style.stripes * np.sin(style.wave @ np.stack([rows, columns]).reshape(2, -1))).reshape(SIDE, SIDE, 1)
     x += random.normal(0, style.noise, x.shape)
     return (255 * x.clip(0, 1)).astype(np.uint8), mask
