@@ -1,8 +1,8 @@
 """Every task on its data set: Floco, FedAvg, FedAvg+FT and Local beside one network trained on the pooled data.
 
-    python benchmarks/tasks.py [NAME...]     mathachieve flights disruptions shapes shakespeare (configs/NAME.toml)
+    python benchmarks/tasks.py [--seeds 3] [NAME...]    mathachieve flights disruptions shapes shakespeare
 
-Fetches nothing: see datasets.py. The federated runs are `floco compare`, in runs/NAME; it goes on where it was stopped.
+NAME is that of configs/NAME.toml. Fetches nothing: see datasets.py. The federated runs are `floco compare`, in runs/NAME; it goes on where it was stopped.
 The pooled network is the same one, trained on all clients' training rows for as many passes as FedAvg makes on average.
 All models are scored on the same rows, each client's test part. Where TUNE says so, every method and the pooled network
 try six settings on parts cut from the training parts, for every seed; otherwise all have the configuration's.
@@ -11,6 +11,7 @@ results/tasks.csv has a row for every client, method and seed; then: python benc
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,15 +32,16 @@ from floco.storage.tables import read_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-METHODS, SEEDS = "floco,fedavg,fedavg+ft,local", 3
-TUNE = {"mathachieve", "disruptions"}
-MATHACHIEVE = "floco,floco+,fedavg,fedavg+ft,local,ditto", 5  # for regression.py, too
+NAMES = ("mathachieve", "flights", "disruptions", "shapes", "shakespeare")
+METHODS = "floco,fedavg,fedavg+ft,local"
+MORE = {"mathachieve": ",floco+,ditto"}  # for regression.py
+TUNE = {"mathachieve"}
 
 
-def compare(name: str) -> Path:
+def compare(name: str, seeds: int) -> Path:
     """Run or complete the comparison of a data set, and return its directory."""
     out = ROOT / "runs" / name
-    methods, seeds = MATHACHIEVE if name == "mathachieve" else (METHODS, SEEDS)
+    methods = METHODS + MORE.get(name, "")
     command = ["resume", str(out)]
     if not (out / "comparison.json").exists():
         command = ["compare", str(ROOT / f"configs/{name}.toml"), "-a", methods, "--seeds", str(seeds)]
@@ -96,9 +98,9 @@ def seeds_of(out: Path) -> list[tuple[Config, Federation]]:
     return [(config, session.federation(config)) for config, _ in found]
 
 
-def rows(name: str) -> pd.DataFrame:
+def rows(name: str, seeds: int) -> pd.DataFrame:
     """Return the primary metric by client, method and seed."""
-    out = compare(name)
+    out = compare(name, seeds)
     table, pooled = read_table(out / "clients.csv"), []
     for config, federation in seeds_of(out):
         values = by_client(best_pooled(name, config, federation), federation)
@@ -111,10 +113,18 @@ def rows(name: str) -> pd.DataFrame:
     return made.assign(data=name, metric=metric)[["data", "metric", "method", "seed", "client", "value"]]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--seeds", type=int, default=3, help="of a comparison that is not begun (default: 3)")
+    given = parser.parse_args()
     file = RESULTS / "tasks.csv"
     known = pd.read_csv(file, dtype={"client": str}) if file.exists() else None
-    for one in sys.argv[1:] or ["mathachieve", "flights", "disruptions", "shapes", "shakespeare"]:
-        made = rows(one)
-        known = made if known is None else pd.concat([known[known["data"] != one], made], ignore_index=True)
+    for name in given.names or NAMES:
+        made = rows(name, given.seeds)
+        known = made if known is None else pd.concat([known[known["data"] != name], made], ignore_index=True)
         known.to_csv(file, index=False, float_format="%.5g")
+
+
+if __name__ == "__main__":
+    main()
