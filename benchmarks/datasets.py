@@ -185,11 +185,17 @@ def shakespeare(folder: Path) -> Arrays:
 
 
 def speeches(play: str) -> Iterator[tuple[str, str]]:
-    """Yield the lines of a play with the role that speaks them: its name is on a line of its own after an empty one."""
+    """Yield the lines of a play with the role that speaks them: its name is on a line of its own after an empty one.
+
+    Names are in capitals, in three plays as `Hor.` or `First Clown.`; a line such as `Good night.` is no name.
+    """
     lines = [line.strip() for line in re.sub(r"\[[^\]]*\]", "", play.replace("\r", "")).split("\n")]
+    capitals = r"[A-Z][A-Z' ]+\.?"
+    few = sum(bool(re.fullmatch(capitals, line)) for line in lines) < 100
+    name = re.compile(rf"{capitals}|([A-Z][a-z]+ ?){{1,3}}\." if few else capitals)
     role, before = "", "x"
     for line in lines:
-        if not before and re.fullmatch(r"[A-Z][A-Za-z' ]+\.|[A-Z][A-Z' ]+", line):
+        if not before and name.fullmatch(line):
             role = "" if re.match(r"ACT\b|SCENE\b|[IVX]+\b", line, re.I) else line.rstrip(".").upper()
         elif role and line and not re.match(r"ACT\b|SCENE\b|Exit|Exeunt|Enter|Re-enter", line):
             yield role, line

@@ -2,10 +2,11 @@
 
     python benchmarks/tasks.py [--seeds 3] [NAME...]    mathachieve flights disruptions shapes shakespeare
 
-NAME is that of configs/NAME.toml. Fetches nothing: see datasets.py. The federated runs are `floco compare`, in runs/NAME; it goes on where it was stopped.
-The pooled network is the same one, trained on all clients' training rows for as many passes as FedAvg makes on average.
-All models are scored on the same rows, each client's test part. Where TUNE says so, every method and the pooled network
-try six settings on parts cut from the training parts, for every seed; otherwise all have the configuration's.
+NAME is that of configs/NAME.toml; datasets.py fetches the data. The federated runs are `floco compare`, in runs/NAME:
+it goes on where it was stopped. The pooled network is the same one, trained on all clients' training rows for as many
+passes as FedAvg makes on average. All models are scored on the same rows, each client's test part. Where TUNE says so,
+every method and the pooled network try six settings on parts cut from the training parts, for every seed; otherwise all
+have the configuration's.
 results/tasks.csv has a row for every client, method and seed; then: python benchmarks/tables.py.
 """
 
