@@ -1,18 +1,23 @@
-"""Update the tables of docs/comparison.md from the CSV files in docs/comparison/: python benchmarks/tables.py.
+"""Update the tables of the comparison's pages from CSV files: python benchmarks/tables.py.
 
-A table is between `<!-- table FOLDER KIND -->` and `<!-- end -->`, with FOLDER below docs/comparison/.
+A table is between `<!-- table FOLDER KIND -->` and `<!-- end -->`, with FOLDER below docs/comparison/. Those of the
+folder `results` come from benchmarks/results/: `schools` from regression.csv, `tasks` from tasks.csv.
 """
 
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy import stats
 
 from floco.analysis.columns import cost_columns, main_columns, methods_table, other_columns
 from floco.storage.tables import read_table
 from floco.tasks import Classification
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS, RESULTS = Path(__file__).parents[1] / "docs", Path(__file__).parent / "results"
+PAGES = ("comparison.md", "comparison/regression.md", "comparison/tasks.md")
 _METRICS = Classification.metrics
 KINDS = {
     "accuracy": main_columns(_METRICS),
@@ -39,17 +44,58 @@ def pairs(folder: Path) -> pd.DataFrame:
     return pd.DataFrame({**shown, "seeds better": table["seeds_better"], "p (Holm)": p})
 
 
+def schools() -> pd.DataFrame:
+    """Return the methods on MathAchieve, the best first: RMSE, and the difference to Floco over the schools."""
+    table = pd.read_csv(RESULTS / "regression.csv")
+    methods = [c for c in table if c not in ("seed", "school", "pupils")]
+    rows = []
+    for method in sorted(methods, key=lambda m: table[m].mean()):
+        seeds = table.groupby("seed")[method]
+        worst = seeds.apply(lambda v: v.nlargest(-(-len(v) // 20)).mean()).mean()
+        pupils = np.sqrt(np.average(table[method] ** 2, weights=table["pupils"]))
+        apart = (table[method] - table["floco"]).groupby(table["school"]).mean()
+        half = stats.t.ppf(0.975, len(apart) - 1) * apart.std() / math.sqrt(len(apart))
+        interval = f"{apart.mean():+.3f} ({apart.mean() - half:+.3f} to {apart.mean() + half:+.3f})"
+        mean = f"{table[method].mean():.3f} ± {seeds.mean().std():.3f}"
+        shown = [method, mean, f"{pupils:.3f}", f"{worst:.2f}", interval if method != "floco" else ""]
+        rows.append(shown)
+    columns = ["method", "RMSE, mean over schools", "over pupils", "worst 5 % of schools", "minus Floco's, 95 %"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def tasks() -> pd.DataFrame:
+    """Return the primary metric of every data set and method, as mean over clients and seeds."""
+    table = pd.read_csv(RESULTS / "tasks.csv", dtype={"client": str})
+    methods = ["pooled", "local", "fedavg", "fedavg+ft", "floco"]
+    rows = []
+    for (name, metric), part in table.groupby(["data", "metric"], sort=False):
+        seeds = part.groupby(["method", "seed"])["value"].mean().groupby("method").agg(["mean", "std"])
+        factor, digits = (1, 2) if metric == "rmse" else (100, 1)
+        cells = [
+            f"{factor * m:.{digits}f}" + (f" ± {factor * s:.{digits}f}" if s >= 0 else "")  # NaN with one seed
+            for m, s in seeds.loc[methods].values
+        ]
+        rows.append([name, f"{metric}{'' if factor == 1 else ', %'}", part["client"].nunique(), *cells])
+    return pd.DataFrame(rows, columns=["data", "metric", "clients", *methods])
+
+
 def filled(text: str) -> str:
     """Return the document with updated tables."""
 
     def one(found: re.Match[str]) -> str:
         folder, kind = DOCS / "comparison" / found[1], found[2]
-        made = pairs(folder) if kind == "pairs" else methods_table(read_table(folder / "methods.csv"), KINDS[kind])
+        if kind in OTHERS:
+            made = OTHERS[kind]()
+        else:
+            made = pairs(folder) if kind == "pairs" else methods_table(read_table(folder / "methods.csv"), KINDS[kind])
         return f"<!-- table {found[1]} {kind} -->\n{markdown(made)}<!-- end -->"
 
     return re.sub(r"<!-- table (\S+) (\w+) -->\n.*?<!-- end -->", one, text, flags=re.S)
 
 
+OTHERS = {"schools": schools, "tasks": tasks}
+
+
 if __name__ == "__main__":
-    document = DOCS / "comparison.md"
-    document.write_text(filled(document.read_text()))
+    for page in PAGES:
+        (DOCS / page).write_text(filled((DOCS / page).read_text()))

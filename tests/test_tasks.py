@@ -320,3 +320,16 @@ def test_what_needs_one_class_a_sample_refuses_other_tasks_by_name(name: str) ->
     samples = floco.load(arrays(name), task=SETTINGS[name])
     with pytest.raises(FlocoError, match=f"split folds goes by classes, and task {name} has none"):
         samples.split(floco.Folds(2), clients=2)
+
+
+@pytest.mark.parametrize(("name", "metric"), [("regression", "r2"), ("multilabel", "auroc")])
+def test_means_leave_out_the_clients_for_which_a_metric_is_not_defined(name: str, metric: str) -> None:
+    data = arrays(name)
+    data["client"] = np.where(np.arange(N) < 2, "tiny", SITES)  # one sample to test: its target is constant
+    federation = floco.load(data, task=SETTINGS[name]).split(floco.Natural())
+    run = floco.fit(floco.model("mlp", federation), federation, floco.FedAvg(), rounds=1, evaluate_every=1)
+    column, last = f"{metric}_personal", run.history.iloc[-1]
+    known = run.clients.dropna(subset=column)
+    assert len(known) == len(run.clients) - 1
+    assert last[column] == pytest.approx(known[column].mean())
+    assert last[f"{column}_weighted"] == pytest.approx(np.average(known[column], weights=known["n_test"]))

@@ -129,19 +129,18 @@ def client_row(task: Task, round_: int, client: ClientInfo, participated: int, s
 
 
 def _summary(task: Task, clients: Sequence[Row], which: str) -> Row:
-    """Return means of the clients' metrics, and spread and worst of the primary one; empty without clients."""
+    """Return means of the clients' metrics, and spread and worst of the primary one, over those that have them."""
     primary, higher = task.primary, task.metrics.higher
-    having = [r for r in clients if r[f"{primary}_{which}"] is not None]
-    n = _column(having, "n_test")
     row: Row = {}
     for metric in task.metrics:
-        values = _column(having, f"{metric}_{which}")
+        known = [r for r in clients if r[f"{metric}_{which}"] is not None]  # e.g. no R2 of a single sample
+        values, n = _column(known, f"{metric}_{which}"), _column(known, "n_test")
         row[f"{metric}_{which}"] = mean(values) if n else None
         row[f"{metric}_{which}_weighted"] = mean(values, n) if n else None
-    reached = _column(having, f"{primary}_{which}")
-    row[f"{primary}_{which}_std"] = spread(reached) if n else None
+    reached = _column(clients, f"{primary}_{which}")
+    row[f"{primary}_{which}_std"] = spread(reached) if reached else None
     for percent in (5, 10):
-        row[f"{primary}_{which}_worst{percent}"] = worst(reached, percent / 100, higher=higher) if n else None
+        row[f"{primary}_{which}_worst{percent}"] = worst(reached, percent / 100, higher=higher) if reached else None
     return row
 
 
