@@ -43,7 +43,7 @@ def test_run_leaves_a_run_directory_and_a_table(tmp_path: Path) -> None:
 
 def test_run_prints_one_line_per_evaluation_without_a_terminal(tmp_path: Path) -> None:
     lines = re.findall(
-        r"^round (\d)/4: global [\d.]+ % personal [\d.]+ %$",
+        r"^round (\d)/4: accuracy global [\d.]+ % personal [\d.]+ %$",
         floco("run", *QUICK, "--out", tmp_path / "run").output,
         re.M,
     )

@@ -269,7 +269,7 @@ def test_a_run_is_resumed_to_the_same_bytes_and_reported_by_its_metric(name: str
     assert SETTINGS[name].primary.replace("_", " ") in shown
     assert command("report", str(tmp_path / "whole")).exit_code == 0
     page = (tmp_path / "whole" / "report.html").read_text()
-    assert SETTINGS[name].primary in page
+    assert f"Judged by {SETTINGS[name].metrics.reading}." in page
 
 
 def test_targets_are_standardised_with_the_training_parts_of_the_participants_only() -> None:

@@ -57,9 +57,8 @@ def show_rounds(done: int, total: int, metrics: Metrics, debug: bool) -> Iterato
             if progress.evaluation is not None:
                 row: dict[str, Any] = progress.evaluation.history
                 name = metrics.primary
-                text = " ".join(
-                    f"{which} {metrics.text(name, row[f'{name}_{which}'])}" for which in ("global", "personal")
-                )
+                values = (f"{which} {metrics.text(name, row[f'{name}_{which}'])}" for which in ("global", "personal"))
+                text = " ".join([name.replace("_", " "), *values])
                 if not out_console.is_terminal:
                     say(f"round {progress.round}/{total}: {text}")
             bar.update(task, completed=progress.round, description=text, refresh=True)

@@ -24,7 +24,8 @@ def comparison_table(path: Path, metrics: Metrics) -> Table:
     from floco.storage.tables import read_table
 
     made = read_table(path / "methods.csv")
-    table = Table(title="methods: means over seeds (methods.csv has the rest)", padding=(0, 0, 0, 1), pad_edge=False)
+    title = f"{metrics.reading}: means over seeds (methods.csv has the rest)"
+    table = Table(title=title, padding=(0, 0, 0, 1), pad_edge=False)
     shown = methods_table(made, terminal_columns(metrics), spread=False)
     for name in shown:
         table.add_column(str(name), justify="left" if name == "method" else "right", no_wrap=name == "method")

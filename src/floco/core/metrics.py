@@ -34,6 +34,11 @@ class Metrics(dict[str, Metric]):
         """Whether more of it is better."""
         return self[self.primary].higher
 
+    @property
+    def reading(self) -> str:
+        """The primary metric in words, with its unit and direction, e.g. `rmse, lower is better`."""
+        return f"{self.scaled(self.primary)[0]}, {'higher' if self.higher else 'lower'} is better"
+
     def plain(self) -> list[dict[str, Any]]:
         """Return the metrics as JSON has them."""
         return [{"name": name, **metric._asdict()} for name, metric in self.items()]

@@ -123,7 +123,8 @@ def _opened(path: Path) -> tuple[Run | None, str]:
 
 def _comparison(results: Results, missing: str) -> Iterator[Section]:
     made = tables.methods(results)
-    notes = (_METRICS, tables.name_differences(results.paths.values()), tables.name_left_out(made), missing)
+    judged = f"Judged by {results.metrics.reading}."
+    notes = (judged, _METRICS, tables.name_differences(results.paths.values()), tables.name_left_out(made), missing)
     kinds = (main_columns, other_columns, cost_columns)
     shown = [html_table(methods_table(made, columns(results.metrics))) for columns in kinds]
     yield Section("Comparison", text(*filter(None, notes)) + "".join(shown))
@@ -141,7 +142,8 @@ def _comparison(results: Results, missing: str) -> Iterator[Section]:
         p = {name: table[name].map("{:.2g}".format) for name in ("p", "p_holm")}
         table = table.assign(mean_difference=table["mean_difference"].round(4), **p)
         what = (
-            f"Personal {unit.removesuffix(', %')} of the same client under {results.names[0]} and under another method"
+            f"Personal {unit.removesuffix(', %')} of the same client under {results.names[0]} and under another method "
+            f"({'higher' if results.metrics.higher else 'lower'} is better; the difference is the first less the other)"
         )
         note = f"{what}, over all clients of all common seeds. {_TESTS}"
         yield Section("Paired tests", text(note) + html_table(table))
