@@ -522,10 +522,12 @@ def test_a_lost_state_directory_is_told_and_the_client_begins_anew(site_alone: A
 def test_a_site_is_told_what_does_not_fit(site_alone: Any) -> None:
     folder, site, text, ask = site_alone
     told = introduce(site, text)
-    assert (told["n_train"], told["n_test"], told["count"]) == (320, 80, 0)
+    assert (told["n_train"], told["n_test"], json.loads(told["facts"])["columns"][0]["count"]) == (320, 80, 0)
     data = np.load(folder / "data" / "north.npz")
     np.savez(folder / "wide.npz", x=np.zeros((9, 8, 9), np.uint8), y=np.arange(9) % 3)
-    with pytest.raises(FlocoError, match=r"samples of shape \(8, 8\), and those of .*wide.npz have \(8, 9\)"):
+    with pytest.raises(
+        FlocoError, match=r"wide.npz: the run is about samples of shape \(8, 8\), and these have \(8, 9\)"
+    ):
         introduce(replace(site, data=f"npz:{folder / 'wide.npz'}"), text)
     np.savez(folder / "other.npz", x=data["x"], y=data["y"] + 5)
     with pytest.raises(FlocoError, match=r"labels 10, 11, 12, 13, 14 are not among data.labels"):
@@ -578,9 +580,7 @@ def test_what_a_site_sends_is_checked(site_alone: Any) -> None:
 
 def test_questions_and_answers_survive_the_way(site_alone: Any) -> None:
     _, site, _, ask = site_alone
-    question = ask(
-        own={"center": torch.tensor([0.5, 0.5], dtype=torch.float64)}, mean=(0.1,), std=(0.3,), evaluate=True, round=0
-    )
+    question = ask(own={"center": torch.tensor([0.5, 0.5], dtype=torch.float64)}, evaluate=True, round=0)
     back = Ask.of(question.records())
     assert same(back.shared, question.shared)
     assert same(back.own, question.own)
@@ -621,7 +621,7 @@ def test_a_state_directory_is_read_by_one_at_a_time(site_alone: Any) -> None:
 def test_an_app_needs_what_all_sites_share(tmp_path: Path) -> None:
     done = floco("flower", "new", tmp_path / "app", "-s", "data.source=sites")
     assert done.exit_code == 2
-    assert "the sites must agree on labels and shape" in done.output
+    assert "the sites must agree on data.labels, flower.shape: give" in done.output
     assert floco("flower", "new", tmp_path / "app").exit_code == 0
     made = run_settings(run_config(tmp_path / "app") | {"training.rounds": 70})
     assert (made.training.rounds, made.algorithm.assign_at) == (70, 35)
@@ -773,18 +773,10 @@ def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: 
     setup.algorithm.aggregate(state, [found.trained.update], clients={"north": found.trained.update.weight})
 
 
-FACTS = {
-    "format": FORMAT,
-    "client": "west",
-    "problem": "",
-    "n_train": 3,
-    "n_test": 1,
-    "dtype": "uint8",
-    "channels": "none",
-    "count": 192,
-    "sum": [1.0],
-    "square": [1.0],
-}
+TOLD = {"format": FORMAT, "client": "west", "problem": "", "n_train": 3, "n_test": 1}
+COLUMN = {"name": "", "shape": [8, 8], "dtype": "uint8", "channels": "none", "features": []}
+COLUMN |= {"count": 192, "sum": [1.0], "square": [1.0]}
+FACTS = {"inputs": "one", "target": {"shape": [], "dtype": "int64", "names": []}, "statistics": []}
 
 
 @pytest.mark.parametrize(
@@ -804,17 +796,22 @@ FACTS = {
         ({"square": [-1.0]}, "not those of its samples"),
         ({"sum": [1.7e308]}, "not those of its samples"),
         ({"count": 2**61}, "not those of its samples"),
+        ({"dtype": "float32"}, "and before they were uint8"),
         ({"client": "south", "dtype": "float32"}, "those of the other sites uint8"),
     ],
 )
 def test_what_a_site_tells_when_it_joins_is_checked(change: dict[str, Any], words: str) -> None:
-    config = replace(read(None), flower=Flower(shape=(8, 8)))
-    assert admit(FACTS, config, {"west": FACTS}) == (
-        "west",
-        {k: v for k, v in FACTS.items() if k not in ("format", "client", "problem")},
-    )
+    config = replace(read(None), flower=Flower(shape=(8, 8)), data=replace(read(None).data, labels=("0", "1")))
+
+    def report(change: dict[str, Any]) -> dict[str, Any]:
+        column = {k: change.get(k, v) for k, v in COLUMN.items()}
+        text = json.dumps({**FACTS, "columns": [column]})
+        return {**TOLD, **{k: v for k, v in change.items() if k not in column}, "facts": text}
+
+    client, facts = admit(report({}), config, {})
+    assert (client, facts) == ("west", {"n_train": 3, "n_test": 1, **FACTS, "columns": [COLUMN]})
     with pytest.raises(FlocoError, match=words):
-        admit({**FACTS, **change}, config, {"west": FACTS})
+        admit(report(change), config, {"west": facts})
 
 
 def test_share_labels_is_yes_or_no() -> None:

@@ -116,7 +116,9 @@ class Samples:
             raise FlocoError(f"data.held_out must leave one client at least of {len(made)}, got {held_out}")
         members, kept = tuple(made[: len(made) - held_out]), tuple(made[len(made) - held_out :])
         y_test = None if self.y_test is None else torch.from_numpy(self.y_test)
-        forms = {name: self._normalized(name, normalize, members) for name in columns(self.x)}
+        each = columns(self.x)
+        given = normalize.by_column(each) if isinstance(normalize, Normalization) else dict.fromkeys(each, normalize)
+        forms = {name: self._normalized(name, given[name], members) for name in each}
         change, tests = find_augment(augment), {"x_test": self.x_test, "y_test": y_test}
         federation = self._federation(members, forms, **tests, held_out=kept, augment=change)
         if change is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,18 @@ class Normalization:
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+
+    def by_column(self, x: Mapping[str, torch.Tensor]) -> dict[str, Normalization]:
+        """Return the statistics of each column of raw samples x.
+
+        They are for the channels of all columns in a row, without those of ids; or each column gets all of them.
+        """
+        sizes = {name: 0 if column.dtype == torch.int64 else column.shape[1] for name, column in x.items()}
+        if len(self.mean) != sum(sizes.values()):
+            return dict.fromkeys(sizes, self)
+        ends = dict(zip(sizes, accumulate(sizes.values()), strict=True))
+        parts = {name: slice(end - sizes[name], end) for name, end in ends.items()}
+        return {name: Normalization(self.mean[part], self.std[part]) for name, part in parts.items()}
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
         """Return float32 values (N, C, ...) of raw samples (N, C, ...); unscaled without statistics."""
