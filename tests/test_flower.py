@@ -171,7 +171,7 @@ def test_a_site_takes_its_model_home_without_the_server(federation: Federated, t
 
 
 def test_the_servers_directory_holds_no_state_of_a_client_and_no_labels(federation: Federated, tmp_path: Path) -> None:
-    told = {"n_train", "n_test", "dtype", "channels", "count", "sum", "square"}
+    told = {"n_train", "n_test", "inputs", "columns", "target", "statistics"}
     for name in federation.logs:
         run = federation.folder / f"run-{name}"
         assert not list((run / "checkpoint" / "memories").iterdir())
@@ -869,3 +869,26 @@ def test_what_is_added_to_a_checkpoint_stays_when_the_run_is_continued(tmp_path:
         store.rewind()
     assert [r["reason"] for r in rows(run.path / "failures.csv")] == ["told late"]
     assert [r["round"] for r in rows(run.path / "history.csv")] == ["1"]
+
+
+@pytest.mark.soak
+def test_a_regression_on_flower_is_the_run_in_one_process_to_the_bit(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    parts = {}
+    for n, site in zip((14, 30, 46), SITES, strict=True):
+        x = np.random.default_rng(n).normal(size=(n, 4)).astype(np.float32)
+        parts[site] = {"x": x, "y": np.stack([3e4 + 2e3 * x[:, 0] + n, x[:, 1]], 1)}
+        np.savez(tmp_path / "data" / f"{site}.npz", **parts[site])
+    joined = {name: np.concatenate([p[name] for p in parts.values()]) for name in ("x", "y")}
+    np.savez(tmp_path / "data" / "all.npz", **joined, client=np.repeat(list(parts), (14, 30, 46)))
+    config = read_settings(tmp_path, "floco+", "task.name=regression", "flower.shape=[4]")
+    write(tmp_path / "app", config)
+    with processes(tmp_path) as running:
+        for site in SITES:
+            running.node(site, node(tmp_path, site))
+        run = running.run(tmp_path / "app", "--run-config", f'out="{tmp_path / "run"}"')
+        log = "".join(running.lines(run))
+    local = alone(config, tmp_path / "local")
+    assert (tmp_path / "run" / "history.csv").read_bytes() == (local / "history.csv").read_bytes(), log
+    done = floco("predict", tmp_path / "sites" / "north", "--client", "north", tmp_path / "data" / "north.npz")
+    assert done.exit_code == 0, done.output

@@ -76,7 +76,7 @@ class Data(Settings):
         "statistics of the training parts, fixed mean and std (uint8 is first divided by 255), or none: raw values",
         choices=("train", "fixed", "none"),
     )
-    mean: tuple[float, ...] = setting((), "normalize fixed: mean of each channel")
+    mean: tuple[float, ...] = setting((), "normalize fixed: mean of each channel, of several inputs all in a row")
     std: tuple[float, ...] = setting((), "normalize fixed: standard deviation of each channel", above=0)
     augment: str | None = setting(
         None,
