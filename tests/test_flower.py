@@ -171,7 +171,7 @@ def test_a_site_takes_its_model_home_without_the_server(federation: Federated, t
 
 
 def test_the_servers_directory_holds_no_state_of_a_client_and_no_labels(federation: Federated, tmp_path: Path) -> None:
-    told = {"n_train", "n_test", "inputs", "columns", "target", "statistics"}
+    told = {"n_train", "n_test", "inputs", "columns", "table", "target", "statistics"}
     for name in federation.logs:
         run = federation.folder / f"run-{name}"
         assert not list((run / "checkpoint" / "memories").iterdir())
@@ -776,7 +776,7 @@ def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: 
 TOLD = {"format": FORMAT, "client": "west", "problem": "", "n_train": 3, "n_test": 1}
 COLUMN = {"name": "", "shape": [8, 8], "dtype": "uint8", "channels": "none", "features": []}
 COLUMN |= {"count": 192, "sum": [1.0], "square": [1.0]}
-FACTS = {"inputs": "one", "target": {"shape": [], "dtype": "int64", "names": []}, "statistics": []}
+FACTS = {"inputs": "one", "table": [], "target": {"shape": [], "dtype": "int64", "names": []}, "statistics": []}
 
 
 @pytest.mark.parametrize(

@@ -530,7 +530,7 @@ def test_sums_that_samples_can_have_are_taken(total: float, square: float) -> No
     column = {"name": "", "shape": [8, 8], "dtype": "float32", "channels": "none", "features": []}
     target = {"shape": [], "dtype": "int64", "names": []}
     column |= {"count": 192, "sum": [total], "square": [square]}
-    facts = {"inputs": "one", "columns": [column], "target": target, "statistics": []}
+    facts = {"inputs": "one", "columns": [column], "table": [], "target": target, "statistics": []}
     told = {"format": FORMAT, "client": "west", "n_train": 3, "n_test": 1, "facts": json.dumps(facts)}
     config = read(None, ["flower.shape=[8,8]", "flower.most_samples=3"])
     config = replace(config, data=replace(config.data, labels=("0", "1")))

@@ -26,8 +26,8 @@ from floco.flower.joining import admit
 from floco.flower.protocol import FORMAT, Answer, Ask
 from floco.flower.scaffold import read_settings
 from floco.flower.site import SiteConfig, introduce
-from floco.runs import session
 from floco.runs.config import Config
+from floco.runs.source import resolve_paths
 from floco.runs.toml import as_dict, read
 from floco.storage.files import read_json
 from floco.tasks import Classification, Multilabel, Regression, Segmentation, Tokens
@@ -178,7 +178,7 @@ def configuration(folder: Path, name: str, *more: str) -> Config:
             np.savez(folder / "data" / f"{site}.npz", **arrays)
     base = ["training.rounds=2", "training.fraction=1.0", "run.evaluate_every=1", "run.engine=serial", "flower.sites=3"]
     own = ["algorithm.name=fedavg+ft", "training.batch_size=16", "flower.wait=40", f"data.source={source}"]
-    return session.resolve_paths(read(None, [*own, "data.split=natural", *base, *kind.settings, *more]))
+    return resolve_paths(read(None, [*own, "data.split=natural", *base, *kind.settings, *more]))
 
 
 def grid_of(folder: Path, name: str, **more: Any) -> InProcess:
@@ -281,6 +281,12 @@ NAN = float("nan")
         ("regression", {"columns.0.shape": [5]}, r"samples of shape \(4,\), and these have \(5,\)"),
         ("regression", {"columns.0.features": list("abc")}, "one name for each of 4 features"),
         ("regression", {"columns.0.features": list("abcd")}, "the columns of its table are a, b, c, d, and those of"),
+        (
+            "regression",
+            {"table": ["b", "a"]},
+            "the columns of its table are b, a, and those of the other sites without",
+        ),
+        ("regression", {"table": [1]}, "another version"),
         ("two numbers", {"target.names": ["size", "mass"]}, "called size, mass, and those of .* called mass, size"),
         ("multilabel", {"target.shape": [3]}, r"its targets are float32 \(3,\), and those"),
         ("segmentation", {"target.shape": [5, 6]}, r"its targets are int64 \(5, 6\), and those"),
