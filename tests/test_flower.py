@@ -171,7 +171,7 @@ def test_a_site_takes_its_model_home_without_the_server(federation: Federated, t
 
 
 def test_the_servers_directory_holds_no_state_of_a_client_and_no_labels(federation: Federated, tmp_path: Path) -> None:
-    told = {"n_train", "n_test", "dtype", "channels", "count", "sum", "square"}
+    told = {"n_train", "n_test", "inputs", "columns", "table", "target", "statistics"}
     for name in federation.logs:
         run = federation.folder / f"run-{name}"
         assert not list((run / "checkpoint" / "memories").iterdir())
@@ -522,10 +522,12 @@ def test_a_lost_state_directory_is_told_and_the_client_begins_anew(site_alone: A
 def test_a_site_is_told_what_does_not_fit(site_alone: Any) -> None:
     folder, site, text, ask = site_alone
     told = introduce(site, text)
-    assert (told["n_train"], told["n_test"], told["count"]) == (320, 80, 0)
+    assert (told["n_train"], told["n_test"], json.loads(told["facts"])["columns"][0]["count"]) == (320, 80, 0)
     data = np.load(folder / "data" / "north.npz")
     np.savez(folder / "wide.npz", x=np.zeros((9, 8, 9), np.uint8), y=np.arange(9) % 3)
-    with pytest.raises(FlocoError, match=r"samples of shape \(8, 8\), and those of .*wide.npz have \(8, 9\)"):
+    with pytest.raises(
+        FlocoError, match=r"wide.npz: the run is about samples of shape \(8, 8\), and these have \(8, 9\)"
+    ):
         introduce(replace(site, data=f"npz:{folder / 'wide.npz'}"), text)
     np.savez(folder / "other.npz", x=data["x"], y=data["y"] + 5)
     with pytest.raises(FlocoError, match=r"labels 10, 11, 12, 13, 14 are not among data.labels"):
@@ -578,9 +580,7 @@ def test_what_a_site_sends_is_checked(site_alone: Any) -> None:
 
 def test_questions_and_answers_survive_the_way(site_alone: Any) -> None:
     _, site, _, ask = site_alone
-    question = ask(
-        own={"center": torch.tensor([0.5, 0.5], dtype=torch.float64)}, mean=(0.1,), std=(0.3,), evaluate=True, round=0
-    )
+    question = ask(own={"center": torch.tensor([0.5, 0.5], dtype=torch.float64)}, evaluate=True, round=0)
     back = Ask.of(question.records())
     assert same(back.shared, question.shared)
     assert same(back.own, question.own)
@@ -621,7 +621,7 @@ def test_a_state_directory_is_read_by_one_at_a_time(site_alone: Any) -> None:
 def test_an_app_needs_what_all_sites_share(tmp_path: Path) -> None:
     done = floco("flower", "new", tmp_path / "app", "-s", "data.source=sites")
     assert done.exit_code == 2
-    assert "the sites must agree on labels and shape" in done.output
+    assert "the sites must agree on data.labels, flower.shape: give" in done.output
     assert floco("flower", "new", tmp_path / "app").exit_code == 0
     made = run_settings(run_config(tmp_path / "app") | {"training.rounds": 70})
     assert (made.training.rounds, made.algorithm.assign_at) == (70, 35)
@@ -773,18 +773,10 @@ def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: 
     setup.algorithm.aggregate(state, [found.trained.update], clients={"north": found.trained.update.weight})
 
 
-FACTS = {
-    "format": FORMAT,
-    "client": "west",
-    "problem": "",
-    "n_train": 3,
-    "n_test": 1,
-    "dtype": "uint8",
-    "channels": "none",
-    "count": 192,
-    "sum": [1.0],
-    "square": [1.0],
-}
+TOLD = {"format": FORMAT, "client": "west", "problem": "", "n_train": 3, "n_test": 1}
+COLUMN = {"name": "", "shape": [8, 8], "dtype": "uint8", "channels": "none", "features": []}
+COLUMN |= {"count": 192, "sum": [1.0], "square": [1.0]}
+FACTS = {"inputs": "one", "table": [], "target": {"shape": [], "dtype": "int64", "names": []}, "statistics": []}
 
 
 @pytest.mark.parametrize(
@@ -804,17 +796,22 @@ FACTS = {
         ({"square": [-1.0]}, "not those of its samples"),
         ({"sum": [1.7e308]}, "not those of its samples"),
         ({"count": 2**61}, "not those of its samples"),
+        ({"dtype": "float32"}, "and before they were uint8"),
         ({"client": "south", "dtype": "float32"}, "those of the other sites uint8"),
     ],
 )
 def test_what_a_site_tells_when_it_joins_is_checked(change: dict[str, Any], words: str) -> None:
-    config = replace(read(None), flower=Flower(shape=(8, 8)))
-    assert admit(FACTS, config, {"west": FACTS}) == (
-        "west",
-        {k: v for k, v in FACTS.items() if k not in ("format", "client", "problem")},
-    )
+    config = replace(read(None), flower=Flower(shape=(8, 8)), data=replace(read(None).data, labels=("0", "1")))
+
+    def report(change: dict[str, Any]) -> dict[str, Any]:
+        column = {k: change.get(k, v) for k, v in COLUMN.items()}
+        text = json.dumps({**FACTS, "columns": [column]})
+        return {**TOLD, **{k: v for k, v in change.items() if k not in column}, "facts": text}
+
+    client, facts = admit(report({}), config, {})
+    assert (client, facts) == ("west", {"n_train": 3, "n_test": 1, **FACTS, "columns": [COLUMN]})
     with pytest.raises(FlocoError, match=words):
-        admit({**FACTS, **change}, config, {"west": FACTS})
+        admit(report(change), config, {"west": facts})
 
 
 def test_share_labels_is_yes_or_no() -> None:
@@ -872,3 +869,26 @@ def test_what_is_added_to_a_checkpoint_stays_when_the_run_is_continued(tmp_path:
         store.rewind()
     assert [r["reason"] for r in rows(run.path / "failures.csv")] == ["told late"]
     assert [r["round"] for r in rows(run.path / "history.csv")] == ["1"]
+
+
+@pytest.mark.soak
+def test_a_regression_on_flower_is_the_run_in_one_process_to_the_bit(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    parts = {}
+    for n, site in zip((14, 30, 46), SITES, strict=True):
+        x = np.random.default_rng(n).normal(size=(n, 4)).astype(np.float32)
+        parts[site] = {"x": x, "y": np.stack([3e4 + 2e3 * x[:, 0] + n, x[:, 1]], 1)}
+        np.savez(tmp_path / "data" / f"{site}.npz", **parts[site])
+    joined = {name: np.concatenate([p[name] for p in parts.values()]) for name in ("x", "y")}
+    np.savez(tmp_path / "data" / "all.npz", **joined, client=np.repeat(list(parts), (14, 30, 46)))
+    config = read_settings(tmp_path, "floco+", "task.name=regression", "flower.shape=[4]")
+    write(tmp_path / "app", config)
+    with processes(tmp_path) as running:
+        for site in SITES:
+            running.node(site, node(tmp_path, site))
+        run = running.run(tmp_path / "app", "--run-config", f'out="{tmp_path / "run"}"')
+        log = "".join(running.lines(run))
+    local = alone(config, tmp_path / "local")
+    assert (tmp_path / "run" / "history.csv").read_bytes() == (local / "history.csv").read_bytes(), log
+    done = floco("predict", tmp_path / "sites" / "north", "--client", "north", tmp_path / "data" / "north.npz")
+    assert done.exit_code == 0, done.output

@@ -328,8 +328,8 @@ def test_a_site_that_sends_anything_is_left_out_and_named(
         ("fedavg", answered(**{"trained.steps": 2**39, "trained.failed": True, "trained.failure": "boom"}), "^boom$"),
         ("fedavg", answered(**{"evaluated.steps": 1}), "it says 1 steps, and should have taken 0$"),
         ("fedavg+ft", answered(**{"evaluated.steps": 2**39}), "it says 549755813888 steps, and should have taken 20$"),
-        ("fedavg", judged(losses=8.1e7), r"its losses are 1.01e\+06 nats a sample, and are counted as 1e\+06$"),
-        ("fedavg", judged(losses=1e299), r"its losses are 1.25e\+297 nats a sample, and are counted as 1e\+06$"),
+        ("fedavg", judged(losses=8.1e7), r"its mean loss is 1.01e\+06, and is counted as 1e\+06$"),
+        ("fedavg", judged(losses=1e299), r"its mean loss is 1.25e\+297, and is counted as 1e\+06$"),
         ("fedavg", judged(losses=-1e-3), "not one of 80 samples"),
         ("fedavg", judged(squares=161.0), "not one of 80 samples"),
         ("fedavg", judged(gaps=[80.0] * 15), "not one of 80 samples"),
@@ -477,23 +477,36 @@ def test_an_error_of_a_site_is_short_and_one_line(tmp_path: Path) -> None:
     assert all(len(reason) < 600 and "\n" not in reason for _, _, reason in failures)
 
 
+def told(content: RecordDict, path: str, value: Any) -> None:
+    """Change what a site says of itself when it joins; a path such as `columns.0.sum` is into its facts."""
+    answer = content.config_records["answer"]
+    if path in answer:
+        answer[path] = value
+        return
+    facts = place = json.loads(str(answer["facts"]))
+    *way, last = (int(p) if p.isdigit() else p for p in path.split("."))
+    for part in way:
+        place = place[part]
+    place[last] = value
+    answer["facts"] = json.dumps(facts)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"sum": 5}, "cannot be read: TypeError"),
-        ({"sum": ["a"]}, "cannot be read: ValueError"),
-        ({"sum": [1e30]}, "not those of its samples"),
-        ({"sum": [float("nan")]}, "not those of its samples"),
-        ({"square": b"xy"}, "not those of its samples"),
-        ({"square": [-1e-9]}, "not those of its samples"),
-        ({"square": [1e60]}, "not those of its samples"),
-        ({"square": [float("nan")]}, "not those of its samples"),
+        ({"columns.0.sum": 5}, "cannot be read: TypeError"),
+        ({"columns.0.sum": ["a"]}, "cannot be read: ValueError"),
+        ({"columns.0.sum": [1e30]}, "not those of its samples"),
+        ({"columns.0.sum": [float("nan")]}, "not those of its samples"),
+        ({"columns.0.square": [-1e-9]}, "not those of its samples"),
+        ({"columns.0.square": [1e60]}, "not those of its samples"),
+        ({"columns.0.square": [float("nan")]}, "not those of its samples"),
         ({"client": "a\nb"}, "1 to 100 printable characters"),
         ({"n_train": "many"}, "'many' samples to train"),
         ({"n_train": 0}, "has 0 samples to train and 80 to test: .* flower.most_samples = 10000000"),
         ({"n_train": 10_000_001}, "10000001 samples to train and 80 to test: .* flower.most_samples = 10000000"),
         ({"n_test": 2**39}, "549755813888 to test: .* flower.most_samples = 10000000"),
-        ({"count": 2**61}, "not those of its samples"),
+        ({"columns.0.count": 2**61}, "not those of its samples"),
     ],
 )
 def test_a_site_that_says_anything_when_it_joins_stays_outside(
@@ -502,7 +515,7 @@ def test_a_site_that_says_anything_when_it_joins_stays_outside(
     def lie(node: int, message: Message, reply: Message) -> Message:
         if node == 11 and message.metadata.message_type == "query":
             for key, value in change.items():
-                reply.content.config_records["answer"][key] = value
+                told(reply.content, key, value)
             reply.content.config_records["answer"]["more"] = b"\xff"
         return reply
 
@@ -514,19 +527,14 @@ def test_a_site_that_says_anything_when_it_joins_stays_outside(
 @pytest.mark.parametrize(("total", "square"), [(0.0, 0.0), (19200.0, 0.0), (-19200.0, 1e-30), (1e29, 1e59)])
 def test_sums_that_samples_can_have_are_taken(total: float, square: float) -> None:
     """Of a constant channel too, whose deviations from its own mean are zero whatever its sum."""
-    told = {
-        "format": FORMAT,
-        "client": "west",
-        "n_train": 3,
-        "n_test": 1,
-        "dtype": "float32",
-        "channels": "none",
-        "count": 192,
-        "sum": [total],
-        "square": [square],
-    }
+    column = {"name": "", "shape": [8, 8], "dtype": "float32", "channels": "none", "features": []}
+    target = {"shape": [], "dtype": "int64", "names": []}
+    column |= {"count": 192, "sum": [total], "square": [square]}
+    facts = {"inputs": "one", "columns": [column], "table": [], "target": target, "statistics": []}
+    told = {"format": FORMAT, "client": "west", "n_train": 3, "n_test": 1, "facts": json.dumps(facts)}
     config = read(None, ["flower.shape=[8,8]", "flower.most_samples=3"])
-    assert admit(told, config, {})[1]["square"] == [square]
+    config = replace(config, data=replace(config.data, labels=("0", "1")))
+    assert admit(told, config, {})[1]["columns"][0]["square"] == [square]
     with pytest.raises(
         FlocoError,
         match="3 samples to train and 1 to test: the first must be at least 1, .* flower.most_samples = 2",
@@ -707,7 +715,7 @@ def test_a_bad_round_that_is_averaged_does_not_end_the_run(
 
     config = configuration(tmp_path, name, "run.evaluate_every=1", "training.lr=0.01", *more)
     failures = carried(tmp_path, config, InProcess(tmp_path, tamper=wild))
-    assert all("nats a sample, and are counted as" in reason for _, _, reason in failures), failures
+    assert all(", and is counted as" in reason for _, _, reason in failures), failures
     assert all(int(r["participated"]) == 3 for r in rows(tmp_path / "run" / "clients.csv")[-3:])
 
 

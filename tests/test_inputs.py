@@ -484,3 +484,17 @@ def test_fewer_samples_of_a_split_have_its_labels_in_proportion(split: Pathologi
         both = [np.bincount(digits.y[[*c.train.tolist(), *c.test.tolist()]], minlength=10) for c in (a, b)]
         shares = [counts / counts.sum() for counts in both]
         assert np.abs(shares[0] - shares[1]).sum() < 0.45
+
+
+def test_fixed_statistics_of_several_inputs_list_their_channels_in_a_row() -> None:
+    g = np.random.default_rng(0)
+    x = {"a": g.normal(size=(20, 2)), "ids": g.integers(0, 5, size=(20, 3)), "b": g.normal(size=(20, 1))}
+    samples = load({"x": x, "y": np.arange(20) % 2})
+    fitted = samples.split(Iid(), clients=2)
+    found = [form.normalization for form in fitted.forms.values()]
+    in_a_row = Normalization(sum((n.mean for n in found), ()), sum((n.std for n in found), ()))
+    fixed = samples.split(Iid(), clients=2, normalize=in_a_row)
+    one, other = (f.inputs(torch.arange(20)) for f in (fitted, fixed))
+    assert all(torch.equal(one[name], other[name]) for name in x)
+    with pytest.raises(FlocoError, match="one value for each of the 2 channels, got 4 and 4"):
+        samples.split(Iid(), clients=2, normalize=Normalization((0.0,) * 4, (1.0,) * 4))

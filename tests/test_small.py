@@ -209,7 +209,7 @@ def test_a_site_without_a_test_part_trains_and_is_not_asked_for_an_evaluation(
     nodes: Any = SimpleNamespace(by_client={"north": 0, "south": 1}, exchange=exchange)
     for key in ("_task_id", "_run_id", "_node_id"):  # messages can be made, as in a process of Flower's
         monkeypatch.setattr(TaskIdentity, key, 1, raising=False)
-    asker = Questions(nodes, config, "run1", setup.network.fingerprint(), setup.federation.normalization, print)
+    asker = Questions(nodes, config, "run1", setup.network.fingerprint(), print)
     _, evaluated = asker.ask(setup, progress, [], evaluating=True)
     assert [(r.client, r.failure) for r in evaluated] == [("north", None)]
     assert evaluating == {0: True, 1: False}

@@ -10,6 +10,7 @@ from functools import reduce
 from typing import Any, NamedTuple, Self
 
 Number = int | float
+_LARGEST = 1e200  # of a sum in a score, so that sums over clients and their squares are finite
 
 
 class Metric(NamedTuple):
@@ -73,6 +74,11 @@ class Score(ABC):
     """Sum of the samples' losses."""
 
     @property
+    def places(self) -> int:
+        """Number of targets that count: that of the samples, unless a sample has several, such as pixels."""
+        return self.n
+
+    @property
     def loss(self) -> float:
         """Mean loss."""
         return self.losses / self.n
@@ -92,7 +98,7 @@ class Score(ABC):
 
     def plausible(self, n: int, outputs: int) -> bool:
         """Return whether it can be a score of n samples, for a network with this number of outputs."""
-        return self.n == n and all(map(math.isfinite, flat(self)))
+        return self.n == n and all(abs(v) < _LARGEST for v in flat(self))
 
 
 def add(a: Any, b: Any) -> Any:

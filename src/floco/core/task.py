@@ -63,6 +63,8 @@ class Task(Settings, ABC):
     """Whether the loss is convex in the outputs."""
     labelled: ClassVar[bool] = False
     """Whether targets are class numbers. What needs class frequencies (some splits, FedRoD) refuses other tasks."""
+    named: ClassVar[bool] = False
+    """Whether outputs stand for classes or labels, which `data.labels` names; sites must agree on them."""
     ids: ClassVar[bool] = False
     """Whether integer inputs are ids, such as tokens, unless `data.kind` says otherwise."""
     graph_names: ClassVar[tuple[str, str]] = ("outputs", "predictions")
@@ -140,8 +142,14 @@ class Task(Settings, ABC):
         """Return the sums over targets (n, ...) that `fitted` needs; (): none. Sums of disjoint parts add up."""
         return ()
 
+    def plausible(self, sums: Sequence[float], n: int) -> bool:
+        """Return whether `sums`, as many as `statistics` gives, can be those of n targets; some may be made up."""
+        return all(abs(v) < 1e60 for v in sums)
+
     def fitted(self, sums: Sequence[float], labels: Labels) -> Self:
         """Return the task with what it takes from the targets of all training parts, e.g. their mean.
+
+        That task returns itself: over Flower, sites get it as a configuration.
 
         Args:
             sums: `statistics` of the training parts, added up.

@@ -159,11 +159,18 @@ class ChannelsFirst(nn.Module):
         return x.movedim(-1, 1)
 
 
-def model(name: str, federation: Federation) -> Factory:
-    """Return a function that builds the model `name` (as in `model.name`) for the samples of a federation."""
+def model(name: str, federation: Federation, ids: int | None = None) -> Factory:
+    """Return a function that builds the model `name` (as in `model.name`) for the samples of a federation.
+
+    `ids` is the number of ids that inputs may have (None: one more than the largest in the data).
+    """
     outputs, single = federation.outputs, isinstance(federation.x, torch.Tensor)
+    if ids is not None and not (single and federation.schema.form.dtype == "int64"):
+        raise FlocoError(f"model.ids = {ids} is for one input of ids, and the data have no such input: leave it empty")
     if name not in (*MODELS, "gru"):
-        return factory(name, federation.shape, outputs, _ids(federation) if single else _ids_of_each(federation))
+        return factory(
+            name, federation.shape, outputs, count_ids(federation, ids) if single else _ids_of_each(federation)
+        )
     if not single:
         raise FlocoError(f"model {name} takes one input, and the data have several: write your own, module:function")
     form = federation.schema.form
@@ -173,7 +180,7 @@ def model(name: str, federation: Federation) -> Factory:
             f"(N, {', '.join(map(str, federation.shape))}), and data.kind says whether whole numbers are ids"
         )
     if name == "gru":
-        return lambda: Recurrent(_ids(federation), outputs, each=federation.y.ndim > 1)
+        return lambda: Recurrent(count_ids(federation, ids), outputs, each=federation.y.ndim > 1)
     if form.channels == "kept":
         *rest, channels = federation.shape
         build = factory(name, (channels, *rest), outputs)
@@ -188,7 +195,20 @@ def _ids_of_each(federation: Federation) -> dict[str, int]:
     return {n: len(levels[n]) if n in levels else int(f.ranges[0][1]) + 1 for n, f in known.items()}
 
 
-def _ids(federation: Federation) -> int:
-    """Return the number of ids that inputs may have: one more than the largest, and as many as labels at least."""
+def count_ids(federation: Federation, ids: int | None = None) -> int:
+    """Return the number of ids that inputs may have: as given, or one more than the largest, and all labels at least.
+
+    0 if the one input is no ids.
+
+    Raises:
+        FlocoError: there are larger ids.
+    """
     form = federation.schema.form
-    return max(int(form.ranges[0][1]) + 1, federation.outputs) if form.dtype == "int64" else 0
+    if form.dtype != "int64":
+        return 0
+    found = int(form.ranges[0][1]) + 1
+    if ids is not None and found > ids:
+        raise FlocoError(
+            f"the data have ids up to {found - 1}, and with model.ids = {ids} they are from 0 to {ids - 1}"
+        )
+    return max(ids or found, federation.outputs)

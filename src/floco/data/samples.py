@@ -116,7 +116,7 @@ class Samples:
             raise FlocoError(f"data.held_out must leave one client at least of {len(made)}, got {held_out}")
         members, kept = tuple(made[: len(made) - held_out]), tuple(made[len(made) - held_out :])
         y_test = None if self.y_test is None else torch.from_numpy(self.y_test)
-        forms = {name: self._normalized(name, normalize, members) for name in columns(self.x)}
+        forms = self._all_normalized(normalize, members)
         change, tests = find_augment(augment), {"x_test": self.x_test, "y_test": y_test}
         federation = self._federation(members, forms, **tests, held_out=kept, augment=change)
         if change is not None:
@@ -149,6 +149,12 @@ class Samples:
         except Exception as error:
             raise FlocoError(f"split {split.name} raised {type(error).__name__}: {error}") from error
         return check_parts(found, len(self.y), f"split {split.name}")
+
+    def _all_normalized(self, normalize: str | Normalization, members: tuple[Client, ...]) -> dict[str, Form]:
+        """Return the form of each column with the statistics of its samples."""
+        each = columns(self.x)
+        given = normalize.by_column(each) if isinstance(normalize, Normalization) else dict.fromkeys(each, normalize)
+        return {name: self._normalized(name, given[name], members) for name in each}
 
     def _normalized(self, name: str, normalize: str | Normalization, members: tuple[Client, ...]) -> Form:
         """Return the form of a column with the statistics of its samples minus their offset."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,14 @@ class Normalization:
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+
+    def by_column(self, x: Mapping[str, torch.Tensor]) -> dict[str, Normalization]:
+        """Return those of each column of raw samples: of the channels of all in a row, without ids; or all for each."""
+        sizes = {name: 0 if column.dtype == torch.int64 else column.shape[1] for name, column in x.items()}
+        if len(self.mean) != sum(sizes.values()):
+            return dict.fromkeys(sizes, self)
+        mean, std = iter(self.mean), iter(self.std)
+        return {n: Normalization(tuple(islice(mean, c)), tuple(islice(std, c))) for n, c in sizes.items()}
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
         """Return float32 values (N, C, ...) of raw samples (N, C, ...); unscaled without statistics."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -51,10 +50,11 @@ def answer(site: SiteConfig, ask: Ask) -> Answer:
     except OSError as error:
         raise FlocoError(f"state-dir {site.state} cannot be used: {error.strerror or error}") from error
     config = site.config(ask.config)
-    data = replace(config.data, normalize="fixed" if ask.mean else "none", mean=ask.mean, std=ask.std)
     with _alone(site, config.flower.deadline / 2), one_thread():
-        config = replace(config, data=data)
         setup = _setup(config)
+        if setup.task != config.task:
+            problem = "`fitted` of a task with its numbers must return the task itself"
+            raise FlocoError(f"task {config.task.name} takes numbers from the targets of this site alone: {problem}")
         if setup.network.fingerprint() != ask.model:
             causes = "layers, initial values, or the version of torch that draws them"
             advice = "install the same versions at all sites"

@@ -16,7 +16,7 @@ _GROWTH = 1e3  # limit on the largest entry of a parameter, as a multiple of max
 _STATISTICS = 1e6  # the same for floating-point buffers: a variance grows with the square of its input
 _ORDINARY = 10.0  # parameters up to this size do not inflate statistics and gradients
 _COUNTED = 10**6  # largest increase of an integer buffer in one round, unless the client takes more steps
-_NATS = 1e6  # cap on a loss, in nats per sample
+_LOSS = 1e6  # cap on a mean loss: nats, or for regression 1000 standard deviations squared
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,14 @@ class Expected:
     """Outputs of the network, for classification the number of classes."""
     steps: tuple[int, int]
     """Optimiser steps of the training and of the adaptation before evaluation."""
+    places: int = 1
+    """Values of a target: pixels, tokens."""
 
 
 def check_answer(answer: Answer, ask: Ask, expected: Expected) -> Answer:
     """Return the answer with an invalid training or evaluation replaced by a failure that states the reason.
 
-    Losses above 1e6 nats per sample are capped, and a note says so.
+    Mean losses above 1e6 are capped, and a note says so.
     """
     trained, evaluated, notes = answer.trained, answer.evaluated, answer.notes
     if trained is not None and trained.update is not None:
@@ -51,9 +53,9 @@ def check_answer(answer: Answer, ask: Ask, expected: Expected) -> Answer:
         why = _steps_problem(evaluated, expected.steps[1]) or _scores_problem(scores, expected)
         if why is not None:
             evaluated = Result(answer.client, failure=short(why))
-        elif (most := max((s.loss for s in scores if s is not None), default=0.0)) > _NATS:
+        elif (most := max((s.loss for s in scores if s is not None), default=0.0)) > _LOSS:
             evaluated = replace(evaluated, scores=_capped(scores))
-            notes = (*notes, f"its losses are {most:.3g} nats a sample, and are counted as {_NATS:g}")
+            notes = (*notes, f"its mean loss is {most:.3g}, and is counted as {_LOSS:g}")
     return replace(answer, trained=trained, evaluated=evaluated, notes=notes)
 
 
@@ -125,20 +127,20 @@ def _counter_problem(name: str, now: torch.Tensor, before: torch.Tensor, most: i
 
 def _scores_problem(scores: Scores, expected: Expected) -> str | None:
     for has, score in zip(expected.models, scores, strict=True):
-        if has != (score is not None) or (score is not None and not score.plausible(expected.n_test, expected.outputs)):
-            return (
-                f"its evaluation is not one of {expected.n_test} samples and {expected.outputs} classes, or not finite"
-            )
+        n, outputs = expected.n_test, expected.outputs
+        fits = score is None or (score.plausible(n, outputs) and score.places <= n * expected.places)
+        if has != (score is not None) or not fits:
+            return f"its evaluation is not one of {n} samples and {outputs} outputs, or not finite"
     return None
 
 
 def _capped(scores: Scores) -> Scores:
-    """Return the scores with losses of at most `_NATS` per sample.
+    """Return the scores with mean losses of at most `_LOSS`.
 
     Large losses are capped rather than refused: honest sites report them for a model that another site has spoiled,
     and a round without any valid evaluation ends the run.
     """
-    capped = (s if s is None else _with_losses(s, min(s.losses, _NATS * s.n)) for s in scores)
+    capped = (s if s is None else _with_losses(s, min(s.losses, _LOSS * s.places)) for s in scores)
     return Scores(*capped)
 
 

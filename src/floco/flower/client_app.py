@@ -54,7 +54,7 @@ def _join(message: Message, context: Context) -> Message:
     except Exception as error:  # noqa: BLE001  report any error to the server
         LOG.exception("this site cannot join")
         report["problem"] = f"{type(error).__name__}: {error}"
-    return Message(RecordDict({"answer": ConfigRecord({k: v for k, v in report.items() if v != []})}), reply_to=message)
+    return Message(RecordDict({"answer": ConfigRecord(report)}), reply_to=message)
 
 
 def _answer(message: Message, context: Context) -> Message:

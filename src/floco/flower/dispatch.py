@@ -10,7 +10,6 @@ from flwr.app import Message
 from floco.client.round import conclude, receive
 from floco.client.setup import Setup
 from floco.core.values import Purpose
-from floco.data.schema import Normalization
 from floco.engines.jobs import Job, Result
 from floco.flower.checks import Expected, check_answer
 from floco.flower.protocol import LOG, Answer, Ask
@@ -32,21 +31,19 @@ class Questions:
         config: Config,
         run: str,
         model: str,
-        normalization: Normalization,
         tell: Callable[[str, str], None],
     ) -> None:
         """Store what every question contains.
 
         Args:
             nodes: the connected nodes.
-            config: the run's configuration.
+            config: the configuration that all sites share.
             run: its id.
             model: fingerprint of its network.
-            normalization: common to all sites.
             tell: called with a client id and an event.
         """
         self._nodes, self._config, self._id, self._model = nodes, config, run, model
-        self._normalization, self._tell = normalization, tell
+        self._tell = tell
         self._text = json.dumps(as_dict(config))
 
     def ask(
@@ -68,9 +65,9 @@ class Questions:
 
     def _ask(self, setup: Setup, progress: Progress, client: str, job: Job | None, *, evaluating: bool) -> Ask:
         purpose: Purpose = "evaluate" if job is None else job.message.purpose
-        sent, normal = setup.algorithm.message(progress.state, client, purpose), self._normalization
-        accepted, known = progress.last_trained.get(client, 0), (self._text, self._model, normal.mean, normal.std)
-        return Ask(self._id, progress.round, purpose, evaluating, sent.shared, sent.own, accepted, *known)
+        sent, accepted = setup.algorithm.message(progress.state, client, purpose), progress.last_trained.get(client, 0)
+        known = (accepted, self._text, self._model)
+        return Ask(self._id, progress.round, purpose, evaluating, sent.shared, sent.own, *known)
 
     def _answer(self, setup: Setup, client: str, ask: Ask, reply: Message | Exception | None) -> Answer:
         """Return a client's answer; anything wrong with it is a failure of that client."""
@@ -119,7 +116,8 @@ def expect(setup: Setup, client: str, ask: Ask) -> Expected:
     trained = 0 if update is None else facts.steps(algorithm.phases(message, facts))
     names = frozenset(layout.parameters), frozenset(layout.buffers)
     taken = trained, facts.steps(algorithm.adapt(facts))  # no list of batches: its length is up to the site
-    return Expected(update, *names, models, n_test, setup.federation.outputs, taken)
+    places = setup.federation.y[0].numel()
+    return Expected(update, *names, models, n_test, setup.federation.outputs, taken, places)
 
 
 def _certain(result: Result | None, client: str) -> Result:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 import safetensors.torch
@@ -24,7 +24,7 @@ from floco.core.values import Message, Purpose, Tensors, Update
 from floco.engines.jobs import Result
 from floco.storage.files import to_safetensors
 
-FORMAT = 3
+FORMAT = 4
 LOG = logging.getLogger("flwr")  # Flower's logger, so that our lines appear in its log
 _PLAIN = ("run", "round", "purpose", "evaluate", "accepted", "config", "model")
 _MODELS = ("global_", "personal")
@@ -47,11 +47,9 @@ class Ask:
     accepted: int
     """Last round in which this client's update was averaged; training starts from its memory of that round."""
     config: str
-    """The run's configuration, as JSON."""
+    """The configuration that all sites share, as JSON, with the numbers for normalisation and task."""
     model: str
     """Fingerprint of the network with its initial values."""
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
 
     def message(self, purpose: Purpose) -> Message:
         """Return the message that the client would receive in a local run."""
@@ -60,7 +58,6 @@ class Ask:
     def records(self) -> RecordDict:
         """Return the question as Flower records."""
         plain: dict[str, Any] = {"format": FORMAT, **{n: getattr(self, n) for n in _PLAIN}}
-        plain |= {n: list(getattr(self, n)) for n in ("mean", "std") if getattr(self, n)}
         ask = ConfigRecord({**plain, "own": to_safetensors(self.own)})
         return RecordDict({"arrays": ArrayRecord(dict(self.shared)), "ask": ask})
 
@@ -73,8 +70,7 @@ class Ask:
         if not re.fullmatch(r"[0-9a-z]{1,64}", plain["run"]):  # it becomes a folder name
             raise FlocoError(f"the run's id must be 1 to 64 lower-case letters and digits, got {plain['run'][:80]!r}")
         shared, own = tensors_of(records), safetensors.torch.load(plain.pop("own"))
-        mean, std = (tuple(plain.pop(n, ())) for n in ("mean", "std"))
-        return Ask(**plain, mean=mean, std=std, shared=shared, own=own)
+        return Ask(**plain, shared=shared, own=own)
 
 
 def tensors_of(records: RecordDict) -> Tensors:
@@ -142,13 +138,24 @@ class Answer:
 
 
 def _metrics(score: Score) -> dict[str, Any]:
+    """Return the numbers of a score; what is None or an empty tuple is left out, and a list has one type."""
     values = {f.name: getattr(score, f.name) for f in fields(score)}  # type: ignore[arg-type]
-    return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items() if v is not None}
+    return {n: _list(v) if isinstance(v, tuple) else v for n, v in values.items() if v not in (None, ())}
+
+
+def _list(values: tuple[float, ...]) -> list[float]:
+    return [float(v) for v in values] if any(isinstance(v, float) for v in values) else list(values)
 
 
 def _score(task: Task, metrics: Mapping[str, Any]) -> Score:
-    known = {f.name for f in fields(task.score_type)}  # type: ignore[arg-type]
-    return task.score_type(**{n: tuple(v) if isinstance(v, list) else v for n, v in metrics.items() if n in known})
+    found: dict[str, Any] = {}
+    for f in fields(task.score_type):  # type: ignore[arg-type]
+        value = metrics.get(f.name)
+        if value is not None:
+            found[f.name] = tuple(value) if isinstance(value, list) else value
+        elif f.default is MISSING and "tuple" in str(f.type):
+            found[f.name] = ()
+    return task.score_type(**found)
 
 
 def short(text: str) -> str:

@@ -14,7 +14,8 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from floco.core.errors import FlocoError, RunFailed
-from floco.flower.joining import SiteFacts, admit
+from floco.flower.facts import SiteFacts
+from floco.flower.joining import admit
 from floco.flower.protocol import FORMAT, short
 from floco.runs.config import Config
 from floco.runs.toml import as_dict
@@ -49,7 +50,7 @@ class Nodes:
 
         Args:
             grid: Flower's connection to the nodes.
-            settings: the run's configuration.
+            settings: the run's configuration; of a run that has started, the agreed one.
             known: facts of the clients that joined this run earlier; None before the run has started.
             tell: called with a client id (or `node N`) and an event.
         """
@@ -58,11 +59,15 @@ class Nodes:
         self._nodes: defaultdict[int, _Node] = defaultdict(_Node)
         self.facts: dict[str, SiteFacts] = dict(known or {})
         self.by_client: dict[str, int] = {}
-        self.begun = known is not None
+        self._begun = known is not None
         """Whether the run has started; until then, sites may leave and return with other ids and data."""
         self._seen: dict[str, float] = dict.fromkeys(self.facts, time.monotonic())
         self.running = False
         """Whether rounds have started; a second node with a known client id is then refused, without ending the run."""
+
+    def begin(self, agreed: Config) -> None:
+        """Start the run: sites that join from now on get the agreed configuration, and need not tell any sums."""
+        self._settings, self._config, self._begun = agreed, json.dumps(as_dict(agreed)), True
 
     def exchange(
         self, messages: Mapping[int, Message], deadline: float, *, joining: bool = False
@@ -142,7 +147,7 @@ class Nodes:
     def _drop(self, there: set[int]) -> None:
         """Remove disconnected nodes and, before the run has started, the facts of their clients."""
         self.by_client = {c: n for c, n in self.by_client.items() if n in there}
-        if not self.begun:
+        if not self._begun:
             self.facts = {c: f for c, f in self.facts.items() if c in self.by_client}
 
     def forget(self, keep: Collection[str], seconds: float) -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from floco.core.errors import FlocoError
+from floco.data.schema import Form
 from floco.data.tables import Columns
+from floco.flower.facts import check_settings, lacking
 from floco.runs import source
 from floco.runs.config import REGISTRIES, Config
 from floco.runs.toml import override, parse, put, to_toml
@@ -68,8 +70,8 @@ app = client_app()
 _README = """\
 # {name}: a federation on floco and Flower
 
-`pyproject.toml` holds the settings of the run: the method, the model, the training, and what all sites share, the
-labels ({labels}) and the shape of a sample ({shape}).
+`pyproject.toml` holds the settings of the run: the method, the model, the training, and what all sites share
+{shared}.
 
 On the server, once:
 
@@ -85,8 +87,9 @@ Then, from this folder, with `[superlink.local]`, `address = "127.0.0.1:8000"` a
 
     flwr run . local --stream
 
-The data of a site are an npz file with `x` (N, ...) of the shape above and labels `y` (N,); `data` can also be any
-other floco source (`folder:/data/images`). After the run, each site works without the server:
+The data of a site are an npz file with samples {samples} and targets `y` (N, ...), one for
+each; `data` can also be any other floco source (`folder:/data/images`). After the run, each site works without the
+server:
 
     floco export /var/lib/floco --client north -o north.onnx
     floco predict /var/lib/floco --client north new.npz
@@ -94,6 +97,13 @@ other floco source (`folder:/data/images`). After the run, each site works witho
 `--insecure` is for a trial on one machine. docs/flower.md of floco explains TLS and node keys for real sites, what the
 server sees, and what to do when something fails.
 """
+
+
+_EXAMPLES = {
+    "data.labels": """'data.labels=["0","1"]'""",
+    "flower.shape": "flower.shape=[8,8]",
+    "model.ids": "model.ids=99",
+}
 
 
 def read_settings(values: Mapping[str, Any]) -> Config:
@@ -116,22 +126,27 @@ def _scalar_line(line: str) -> str:
 
 
 def share_schema(config: Config) -> Config:
-    """Return the configuration with the common labels and sample shape, read from its own data if they are not set."""
-    labelled = config.task.labelled
-    if (config.data.labels or not labelled) and config.flower.shape:
+    """Return the configuration with what all sites share, read from its own data if it is not set.
+
+    These are the labels, the shape of a sample and the number of ids.
+    """
+    missing, here = lacking(config), config.data.source not in (source.SITES, source.PYTHON)
+    if not missing and (config.flower.shape or not here):
         return config
-    if config.data.source in (source.SITES, source.PYTHON):
-        example = """-s 'data.labels=["0","1"]' -s flower.shape=[8,8]"""
+    if not here:
+        example = " ".join(f"-s {_EXAMPLES[name]}" for name in missing)
         advice = "a data.source on this machine to read them from"
-        raise FlocoError(f"the sites must agree on labels and shape: give {example}, or {advice}")
+        raise FlocoError(f"the sites must agree on {', '.join(missing)}: give {example}, or {advice}")
     samples = source.samples(config)
-    if samples.y.ndim > 1:
-        raise FlocoError(f"on Flower, a target is one number; those of {config.data.source} are {samples.y.shape[1:]}")
-    data = replace(config.data, labels=samples.labels.values)
+    labels, forms, model = samples.schema.labels, samples.schema.forms, config.model
+    data = replace(config.data, labels=labels.values) if config.task.named else config.data
     if isinstance(samples.table, Columns):
         data = replace(data, features=samples.table.features, levels=samples.table.pairs)
-    flower = replace(config.flower, shape=samples.schema.form.shape)
-    return replace(config, data=data, flower=flower)
+    if isinstance(forms, Form):
+        ids = int(forms.ranges[0][1]) + 1 if forms.dtype == "int64" else None
+        model = replace(model, ids=model.ids or ids)
+    flower = replace(config.flower, shape=forms.shape if isinstance(forms, Form) else ())
+    return replace(config, data=data, flower=flower, model=model)
 
 
 def _unresolved(config: Config) -> Config:
@@ -178,10 +193,16 @@ def write(folder: Path, config: Config) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FlocoError(f"{folder} is not empty: choose another place")
     config = _unresolved(share_schema(config))
+    check_settings(config)
     own = _own_modules(config)  # before the folder is there: it may be inside the user's own package
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in folder.resolve().name.lower()).strip("-")
     facts = {"name": name or "federation", "package": _PACKAGE, "floco": version("floco"), "flwr": version("flwr")}
-    facts |= {"labels": ", ".join(config.data.labels), "shape": str(config.flower.shape)}
+    labels, shape = ", ".join(config.data.labels), config.flower.shape
+    shared = [f"the labels ({labels})"] if labels else []
+    shared += [f"the shape of a sample ({shape})"] if shape else []
+    shared += [f"the number of ids ({config.model.ids})"] if config.model.ids else []
+    facts["shared"] = f"({'; '.join(shared)})"
+    facts["samples"] = "`x` (N, ...) of that shape" if shape else "`x.NAME` (N, ...), the same inputs at all sites,"
     facts["settings"] = "\n".join(map(_scalar_line, to_toml(config).splitlines())) + "\n"
     texts = {"pyproject.toml": _PYPROJECT, "README.md": _README, "LICENSE": "All rights reserved.\n"}
     files = {name: text.format(**facts) for name, text in texts.items()}

@@ -22,10 +22,10 @@ from flwr.serverapp import Grid, ServerApp
 
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError, RunFailed
-from floco.data.schema import Normalization
 from floco.engines.jobs import Job, Result
 from floco.flower.dispatch import Questions
-from floco.flower.joining import client_infos, common_normalization, schema_only
+from floco.flower.facts import check_settings
+from floco.flower.joining import agree, client_infos, read_sites, schema_only, write_sites
 from floco.flower.protocol import LOG
 from floco.flower.roster import Nodes
 from floco.flower.scaffold import read_settings
@@ -36,7 +36,7 @@ from floco.runs.machine import environment
 from floco.runs.toml import as_dict, parse, to_toml
 from floco.server import rounds as loop
 from floco.server.progress import Failure, Plan, Progress
-from floco.storage.files import read_json, replace_file, to_json
+from floco.storage.files import replace_file, to_json
 
 _LEAVING = 120.0  # seconds for the process of a stopped run to release the run directory
 _AGAIN = "start the run again once that is fixed: it continues with this round"
@@ -77,21 +77,21 @@ class _Server:
     def run(self) -> None:
         """Train up to the last round."""
         torch.set_num_threads(1)
-        new = not (self._out / "run.json").exists()
-        known = None if new else {c: dict(f) for c, f in read_json(self._out / "sites.json")["sites"].items()}
-        self._nodes = Nodes(self._grid, self._config, known, self._tell)
+        check_settings(self._config)
+        new, known = not (self._out / "run.json").exists(), None
+        if not new:
+            agreed, known = read_sites(self._out / "sites.json")
+            self._agreed = replace(agreed, flower=self._config.flower)
+        self._nodes = Nodes(self._grid, self._config if new else self._agreed, known, self._tell)
         if new:
             wanted, wait = self._config.flower.sites, self._config.flower.wait
             if not self._nodes.wait_for(wanted, lambda: sorted(self._nodes.by_client), wait):
                 joined = sorted(self._nodes.by_client)
                 who = f"{len(joined)} of {wanted} sites have joined after {wait:g} s ({', '.join(joined) or 'none'})"
                 raise RunFailed(f"{who}: flower.sites, flower.wait")
-            self._normalization = common_normalization(self._config, self._nodes.facts)
+            self._agreed = agree(self._config, self._nodes.facts)
             self._begin()
-            self._nodes.begun = True
-        else:
-            kept = read_json(self._out / "sites.json")["normalization"]
-            self._normalization = Normalization(tuple(kept["mean"]), tuple(kept["std"]))
+            self._nodes.begin(self._agreed)
         with closing(Store(self._out, wait=_LEAVING)) as store:
             model = str(store.facts["model"])
             stored = parse(store.facts["config"])
@@ -104,7 +104,7 @@ class _Server:
                 raise FlocoError(f"{what}: restore it, or start another run with another `out`")
             store.rewind()
             progress, id_ = store.load(), str(store.facts["id"])
-            self._questions = Questions(self._nodes, self._config, id_, model, self._normalization, self._tell)
+            self._questions = Questions(self._nodes, self._agreed, id_, model, self._tell)
             try:
                 self._rounds(store, setup, progress)
             except FlocoError:
@@ -118,18 +118,15 @@ class _Server:
         facts = {"config": plain, "data": source.SITES, "model": setup.network.fingerprint(), "id": uuid.uuid4().hex}
         facts |= describe(self._config)
         texts = {"config.toml": to_toml(self._config), "environment.json": to_json(environment()).decode()}
-        Store.create(self._out, {**texts, "sites.json": self._sites_text().decode()}, facts, loop.initialize(setup))
-
-    def _sites_text(self) -> bytes:
-        normal = {"mean": self._normalization.mean, "std": self._normalization.std}
-        return to_json({"normalization": normal, "sites": self._nodes.facts})
+        texts["sites.json"] = write_sites(self._agreed, self._nodes.facts).decode()
+        Store.create(self._out, texts, facts, loop.initialize(setup))
 
     def _setup(self) -> Setup:
         """Return the setup as the server knows it: the network, and the ids and sizes of the clients."""
         if not self._ids:
             raise RunFailed(f"round {self._round}: no site is left; {_AGAIN}")
         facts = {c: f for c, f in self._nodes.facts.items() if c in self._ids}
-        known = session.assemble(self._config, schema_only(self._config, facts, self._normalization))
+        known = session.assemble(self._agreed, schema_only(self._agreed, facts))
         return replace(known, remote=client_infos(facts))
 
     def _tell(self, client: str, what: str) -> None:
@@ -162,7 +159,7 @@ class _Server:
             store.save(progress)
             self._saved = progress
             if set(self._nodes.facts) != known:  # after the checkpoint: a site missing in the file just joins again
-                replace_file(self._out / "sites.json", self._sites_text())
+                replace_file(self._out / "sites.json", write_sites(self._agreed, self._nodes.facts))
         self._round, self._aside = last, set()
         setup = self._refreshed(setup, progress)
         _, evaluated = self._questions.ask(setup, progress, [], evaluating=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,10 +12,13 @@ from typing import Any
 import torch
 
 from floco.core.errors import FlocoError
+from floco.core.inputs import columns
 from floco.core.random import one_thread
-from floco.data.federation import Federation, Sums, sum_channels
+from floco.data.federation import Federation
+from floco.data.models import count_ids
 from floco.data.partition import Single
 from floco.data.table_files import SUFFIXES
+from floco.flower.facts import check_facts, check_settings, tell
 from floco.runs import source
 from floco.runs.config import Config
 from floco.runs.toml import parse
@@ -102,33 +104,27 @@ def _federation(config: Config) -> Federation:
 
 
 def introduce(site: SiteConfig, text: str) -> dict[str, Any]:
-    """Return a site's report on joining: its sizes and its sums for a common normalisation.
+    """Return a site's report on joining: its sizes, and `facts`, what it tells of its data, as JSON text.
 
-    It contains no single sample or label.
+    It contains no single sample or target.
 
     Raises:
-        FlocoError: the site's data do not fit the run's shape and labels.
+        FlocoError: the site's data do not fit the run's configuration.
     """
     site.check_owner()
     config = site.config(text)
-    if (config.task.labelled and not config.data.labels) or not config.flower.shape:
-        needed = "the run's configuration must name data.labels and flower.shape, which all sites share"
-        raise FlocoError(f"{needed}: floco flower new writes them")
+    check_settings(config)
     federation = _federation(replace(config, data=replace(config.data, normalize="none", mean=(), std=())))
-    form, client, source = federation.schema.form, federation.client(site.client), config.data.source
-    if form.shape != config.flower.shape:
-        shape = config.flower.shape
-        raise FlocoError(f"the run is about samples of shape {shape}, and those of {source} have {form.shape}")
-    if federation.y.ndim > 1:
-        raise FlocoError(f"on Flower, a target is one number; those of {source} are {tuple(federation.y.shape[1:])}")
-    if form.offset:
-        large = ", ".join(str(i) for i, o in enumerate(form.offset) if o)
-        problem = f"channels {large} of {source} have values that are large compared with their differences"
-        raise FlocoError(f"{problem}: first subtract a constant that all sites agree on")
-    assert isinstance(federation.x, torch.Tensor)  # of the one form
-    own: Sums = sum_channels(federation.x, client.train) if config.data.normalize == "train" else (0, (), ())
-    sizes = {"n_train": len(client.train), "n_test": len(client.test), "dtype": form.dtype, "channels": form.channels}
-    if form.features:
-        sizes["columns"] = hashlib.sha256(repr(form.features).encode()).hexdigest()[:16]
-    count = own[0] if isinstance(own[0], int) else list(own[0])
-    return {**sizes, "count": count, "sum": list(own[1]), "square": list(own[2])}
+    client, where = federation.client(site.client), config.data.source
+    for name, form in columns(federation.schema.forms).items():
+        if form.offset:
+            large = ", ".join(str(i) for i, o in enumerate(form.offset) if o)
+            problem = f"channels {large} of {where} {name}".strip() + " have values that are large compared with their"
+            raise FlocoError(f"{problem} differences: first subtract a constant that all sites agree on")
+    try:
+        facts = check_facts(tell(config, federation, client), config, len(client.train))
+        if isinstance(federation.x, torch.Tensor):
+            count_ids(federation, config.model.ids)
+    except FlocoError as error:
+        raise FlocoError(f"{where}: {error}") from error
+    return {"n_train": len(client.train), "n_test": len(client.test), "facts": json.dumps(facts)}

@@ -76,7 +76,7 @@ class Data(Settings):
         "statistics of the training parts, fixed mean and std (uint8 is first divided by 255), or none: raw values",
         choices=("train", "fixed", "none"),
     )
-    mean: tuple[float, ...] = setting((), "normalize fixed: mean of each channel")
+    mean: tuple[float, ...] = setting((), "normalize fixed: mean of each channel, of several inputs all in a row")
     std: tuple[float, ...] = setting((), "normalize fixed: standard deviation of each channel", above=0)
     augment: str | None = setting(
         None,
@@ -104,6 +104,11 @@ class Model(Settings):
     name: str = setting(
         "mlp",
         "mlp, cnn, fcn (segmentation), gru (ids), cifar-cnn, femnist-cnn, or module:function that returns an nn.Module",
+    )
+    ids: int | None = setting(
+        None,
+        "number of ids that inputs may have, from 0 on (empty: one more than the largest); sites must agree on it",
+        low=1,
     )
     weights: str | None = setting(
         None, "a .safetensors file with initial values; parameters that it lacks keep their own (empty: none)"
@@ -139,7 +144,9 @@ class Flower(Settings):
     """A run across organisations (docs/flower.md); ignored by other runs."""
 
     sites: int = setting(2, "sites that must join before the first round", low=1)
-    shape: tuple[int, ...] = setting((), "shape of one sample in the sites' sources", low=1)
+    shape: tuple[int, ...] = setting(
+        (), "shape of one sample in the sites' sources (empty: several inputs, whose shapes the sites tell)", low=1
+    )
     wait: float = setting(600.0, "seconds to wait for sites to join, and for enough of them to be connected", above=0)
     deadline: float = setting(3600.0, "seconds after which a round closes without the missing answers", above=0)
     quorum: float = setting(

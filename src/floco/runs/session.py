@@ -46,7 +46,9 @@ def prepare(config: Config, made: Federation | None = None) -> Setup:
 def assemble(config: Config, made: Federation) -> Setup:
     """Return the setup of a configuration and a federation, with a network built for it."""
     weights = None if config.model.weights is None else read_tensors(Path(config.model.weights))
-    net = build_network(named_model(config.model.name, made), seed=config.seed, weights=weights, sample=made.sample)
+    net = build_network(
+        named_model(config.model.name, made, config.model.ids), seed=config.seed, weights=weights, sample=made.sample
+    )
     algorithm = config.algorithm.resolved(config.training, net.layout)
     return Setup(made, net, algorithm, config.training, config.seed, device(config.run.device))
 

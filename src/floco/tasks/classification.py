@@ -38,6 +38,7 @@ class Classification(Task):
     padding: ClassVar[int] = -100
     convex: ClassVar[bool] = True
     labelled: ClassVar[bool] = True
+    named: ClassVar[bool] = True
     graph_names: ClassVar[tuple[str, str]] = ("logits", "probabilities")
 
     class_weights: str | tuple[float, ...] = setting(

@@ -26,6 +26,7 @@ class Dense(Task, ABC):
 
     padding: ClassVar[int] = IGNORED
     convex: ClassVar[bool] = True
+    named: ClassVar[bool] = True
     graph_names: ClassVar[tuple[str, str]] = ("logits", "probabilities")
     dims: ClassVar[int]
     """Dimensions of a target array, with that of the samples."""

@@ -89,7 +89,8 @@ class MultilabelScore(Score):
         if self.n != n or not 0 <= self.losses < math.inf:
             return False
         if self.told is not None:
-            return not self.present and not self.absent and all(not v < 0 and not v > 1 for v in self.told)
+            fits = [not v < 0 and not v > 1 for v in self.told] == [True, True]
+            return fits and not self.present and not self.absent
         if {len(self.present), len(self.absent)} != {outputs * _BINS} or min(*self.present, *self.absent) < 0:
             return False
         have, lack = self._histograms()
@@ -112,6 +113,7 @@ class Multilabel(Task):
     kind: ClassVar[str] = "rows of 0 and 1"
     padding: ClassVar[float] = -1.0
     convex: ClassVar[bool] = True
+    named: ClassVar[bool] = True
     graph_names: ClassVar[tuple[str, str]] = ("logits", "probabilities")
 
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -147,6 +149,11 @@ class Multilabel(Task):
         if y.ndim != 2 or y.shape[1] < 1:
             raise FlocoError(f"{where} must be rows of 0 and 1, (N, L) for L labels, got shape {y.shape}")
         texts = tuple(map(str, given or (range(y.shape[1]) if names is None else np.asarray(names).tolist())))
+        if given and names is not None and tuple(map(str, np.asarray(names).tolist())) != texts:
+            shown = ", ".join(map(str, np.asarray(names).tolist()))
+            raise FlocoError(
+                f"{where}: the source's names are {shown}, and data.labels {', '.join(texts)}: in one order"
+            )
         if len(texts) != y.shape[1] or len(set(texts)) < len(texts):
             raise FlocoError(f"{where} has {y.shape[1]} labels, and their names are {', '.join(texts)}: one for each")
         return Labels(texts)

@@ -58,8 +58,16 @@ class RegressionScore(Score):
     def plausible(self, n: int, outputs: int) -> bool:
         """Return whether it can be a score of n samples and this number of targets."""
         sizes = {len(v) for v in (self.absolute, self.squares, self.sums, self.powers)}
-        positive = min((self.losses, *self.absolute, *self.squares, *self.powers), default=-1.0) >= 0
-        return sizes == {outputs} and positive and super().plausible(n, outputs)
+        positive = min((self.losses, *self.absolute, *self.squares, *self.powers)) >= 0
+        if sizes != {outputs} or not positive or not super().plausible(n, outputs):
+            return False
+        pairs = zip((*self.absolute, *self.sums), (*self.squares, *self.powers), strict=True)
+        return all(_fit(s, q, n) for s, q in pairs)
+
+
+def _fit(total: float, squares: float, n: int) -> bool:
+    """Return whether n numbers can have this sum and this sum of squares, up to rounding."""
+    return total * total <= n * squares * (1 + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -89,9 +97,17 @@ class Regression(Task):
             raise FlocoError(f"mean and std must have one value for each target, got {self.mean} and {self.std}")
 
     def statistics(self, targets: torch.Tensor) -> tuple[float, ...]:
-        """Return n, and for each target sum and sum of squares."""
+        """Return n, and for each target sum and sum of squares; nothing if mean and std are given."""
+        if self.mean:
+            return ()
         y = targets.reshape(len(targets), -1).double()
         return float(len(y)), *y.sum(0).tolist(), *y.square().sum(0).tolist()
+
+    def plausible(self, sums: Sequence[float], n: int) -> bool:
+        """Return whether n is the first number, and no square is smaller than the mean's."""
+        d = (len(sums) - 1) // 2
+        pairs = zip(sums[1 : d + 1], sums[d + 1 :], strict=True)
+        return sums[:1] in ([], [float(n)]) and all(abs(s) < 1e30 and _fit(s, q, n) and q < 1e60 for s, q in pairs)
 
     def fitted(self, sums: Sequence[float], labels: Labels) -> Self:
         """Return the task with mean and standard deviation from the sums; a constant target is only centered."""

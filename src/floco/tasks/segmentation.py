@@ -52,6 +52,11 @@ class SegmentationScore(Score):
         )
 
     @property
+    def places(self) -> int:
+        """Pixels that count."""
+        return self.pixels
+
+    @property
     def loss(self) -> float:
         """Mean loss of a pixel, in nats."""
         return self.losses / self.pixels
@@ -99,7 +104,7 @@ class SegmentationScore(Score):
         if self.n != n or self.pixels < 1 or {len(v) for v in counts} != {wanted} or not 0 <= self.losses < math.inf:
             return False
         fits = all(0 <= a <= min(b, c) for a, b, c in zip(*counts, strict=True))
-        told = self.told is None or all(not v < 0 and not v > 1 for v in self.told)
+        told = self.told is None or [not v < 0 and not v > 1 for v in self.told] == [True, True]
         return fits and told and sum(self.real) == sum(self.predicted) == self.pixels
 
 

@@ -27,6 +27,11 @@ class TokensScore(Score):
     """Tokens whose class is predicted."""
 
     @property
+    def places(self) -> int:
+        """Tokens that count."""
+        return self.tokens
+
+    @property
     def loss(self) -> float:
         """Mean loss of a token, in nats."""
         return self.losses / self.tokens
