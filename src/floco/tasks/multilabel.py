@@ -44,7 +44,8 @@ class MultilabelScore(Score):
         return MultilabelScore(n, losses, add(self.present, other.present), add(self.absent, other.absent))
 
     def _histograms(self) -> tuple[np.ndarray, np.ndarray]:
-        return (np.array(v, dtype=np.float64).reshape(-1, _BINS) for v in (self.present, self.absent))  # type: ignore[return-value]
+        have, lack = (np.array(v, dtype=np.float64).reshape(-1, _BINS) for v in (self.present, self.absent))
+        return have, lack
 
     @property
     def aurocs(self) -> list[float | None]:
