@@ -14,6 +14,7 @@ from torch import nn
 
 import floco
 from conftest import floco as command
+from floco.cli import survey
 from floco.core.errors import FlocoError
 from floco.core.task import Labels, Task, add_statistics
 from floco.data.federation import Federation
@@ -270,6 +271,24 @@ def test_a_run_is_resumed_to_the_same_bytes_and_reported_by_its_metric(name: str
     assert command("report", str(tmp_path / "whole")).exit_code == 0
     page = (tmp_path / "whole" / "report.html").read_text()
     assert f"Judged by {SETTINGS[name].metrics.reading}." in page
+    assert "most frequent label" not in page
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_who_has_what_counts_labels_where_there_are_some(name: str) -> None:
+    data, y = federation(name), arrays(name)["y"]
+    found = data.task.frequencies(data.y, len(data.names))
+    if name == "regression":
+        assert found == ()
+    elif name == "multilabel":
+        assert found == tuple(int((data.y[:, i] == 1).sum()) for i in (0, 1))
+    else:
+        kept = int((data.y != -100).sum())
+        assert sum(found) == kept < y.size
+        assert len(found) == len(data.names)
+    assert data.classes == 0
+    shown = survey.client_table(data, 80)
+    assert "label" in str(shown.title) or name == "regression"
 
 
 def test_targets_are_standardised_with_the_training_parts_of_the_participants_only() -> None:

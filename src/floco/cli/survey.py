@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,9 +25,9 @@ _BETWEEN = 3  # characters between two columns of a table
 
 
 def _counts(federation: Federation) -> list[tuple[int, ...]]:
-    """Return the samples of each client by label."""
-    parts = [(federation.label_counts(c.train), federation.label_counts(c.test)) for c in federation.clients]
-    return [tuple(a + b for a, b in zip(train, test, strict=True)) for train, test in parts]
+    """Return how often each client has each label; () where targets are numbers."""
+    task, labels = federation.task, len(federation.names)
+    return [task.frequencies(federation.y[torch.cat([c.train, c.test])], labels) for c in federation.clients]
 
 
 def client_table(federation: Federation, width: int, none: str = "\u00b7") -> Table:
@@ -37,13 +38,12 @@ def client_table(federation: Federation, width: int, none: str = "\u00b7") -> Ta
         width: of the terminal, in characters; labels that do not fit are summed up.
         none: stands for no samples.
     """
-    labelled, clients = federation.task.labelled, federation.clients[:_ROWS]
-    table = Table(
-        title=f"who has what: {'samples by client and label' if labelled else 'samples and targets by client'}"
-    )
+    counts, clients = _counts(federation)[:_ROWS], federation.clients[:_ROWS]
+    what = f"{federation.task.counted} by client and label" if counts[0] else "samples and targets by client"
+    table = Table(title=f"who has what: {what}")
     table.add_column("client", no_wrap=True, overflow="ellipsis", max_width=_WIDEST)
     ids = max(len("client"), *(min(_WIDEST, len(c.id)) for c in clients))
-    cells = _label_cells(federation, width - ids, none) if labelled else _target_cells(federation)
+    cells = _label_cells(federation, counts, width - ids, none) if counts[0] else _target_cells(federation)
     for name in ("train", "test", *cells[0]):
         table.add_column(escape(name), justify="right", no_wrap=True)
     for client, own in zip(clients, cells[1:], strict=True):
@@ -53,9 +53,8 @@ def client_table(federation: Federation, width: int, none: str = "\u00b7") -> Ta
     return table
 
 
-def _label_cells(federation: Federation, width: int, none: str) -> list[list[str]]:
-    """Return the names of the labels that fit, and for each client shown its samples of them and of the others."""
-    counts = _counts(federation)[:_ROWS]
+def _label_cells(federation: Federation, counts: list[tuple[int, ...]], width: int, none: str) -> list[list[str]]:
+    """Return the names of the labels that fit, and for each client shown its counts of them and of the others."""
     shown = [[str(n) if n else none for n in own] for own in counts]
     widths = [
         max(len(name), *map(len, own)) + _BETWEEN
@@ -120,7 +119,7 @@ def summarize(federation: Federation, findings: list[Finding]) -> dict[str, Any]
     counts = _counts(federation)
     for row, client, n in zip(clients, federation.clients, counts, strict=True):
         row["labels"] = dict(zip(names, n, strict=False))
-        if not labelled:
+        if not n:
             row["targets"] = describe_targets(federation, client.train)
     made = {"clients": clients, "heterogeneity": heterogeneity(counts) if labelled else None}
     return {**made, "schema": describe_schema(federation), "warnings": plain_findings(findings)}

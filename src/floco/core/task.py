@@ -57,6 +57,8 @@ class Task(Settings, ABC):
     """What `score` returns."""
     kind: ClassVar[str] = "numbers"
     """What targets are, for error messages."""
+    counted: ClassVar[str] = "samples"
+    """What `frequencies` counts."""
     padding: ClassVar[int | float | None] = None
     """A target that `loss` ignores, so that clients' batches of unequal sizes can be stacked; None: there is none."""
     convex: ClassVar[bool] = False
@@ -137,6 +139,10 @@ class Task(Settings, ABC):
     def outputs(self, targets: torch.Tensor, labels: Labels) -> int:
         """Return the number of outputs that a network needs for a sample."""
         return targets[0].numel()
+
+    def frequencies(self, targets: torch.Tensor, labels: int) -> tuple[int, ...]:
+        """Return how often each label occurs in targets (n, ...), of which there are `labels`; (): numbers."""
+        return ()
 
     def statistics(self, targets: torch.Tensor) -> tuple[float, ...]:
         """Return the sums over targets (n, ...) that `fitted` needs; (): none. Sums of disjoint parts add up."""

@@ -91,8 +91,8 @@ class Federation:
 
     @property
     def classes(self) -> int:
-        """Number of classes; 0 for a task without."""
-        return len(self.names)
+        """Number of classes; 0 for a task without one class a sample, whose names are those of something else."""
+        return len(self.names) if self.task.labelled else 0
 
     @property
     def outputs(self) -> int:

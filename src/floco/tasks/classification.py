@@ -124,6 +124,10 @@ class Classification(Task):
             f"it knows {', '.join(labels.values[:20])}"
         )
 
+    def frequencies(self, targets: torch.Tensor, labels: int) -> tuple[int, ...]:
+        """Return the samples of each class."""
+        return tuple(targets.bincount(minlength=labels).tolist())
+
     def statistics(self, targets: torch.Tensor) -> tuple[float, ...]:
         """Return the samples of each class, if weights are balanced."""
         return tuple(map(float, targets.bincount().tolist())) if self.class_weights == "balanced" else ()

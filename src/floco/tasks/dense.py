@@ -101,6 +101,10 @@ class Dense(Task, ABC):
         except FlocoError as error:
             raise FlocoError(f"{error}; or set task.ignore to the label of places that do not count") from error
 
+    def frequencies(self, targets: torch.Tensor, labels: int) -> tuple[int, ...]:
+        """Return the places of each class."""
+        return tuple(targets[targets != IGNORED].bincount(minlength=labels).tolist())
+
     def outputs(self, targets: torch.Tensor, labels: Labels) -> int:
         """Return the number of classes."""
         return len(labels.names)
@@ -117,7 +121,7 @@ class Dense(Task, ABC):
         """Return how well the labels of each part are predicted by their frequencies in the others."""
 
         def counts(y: torch.Tensor) -> torch.Tensor:
-            return y[y != IGNORED].bincount(minlength=len(labels.names)).double()
+            return torch.tensor(self.frequencies(y, len(labels.names)), dtype=torch.float64)
 
         total, losses = counts(targets), 0.0
         for part in parts:

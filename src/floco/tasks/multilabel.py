@@ -173,6 +173,10 @@ class Multilabel(Task):
             raise FlocoError(f"{where} must hold 0 (absent) and 1 (present) only, got {shown} as well")
         return y
 
+    def frequencies(self, targets: torch.Tensor, labels: int) -> tuple[int, ...]:
+        """Return the samples that have each label."""
+        return tuple(targets.long().sum(0).tolist())
+
     def check(self, outputs: torch.Tensor, targets: torch.Tensor, labels: Labels, when: str) -> None:
         """Raise if outputs are not (n, L)."""
         if outputs.shape != targets.shape:

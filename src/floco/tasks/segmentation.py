@@ -124,6 +124,7 @@ class Segmentation(Dense):
     score_type: ClassVar[type[Score]] = SegmentationScore
     kind: ClassVar[str] = "masks of labels"
     dims: ClassVar[int] = 3
+    counted: ClassVar[str] = "pixels"
 
     def classes_second(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs as they are."""

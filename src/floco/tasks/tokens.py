@@ -63,6 +63,7 @@ class Tokens(Dense):
     kind: ClassVar[str] = "rows of labels"
     ids: ClassVar[bool] = True
     dims: ClassVar[int] = 2
+    counted: ClassVar[str] = "tokens"
 
     def classes_second(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return the outputs as (n, C, T)."""

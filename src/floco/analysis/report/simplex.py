@@ -35,7 +35,7 @@ def simplex(
     for client in centers:
         counts = federation.label_counts(federation.client(client).train)
         groups.setdefault(int(np.argmax(counts)) if counts else 0, []).append(client)
-    names = federation.names or ("clients",)
+    names = federation.names if federation.task.labelled else ("clients",)
     for label, mine in sorted(groups.items()):
         x, y = (np.array([centers[c] for c in mine]) @ corners).T.tolist()
         text = [_client_text(c, federation, reached) for c in mine]

@@ -21,11 +21,11 @@ from floco.runs.results import Run
 from floco.storage.files import read_json
 
 _PLACES = (
-    "Each client is drawn at the mean of the endpoints weighted by its center, in the colour of its most frequent "
-    "label. With more than three endpoints this is a projection: clients that are drawn close may be far apart."
+    "Each client is drawn at the mean of the endpoints weighted by its center{colour}. With more than three endpoints "
+    "this is a projection: clients that are drawn close may be far apart."
 )
 _CONVEX = (
-    "The logits are linear in the mixture, so the loss is convex in it and there can be no barrier between endpoints, "
+    "The outputs are linear in the mixture, so the loss is convex in it and there can be no barrier between endpoints, "
     "whatever they are: the finding is how low the loss is, not that it is connected."
 )
 
@@ -40,7 +40,8 @@ def clients(run: Run) -> Iterator[Section]:
     centers, values = (dict(zip(placed["client"], placed[c], strict=True)) for c in ("center", f"{name}_personal"))
     reached = {c: f"{name.replace('_', ' ')} {metrics.text(name, value)}" for c, value in values.items()}
     figure = simplex(centers, run.setup.federation, reached, f"{len(placed)} clients on the simplex")
-    yield Section("Clients on the simplex", text(f"{_which(run)}. {_PLACES}") + plots(figure))
+    colour = ", in the colour of its most frequent label" if run.setup.task.labelled else ""
+    yield Section("Clients on the simplex", text(f"{_which(run)}. {_PLACES.format(colour=colour)}") + plots(figure))
 
 
 def _which(run: Run) -> str:
