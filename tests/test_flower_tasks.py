@@ -101,12 +101,16 @@ def pair_all() -> Arrays:
 class Both(nn.Module):
     """A network with several inputs, by name or by position."""
 
-    def __init__(self, shape: Any, outputs: int) -> None:
+    def __init__(self, shape: Any, outputs: int, ids: dict[str, int]) -> None:
         super().__init__()
         shapes = list(shape.values()) if isinstance(shape, dict) else list(shape)
+        if "ward" in ids:
+            self.wards = nn.Embedding(ids["ward"], 1)
         self.head = nn.Linear(sum(math.prod(s) for s in shapes), outputs)
 
     def forward(self, *given: torch.Tensor, **named: torch.Tensor) -> torch.Tensor:
+        if "ward" in named:
+            named["ward"] = self.wards(named["ward"])
         parts = [t.reshape(len(t), -1).float() for t in (*given, *named.values())]
         found: torch.Tensor = self.head(torch.cat(parts, 1))
         return found
@@ -142,12 +146,12 @@ KINDS = {
             "task.name=tokens",
             "task.ignore=-1",
             "model.name=gru",
-            "model.ids=9",
+            "model.ids=[9]",
             "flower.shape=[6]",
             'data.labels=["0","1","2"]',
         ),
     ),
-    "several": Kind(several, (BOTH, 'data.labels=["0","1"]')),
+    "several": Kind(several, (BOTH, "model.ids=[5]", 'data.labels=["0","1"]')),
     "pair": Kind(pair, (BOTH, 'data.labels=["0","1"]')),
 }
 
@@ -336,8 +340,9 @@ def swapped(arrays: Arrays) -> Arrays:
         ("segmentation", lambda a: {**a, "y": a["y"] + 1}, "labels that the model does not know"),
         ("tokens", lambda a: {**a, "x": a["x"] + 3}, r"north.npz: the data have ids up to 11, and with model.ids = 9"),
         ("tokens", lambda a: {**a, "x": a["x"][:, :5]}, r"samples of shape \(6,\), and these have \(5,\)"),
+        ("several", lambda a: {**a, "x.ward": a["x.ward"] + 3}, "ids up to 6 in ward, and with model.ids = 5"),
         ("several", swapped, "its samples are ward int64 .*, and those of the other sites image uint8"),
-        ("several", lambda a: {"x": a["x.age"], "y": a["y"]}, "must name flower.shape, .* for a single input"),
+        ("several", lambda a: {"x": a["x.age"], "y": a["y"]}, "one number for each of 0 inputs of ids"),
         ("several", lambda a: {**a, "x.age": a["x.age"][:, :1]}, "its samples are image"),
     ],
 )
@@ -445,14 +450,14 @@ def test_a_loss_above_the_cap_counts_as_the_cap(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "labels", "shape", "ids"),
     [
-        ("two numbers", (), (4,), None),
-        ("multilabel", ("0", "1"), (4,), None),
-        ("tokens", ("0", "1", "2"), (6,), 9),
-        ("several", ("0", "1"), (), None),
+        ("two numbers", (), (4,), ()),
+        ("multilabel", ("0", "1"), (4,), ()),
+        ("tokens", ("0", "1", "2"), (6,), (9,)),
+        ("several", ("0", "1"), (), (4,)),
     ],
 )
 def test_an_app_names_what_sites_share(
-    name: str, labels: tuple[str, ...], shape: tuple[int, ...], ids: int | None, tmp_path: Path
+    name: str, labels: tuple[str, ...], shape: tuple[int, ...], ids: tuple[int, ...], tmp_path: Path
 ) -> None:
     configuration(tmp_path, name)
     kept = [s for s in KINDS[name].settings if not s.startswith(("flower.shape", "data.labels", "model.ids"))]

@@ -358,9 +358,9 @@ def test_the_number_of_ids_is_a_setting_of_the_model() -> None:
     samples = floco.load(arrays("tokens"), task=Tokens(ignore=-1))
     federation = samples.split(floco.Natural())
     largest = int(samples.x.max())  # type: ignore[union-attr]
-    assert floco.data.models.model("gru", federation, 50)().embedding.num_embeddings == 50
+    assert floco.data.models.model("gru", federation, (50,))().embedding.num_embeddings == 50
     with pytest.raises(FlocoError, match=f"ids up to {largest}, and with model.ids = 2 they are from 0 to 1"):
-        floco.data.models.model("gru", federation, 2)()
+        floco.data.models.model("gru", federation, (2,))()
     numbers = floco.load(arrays("regression"), task="regression").split(floco.Natural())
-    with pytest.raises(FlocoError, match=r"model.ids = 9 is for one input of ids"):
-        floco.data.models.model("mlp", numbers, 9)
+    with pytest.raises(FlocoError, match=r"one number for each input of ids, got \[9\] and 0 inputs of ids"):
+        floco.data.models.model("mlp", numbers, (9,))

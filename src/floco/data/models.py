@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from floco.core.inputs import columns
 from floco.core.network import Factory
 from floco.core.objects import load_object
 from floco.data.federation import Federation
+from floco.data.schema import Schema
 from floco.data.tables import Columns
 
 
@@ -159,18 +160,15 @@ class ChannelsFirst(nn.Module):
         return x.movedim(-1, 1)
 
 
-def model(name: str, federation: Federation, ids: int | None = None) -> Factory:
+def model(name: str, federation: Federation, ids: Sequence[int] = ()) -> Factory:
     """Return a function that builds the model `name` (as in `model.name`) for the samples of a federation.
 
-    `ids` is the number of ids that inputs may have (None: one more than the largest in the data).
+    `ids` are the numbers of ids that each input of ids may have (empty: one more than the largest in the data).
     """
     outputs, single = federation.outputs, isinstance(federation.x, torch.Tensor)
-    if ids is not None and not (single and federation.schema.form.dtype == "int64"):
-        raise FlocoError(f"model.ids = {ids} is for one input of ids, and the data have no such input: leave it empty")
+    numbers = count_ids(federation, ids)
     if name not in (*MODELS, "gru"):
-        return factory(
-            name, federation.shape, outputs, count_ids(federation, ids) if single else _ids_of_each(federation)
-        )
+        return factory(name, federation.shape, outputs, numbers)
     if not single:
         raise FlocoError(f"model {name} takes one input, and the data have several: write your own, module:function")
     form = federation.schema.form
@@ -179,8 +177,8 @@ def model(name: str, federation: Federation, ids: int | None = None) -> Factory:
             f"model {name} does not fit: gru takes ids (N, T), the others numbers; the data are {form.dtype} of shape "
             f"(N, {', '.join(map(str, federation.shape))}), and data.kind says whether whole numbers are ids"
         )
-    if name == "gru":
-        return lambda: Recurrent(count_ids(federation, ids), outputs, each=federation.y.ndim > 1)
+    if isinstance(numbers, int) and name == "gru":
+        return lambda: Recurrent(numbers, outputs, each=federation.y.ndim > 1)
     if form.channels == "kept":
         *rest, channels = federation.shape
         build = factory(name, (channels, *rest), outputs)
@@ -188,27 +186,30 @@ def model(name: str, federation: Federation, ids: int | None = None) -> Factory:
     return factory(name, federation.shape, outputs)
 
 
-def _ids_of_each(federation: Federation) -> dict[str, int]:
+def find_ids(schema: Schema) -> dict[str, int]:
     """Return the number of ids of each input that has some: of a table's categories, or one more than the largest."""
-    levels = federation.table.levels if isinstance(federation.table, Columns) else {}
-    known = {n: f for n, f in columns(federation.schema.forms).items() if f.dtype == "int64"}
+    levels = schema.table.levels if isinstance(schema.table, Columns) else {}
+    known = {n: f for n, f in columns(schema.forms).items() if f.dtype == "int64"}
     return {n: len(levels[n]) if n in levels else int(f.ranges[0][1]) + 1 for n, f in known.items()}
 
 
-def count_ids(federation: Federation, ids: int | None = None) -> int:
-    """Return the number of ids that inputs may have: as given, or one more than the largest, and all labels at least.
+def count_ids(federation: Federation, ids: Sequence[int] = ()) -> int | dict[str, int]:
+    """Return the number of ids that each input of ids may have: as given, of a table's categories, or of those there.
 
-    0 if the one input is no ids.
+    Of a single input it is a number, as large as that of the labels at least, or 0 if it has no ids; else by name.
 
     Raises:
-        FlocoError: there are larger ids.
+        FlocoError: there are larger ids, or `ids` are not as many as inputs that have some.
     """
-    form = federation.schema.form
-    if form.dtype != "int64":
-        return 0
-    found = int(form.ranges[0][1]) + 1
-    if ids is not None and found > ids:
-        raise FlocoError(
-            f"the data have ids up to {found - 1}, and with model.ids = {ids} they are from 0 to {ids - 1}"
-        )
-    return max(ids or found, federation.outputs)
+    found = find_ids(federation.schema)
+    if ids and len(ids) != len(found):
+        which = f"{len(found)} inputs of ids" + (f" ({', '.join(found)})" if any(found) else "")
+        raise FlocoError(f"model.ids must have one number for each input of ids, got {[*ids]} and {which}")
+    for (name, there), most in zip(found.items(), ids or found.values(), strict=True):
+        if there > most:
+            where = f"the data have ids up to {there - 1}" + (f" in {name}" if name else "")
+            raise FlocoError(f"{where}, and with model.ids = {most} they are from 0 to {most - 1}")
+    made = dict(zip(found, ids, strict=True)) if ids else found
+    if isinstance(federation.x, torch.Tensor):
+        return max(made[""], federation.outputs) if made else 0
+    return made

@@ -46,7 +46,7 @@ def lacking(config: Config) -> tuple[str, ...]:
     needed = {
         "data.labels": config.task.named and not config.data.labels,
         "flower.shape": built_in and not config.flower.shape,
-        "model.ids": config.model.name == "gru" and config.model.ids is None,
+        "model.ids": config.model.name == "gru" and not config.model.ids,
     }
     return tuple(name for name, lacks in needed.items() if lacks)
 
@@ -130,6 +130,9 @@ def check_facts(told: SiteFacts, config: Config, n: int) -> SiteFacts:
 def _check_inputs(inputs: str, many: Sequence[SiteFacts], config: Config) -> None:
     """Raise if a site's inputs (`one`, `tuple` or `dict`) are not those of the run, or too large."""
     shape = config.flower.shape
+    if len(config.model.ids) != len(some := [c["name"] for c in many if c["dtype"] == "int64"]):
+        which = f" ({', '.join(some)})" if any(some) else ""
+        raise FlocoError(f"model.ids of the run must have one number for each of {len(some)} inputs of ids{which}")
     if inputs != "one":
         if shape:
             raise FlocoError(f"the run is about one input of shape {shape} (flower.shape), and these are several")
@@ -140,8 +143,6 @@ def _check_inputs(inputs: str, many: Sequence[SiteFacts], config: Config) -> Non
         raise FlocoError("the run's configuration must name flower.shape, the shape of one sample, for a single input")
     if (own := tuple(many[0]["shape"])) != shape:
         raise FlocoError(f"the run is about samples of shape {shape}, and these have {own}")
-    if many[0]["dtype"] == "int64" and config.model.ids is None:
-        raise FlocoError("the run's configuration must name model.ids, the number of ids that inputs may have")
 
 
 def _check_column(told: SiteFacts, config: Config, n: int) -> SiteFacts:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from floco.core.errors import FlocoError
+from floco.data.models import find_ids
 from floco.data.schema import Form
 from floco.data.tables import Columns
 from floco.flower.facts import check_settings, lacking
@@ -102,7 +103,7 @@ server sees, and what to do when something fails.
 _EXAMPLES = {
     "data.labels": """'data.labels=["0","1"]'""",
     "flower.shape": "flower.shape=[8,8]",
-    "model.ids": "model.ids=99",
+    "model.ids": "model.ids=[99]",
 }
 
 
@@ -138,15 +139,13 @@ def share_schema(config: Config) -> Config:
         advice = "a data.source on this machine to read them from"
         raise FlocoError(f"the sites must agree on {', '.join(missing)}: give {example}, or {advice}")
     samples = source.samples(config)
-    labels, forms, model = samples.schema.labels, samples.schema.forms, config.model
+    labels, forms = samples.schema.labels, samples.schema.forms
     data = replace(config.data, labels=labels.values) if config.task.named else config.data
     if isinstance(samples.table, Columns):
         data = replace(data, features=samples.table.features, levels=samples.table.pairs)
-    if isinstance(forms, Form):
-        ids = int(forms.ranges[0][1]) + 1 if forms.dtype == "int64" else None
-        model = replace(model, ids=model.ids or ids)
+    ids = config.model.ids or tuple(find_ids(samples.schema).values())
     flower = replace(config.flower, shape=forms.shape if isinstance(forms, Form) else ())
-    return replace(config, data=data, flower=flower, model=model)
+    return replace(config, data=data, flower=flower, model=replace(config.model, ids=ids))
 
 
 def _unresolved(config: Config) -> Config:
@@ -200,7 +199,7 @@ def write(folder: Path, config: Config) -> None:
     labels, shape = ", ".join(config.data.labels), config.flower.shape
     shared = [f"the labels ({labels})"] if labels else []
     shared += [f"the shape of a sample ({shape})"] if shape else []
-    shared += [f"the number of ids ({config.model.ids})"] if config.model.ids else []
+    shared += [f"the number of ids of each input of ids ({config.model.ids})"] if config.model.ids else []
     facts["shared"] = f"({'; '.join(shared)})"
     facts["samples"] = "`x` (N, ...) of that shape" if shape else "`x.NAME` (N, ...), the same inputs at all sites,"
     facts["settings"] = "\n".join(map(_scalar_line, to_toml(config).splitlines())) + "\n"

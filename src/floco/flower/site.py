@@ -9,8 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from floco.core.errors import FlocoError
 from floco.core.inputs import columns
 from floco.core.random import one_thread
@@ -123,8 +121,7 @@ def introduce(site: SiteConfig, text: str) -> dict[str, Any]:
             raise FlocoError(f"{problem} differences: first subtract a constant that all sites agree on")
     try:
         facts = check_facts(tell(config, federation, client), config, len(client.train))
-        if isinstance(federation.x, torch.Tensor):
-            count_ids(federation, config.model.ids)
+        count_ids(federation, config.model.ids)
     except FlocoError as error:
         raise FlocoError(f"{where}: {error}") from error
     return {"n_train": len(client.train), "n_test": len(client.test), "facts": json.dumps(facts)}

@@ -105,9 +105,10 @@ class Model(Settings):
         "mlp",
         "mlp, cnn, fcn (segmentation), gru (ids), cifar-cnn, femnist-cnn, or module:function that returns an nn.Module",
     )
-    ids: int | None = setting(
-        None,
-        "number of ids that inputs may have, from 0 on (empty: one more than the largest); sites must agree on it",
+    ids: tuple[int, ...] = setting(
+        (),
+        "number of ids that each input of ids may have, from 0 on (empty: one more than the largest); "
+        "sites must agree on it",
         low=1,
     )
     weights: str | None = setting(
