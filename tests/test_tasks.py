@@ -184,6 +184,7 @@ REFUSED: dict[str, tuple[Task, Any, str]] = {
     "-1 among tags": (Tokens(), [[0, 1, 2, -1]], "task.ignore"),
     "flat tags": (Tokens(), [0, 1, 2], "(N, T)"),
     "amounts for classes": (Classification(), [0.5, 1.2], "task.name = regression"),
+    "classes in a column": (Classification(), [[0], [1]], "take its one column"),
     "rows for classes": (Classification(), [[0, 1], [1, 0]], "multilabel"),
 }
 

@@ -179,6 +179,8 @@ def _read(values: Any, where: str) -> np.ndarray:
             whole = (y == np.trunc(y)).all()
             remedy = "if they are classes, convert them with astype(int); if they are amounts, "
             remedy = f"; {remedy if whole else ''}set task.name = regression"
+        elif y.ndim == 2 and y.shape[1] == 1:
+            remedy = "; take its one column, y[:, 0]"
         elif y.ndim > 1:
             remedy = "; another task.name may be meant: regression, multilabel, segmentation or tokens"
         raise FlocoError(
