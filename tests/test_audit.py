@@ -33,8 +33,8 @@ def changed(rows: slice, by: Any, columns: Any = slice(None), x: np.ndarray = X)
     return made
 
 
-def repeated() -> np.ndarray:
-    made = X.copy()
+def repeated(values: np.ndarray) -> np.ndarray:
+    made = values.copy()
     made[100:130], made[520:540] = made[:30], made[500:520]
     return made
 
@@ -45,8 +45,16 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a smaller unit": ({"x": changed(A, lambda v: v / 1000)}, "scale", "1 of 6 clients"),
     "kelvin": ({"x": changed(slice(N), lambda v: 20 + 5 * v) + 273.15 * (np.arange(N) < 100)[:, None]}, "scale", '"a"'),
     "bytes among shares": ({"x": changed(A, lambda v: v * 255, x=PICTURES / 255)}, "scale", "1 of 6"),
-    "repeated rows": ({"x": repeated()}, "duplicates", r"\d+ of 120 test samples .* of their own .* of another client"),
-    "repeated pictures": ({"x": np.concatenate([PICTURES[:300]] * 2)}, "duplicates", "of another client"),
+    "repeated rows": (
+        {"x": repeated(X), "y": repeated(Y)},
+        "duplicates",
+        r"\d+ of 120 test samples .* of their own .* of another client",
+    ),
+    "repeated pictures": (
+        {"x": np.concatenate([PICTURES[:300]] * 2), "y": np.concatenate([Y[:300]] * 2)},
+        "duplicates",
+        "of another client",
+    ),
     "a constant": ({"x": changed(slice(N), lambda v: 0 * v + 4, 1)}, "constant", "1 of 6 .*: channel 1"),
     "the label": ({"x": changed(slice(N), lambda v: 2 * Y + v / 1000, 4)}, "leak", "channel 4 nearly tells the target"),
     "the row": (
@@ -64,6 +72,15 @@ def findings(**given: Any) -> list[Finding]:
     arrays = {"x": X, "y": Y, "client": CLIENT, **given}
     samples = floco.load(arrays)
     return audit(samples.split(Natural()), samples.columns)
+
+
+def test_repeated_answers_to_a_few_questions_are_no_grave_finding() -> None:
+    g = np.random.default_rng(0)
+    x = g.integers(0, 2, size=(300, 4)).astype(np.float32)
+    federation = floco.load({"x": x, "y": x[:, 0].astype(int), "client": np.repeat(list("abc"), 100)})
+    (found,) = [f for f in audit(federation.split(floco.Natural())) if f.kind == "duplicates"]
+    assert "training samples are distinct" in found.text
+    assert not found.grave
 
 
 @pytest.mark.parametrize("name", CASES)

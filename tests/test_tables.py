@@ -20,7 +20,8 @@ from floco.core.errors import FlocoError
 from floco.data.samples import Samples
 from floco.data.schema import Normalization
 from floco.data.tables import Columns
-from floco.flower.joining import admit, common_normalization
+from floco.flower.joining import admit, agree
+from floco.flower.protocol import FORMAT
 from floco.flower.scaffold import share_schema
 from floco.flower.site import SiteConfig, introduce
 from floco.runs import source
@@ -463,6 +464,61 @@ def test_later_targets_are_read_as_those_of_the_training_data() -> None:
     assert table.targets(frame.drop(columns="weight"), "t") is None
 
 
+def test_a_series_of_ids_in_another_order_than_the_rows_is_refused() -> None:
+    frame = patients().drop(columns=["day", "ward"])
+    ids = pd.Series(np.repeat(["a", "b"], N // 2), index=frame.index[::-1])
+    with pytest.raises(FlocoError, match=r"index is not that of the rows.*client=ids.loc"):
+        floco.load(frame, target="state", client=ids)
+    again = floco.load(frame, target="state", client=ids.loc[frame.index]).split(floco.Natural())
+    assert set(again.ids) == {"a", "b"}
+
+
+class Items:
+    """A data set whose items are made by a function of their number."""
+
+    def __init__(self, make: Any) -> None:
+        self.make = make
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        return self.make(i), i % 2
+
+
+BUFFER = np.zeros(3)
+
+
+def buffered(i: int) -> np.ndarray:
+    BUFFER[:] = i
+    return BUFFER
+
+
+ITEMS: dict[str, Any] = {
+    "an array that is used again": buffered,
+    "a tensor that is trained": lambda i: torch.full((3,), float(i), requires_grad=True),
+    "bfloat16": lambda i: torch.full((3,), float(i), dtype=torch.bfloat16),
+    "a list of numbers": lambda i: [float(i)] * 3,
+}
+
+
+@pytest.mark.parametrize("kind", ITEMS)
+def test_items_of_a_data_set_are_copied_whatever_they_are(kind: str) -> None:
+    samples: Any = floco.load(Items(ITEMS[kind]))
+    assert samples.x[:, 0].tolist() == list(range(30))
+
+
+@pytest.mark.parametrize("kind", [dict, tuple])
+def test_items_with_several_inputs_give_several_inputs(kind: Any) -> None:
+    def make(i: int) -> Any:
+        parts = {"a": torch.tensor([1.0 * i]), "b": torch.tensor([i])}
+        return parts if kind is dict else tuple(parts.values())
+
+    x: Any = floco.load(Items(make)).x
+    assert type(x) is kind
+    assert [c.dtype for c in (x.values() if kind is dict else x)] == [torch.float32, torch.int64]
+
+
 def test_ids_beside_a_table_or_a_pair_are_its_clients() -> None:
     ids, frame = np.repeat(["a", "b"], N // 2), patients().drop(columns=["day", "ward"])
     for given, more in ((frame, {"target": "state"}), ((frame[["age"]], frame["state"]), {})):
@@ -574,16 +630,16 @@ def test_sites_agree_on_columns_and_categories_and_fill_in_the_common_mean(tmp_p
     text, facts = json.dumps(as_dict(config)), {}
     for name in parts:
         where = {"client-id": name, "data": str(tmp_path / f"{name}.csv"), "state-dir": str(tmp_path / name)}
-        report = {"format": 3, "client": name, **introduce(SiteConfig.of(where), text)}
+        report = {"format": FORMAT, "client": name, **introduce(SiteConfig.of(where), text)}
         facts[name] = admit(report, config, facts)[1]
-    found = common_normalization(config, facts)
+    agreed = agree(config, facts)
+    found = Normalization(agreed.data.mean, agreed.data.std)
     assert found.mean[0] < frame["age"].max()
-    plain = as_dict(config)
-    plain["data"] |= {"normalize": "fixed", "mean": found.mean, "std": found.std}
-    one = source.federation(SiteConfig.of(where).config(json.dumps(plain)))
+    one = source.federation(SiteConfig.of(where).config(json.dumps(as_dict(agreed))))
     assert one.normalization == Normalization((*found.mean[:2], 0, 0, 0, 0), (*found.std[:2], 1, 1, 1, 1))
-    with pytest.raises(FlocoError, match="other columns, or categories"):
-        admit({**report, "client": "west", "columns": "0" * 16}, config, facts)
+    told = {**json.loads(str(report["facts"])), "table": ["another"]}
+    with pytest.raises(FlocoError, match="the columns of its table are another, and those of the other sites age, sex"):
+        admit({**report, "client": "west", "facts": json.dumps(told)}, config, facts)
 
 
 def test_paths_of_tables_are_absolute_and_hidden_in_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,13 +91,13 @@ def test_regression_metrics_are_scikit_learns_in_the_targets_units() -> None:
     assert found["loss"] == pytest.approx(reference.mean_squared_error(scaled, outputs))
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 5.0])
-def test_multilabel_metrics_are_scikit_learns_up_to_the_width_of_a_bin(scale: float) -> None:
+@pytest.mark.parametrize(("scale", "level"), [(1e-3, 0), (1, 0), (5, 0), (0.3, -6), (0.01, -3), (2, 3)])
+def test_multilabel_metrics_are_scikit_learns_at_every_level_and_scale_of_the_logits(scale: float, level: int) -> None:
     y = G.integers(0, 2, size=(500, 3)).astype(np.float32)
-    logits = scale * (G.normal(size=(500, 3)) + 0.7 * y)
+    logits = scale * (G.normal(size=(500, 3)) + 0.7 * y) + level
     found = scored(Multilabel(), logits, y)
-    assert found["auroc"] == pytest.approx(reference.roc_auc_score(y, logits), abs=2e-3)
-    assert found["f1"] == pytest.approx(reference.f1_score(y, logits >= 0, average="macro"))
+    assert found["auroc"] == pytest.approx(reference.roc_auc_score(y, logits), abs=5e-4)
+    assert found["f1"] == pytest.approx(reference.f1_score(y, logits >= 0, average="macro", zero_division=0))
     probabilities = 1 / (1 + np.exp(-logits))
     losses = [reference.log_loss(y[:, i], probabilities[:, i]) for i in range(3)]
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-6)

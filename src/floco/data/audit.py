@@ -16,6 +16,7 @@ from floco.data.moments import Moments, find_moments, odd_clients
 
 BLOCK = 4096
 """Samples that are looked at together: the data are not copied at once."""
+_COARSE = 3  # samples are coarse if the distinct ones occur this often on average
 _GRAVE = 0.01  # duplicates are grave from this share of the test samples on
 _UNEQUAL = 20  # sizes that differ by this factor are said
 _TELLS = 0.995  # share of a variance that a single column may not explain
@@ -85,24 +86,37 @@ def _mixed(words: np.ndarray) -> np.ndarray:
 
 
 def _duplicates(federation: Federation) -> Iterator[Finding]:
-    """Yield how many test samples are training samples, of the same client or of another."""
-    hashes, clients = hash_rows(federation.x), federation.clients
-    trained = np.unique(hashes[torch.cat([c.train for c in clients]).numpy()])
+    """Yield how many test samples are training samples with the same target, of the same client or of another.
+
+    Where few samples are distinct, as with answers to a few questions, that is no mistake.
+    """
+    hashes, clients = _hash_pairs(federation.x, federation.y), federation.clients
+    train = hashes[torch.cat([c.train for c in clients]).numpy()]
+    trained = np.unique(train)
+    coarse = _COARSE * len(trained) <= len(train)
     test = [hashes[c.test.numpy()] for c in clients]
     total, both = sum(map(len, test)), int(np.isin(np.concatenate(test), trained).sum())
     own = sum(int(np.isin(t, hashes[c.train.numpy()]).sum()) for t, c in zip(test, clients, strict=True) if both)
     if both:
         parts = [f"{n} of {who}" for n, who in ((own, "their own client"), (both - own, "another client")) if n]
         text = f"{both} of {total} test samples occur in training parts, too: {' and '.join(parts)}"
-        yield Finding(
-            "duplicates", f"{text}; results look better than they are: leave repetitions out", both >= _GRAVE * total
+        advice = (
+            f"only {len(trained)} of {len(train)} training samples are distinct, which is usual for few values"
+            if coarse
+            else "results look better than they are: leave repetitions out"
         )
-    if federation.x_test is not None:
-        known = int(np.isin(hash_rows(federation.x_test), trained).sum())
+        yield Finding("duplicates", f"{text}; {advice}", both >= _GRAVE * total and not coarse)
+    if federation.x_test is not None and federation.y_test is not None:
+        known = int(np.isin(_hash_pairs(federation.x_test, federation.y_test), trained).sum())
         total = count(federation.x_test)
         if known:
             text = f"{known} of {total} samples of the global test part occur in training parts, too"
-            yield Finding("duplicates", text, known >= _GRAVE * total)
+            yield Finding("duplicates", text, known >= _GRAVE * total and not coarse)
+
+
+def _hash_pairs(x: Inputs, y: torch.Tensor) -> np.ndarray:
+    """Return a hash (N,) uint64 of each sample with its target."""
+    return hash_rows({**columns(x), "target": y})
 
 
 def _scales(federation: Federation, moments: Mapping[str, Moments]) -> Iterator[Finding]:

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from floco.core.errors import FlocoError
-from floco.data.images import picture_column, read_columns, stacked
+from floco.core.inputs import columns, like
+from floco.data.images import PICTURES, picture_column, read_columns, stacked
 from floco.data.reading import Arrays
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ def as_arrays(data: Any, pictures: np.ndarray | None = None) -> Arrays:
         raise FlocoError(f"all samples must have the same shape: {error}") from error
     others = {n: np.asarray(data[n]) for n in kinds if n not in (x, y)}
     names = {"names": np.asarray(kinds[y].names)} if isinstance(kinds[y], ClassLabel) else {}
-    return {"x": values, "y": np.asarray(data[y]), **others, **names}
+    known = {} if pictures is None else {PICTURES: np.True_}
+    return {"x": values, "y": np.asarray(data[y]), **others, **names, **known}
 
 
 def _only(names: Sequence[str]) -> str:
@@ -97,7 +100,8 @@ def _read_items(data: Any) -> Arrays:
                 "transforms would always give the same; leave them out here, they belong in data.augment"
             )
     x, y = ([item[part] for item in items] for part in (0, 1))
-    return {"x": _stack(x, "x"), "y": _stack(y, "y")}
+    known = {PICTURES: np.True_} if hasattr(x[0], "getbands") else {}
+    return {"x": _stack_columns(x), "y": _stack(y, "y"), **known}
 
 
 def _item(data: Any, i: int) -> tuple[Any, Any]:
@@ -108,10 +112,36 @@ def _item(data: Any, i: int) -> tuple[Any, Any]:
     if not isinstance(item, tuple | list) or len(item) != 2:
         got = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else type(item).__name__
         raise FlocoError(f"an item of a data set must be a pair (x, y), and item {i} is a {got}: write arrays instead")
-    return item[0], item[1]
+    return _copied(item[0]), _copied(item[1])
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of an item's part, whose data set may use its memory again; tensors as arrays."""
+    if isinstance(value, dict):
+        return {name: _copied(v) for name, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_copied, value))
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu()
+        return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+    return value.copy() if hasattr(value, "copy") else value  # arrays and pictures
+
+
+def _stack_columns(values: Sequence[Any]) -> Any:
+    """Return the samples of items as one array, or as a tuple or dict of them if each item has several inputs."""
+    first = values[0]
+    if not isinstance(first, dict | tuple):
+        return _stack(values, "x")
+    named = [columns(v) if type(v) is type(first) else {} for v in values]
+    if any(v.keys() != named[0].keys() for v in named):
+        raise FlocoError(f"all items of a data set must have the same inputs, {', '.join(named[0])}")
+    return like(first, {name: _stack([v[name] for v in named], f"x {name}") for name in named[0]})
 
 
 def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict | tuple):
+        one, other = columns(a), columns(b)
+        return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
     first, second = np.asarray(a), np.asarray(b)
     return first.shape == second.shape and bool(((first == second) | ((first != first) & (second != second))).all())
 

@@ -173,5 +173,5 @@ def _parsed(text: pd.Series[Any], name: str) -> np.ndarray:
     except (ValueError, TypeError) as error:
         raise FlocoError(
             f"data.order: the column {name} must hold numbers or dates such as 2024-01-31T12:00, "
-            f"and {str(error).splitlines()[0]}"
+            f"and {str(error).partition('. ')[0].splitlines()[0]}"
         ) from error

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from floco.core.errors import FlocoError, warn
-from floco.data.images import few, stacked
+from floco.data.images import PICTURES, few, stacked
 
 _TRAIN, _TEST = ("train", "training"), ("test", "testing")
 _SPLITS = {*_TRAIN, *_TEST, "val", "valid", "validation", "dev", "eval"}
@@ -18,7 +19,7 @@ _OF_THE_SYSTEM = {"thumbs.db", "desktop.ini", "__macosx"}
 _NOT_DECODED = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow recognises but cannot decode
 
 
-def read_folder(folder: str) -> dict[str, np.ndarray]:
+def read_folder(folder: str) -> dict[str, Any]:
     """Return the pictures below a folder, labelled by the names of their class folders.
 
     The layout is CLASS/.../picture or, if all top folders have names of splits, train/CLASS/.../picture and
@@ -51,7 +52,9 @@ def read_folder(folder: str) -> dict[str, np.ndarray]:
             f"{few(strange)} of {files[n].parts[0]} are not in {files[0].parts[0]}"
         )
     x = stacked(((f.as_posix(), partial(Image.open, root / f)) for f in files), where)
-    return {"x_train": x[:n], "y_train": y[:n], "x_test": x[n:], "y_test": y[n:]} if n < len(y) else {"x": x, "y": y}
+    one = {"x": x, "y": y}
+    two = {"x_train": x[:n], "y_train": y[:n], "x_test": x[n:], "y_test": y[n:]}
+    return {**(two if n < len(y) else one), PICTURES: np.True_}
 
 
 def _below(root: Path, where: str) -> tuple[list[Path], list[Path]]:
@@ -124,9 +127,16 @@ def _warn_of_layout(
     files: Sequence[Path], folders: Sequence[Path], tops: Sequence[str], level: int, where: str
 ) -> None:
     """Warn of class or split folders without pictures, and of class folders that have the name of a split."""
+    kinds = sorted({f.parts[level] for f in files})
     full = {p for f in files for p in f.parents}
     if empty := [d for d in folders if len(d.parts) <= level + 1 and d not in full]:
         warn(f"{where}: folders that hold no picture are left out: {few(empty)}")
+    below = {t: {f.parts[level + 1] for f in files if f.parts[level] == t and len(f.parts) > level + 2} for t in kinds}
+    if len(kinds) > 1 and len(common := set.intersection(*below.values())) > 1:
+        warn(
+            f"{where}: the classes are {few(kinds)}, and each of them has folders {few(sorted(common))}: if those are "
+            "the classes, and the outer ones sites, read them by a function of your own (module:function)"
+        )
     flat = {f.parts[0] for f in files if len(f.parts) == 2}
     if not level and (suspects := [t for t in tops if t.lower() in _SPLITS and t not in flat]):
         others = few(t for t in tops if t.lower() not in _SPLITS)

@@ -16,6 +16,9 @@ from floco.core.errors import FlocoError, warn
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PICTURES = "pictures"
+"""Name beside arrays that says that x holds pictures as files have them, channels last."""
+
 _MODES = {
     "L": ("grey", 1),
     "RGB": ("coloured", 3),

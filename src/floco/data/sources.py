@@ -14,7 +14,7 @@ from floco.core.objects import load_object
 from floco.core.task import Task
 from floco.data.given import as_arrays
 from floco.data.image_folder import read_folder
-from floco.data.images import read_columns
+from floco.data.images import PICTURES, read_columns
 from floco.data.mapped import read_members
 from floco.data.reading import Arrays, read_samples
 from floco.data.samples import Samples
@@ -84,6 +84,11 @@ def load(
     arrays, table = tabulate(data, roles, client, where, task)
     if table is not None and kind not in ("auto", "features"):
         raise FlocoError(f"data.kind is for arrays, and {where} is a table: leave it at auto, got {kind!r}")
+    if arrays.get(PICTURES) is np.True_:  # which dimension holds the channels is no question
+        kind = "images" if kind == "auto" else kind
+        channels = (
+            "last" if kind == "images" and arrays["x_train" if "x_train" in arrays else "x"].ndim == 4 else channels
+        )
     more: dict[str, Any] = {"kind": kind, "labels": labels, "channels": channels, "task": task, "table": table}
     return read_samples(arrays, where, **more, order=order, missing=missing)
 

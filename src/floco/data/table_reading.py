@@ -211,6 +211,11 @@ def _with_ids(frame: pd.DataFrame, ids: Any, where: str) -> pd.DataFrame:
         raise FlocoError(f"{where} has a column client already: give its name, or leave it out")
     if np.ndim(ids) != 1 or len(ids) != len(frame):
         raise FlocoError(f"client must be one id for each of the {len(frame)} rows, got shape {np.shape(ids)}")
+    if hasattr(ids, "loc") and not ids.index.equals(frame.index):
+        raise FlocoError(
+            "client is a Series whose index is not that of the rows, and ids go by position: give them in the order of "
+            "the rows, e.g. client=ids.loc[frame.index], or as an array"
+        )
     return frame.assign(client=np.asarray(ids))
 
 

@@ -75,6 +75,13 @@ def check_labels(y: np.ndarray, where: str, known: Collection[str] = ()) -> None
     include 254, and texts such as "", "nan" or "NA".
     """
     if y.dtype.kind == "U":
+        values = np.unique(y)
+        plain, times = np.unique(np.char.strip(values), return_counts=True)
+        if (times > 1).any() and not set(values.tolist()) <= set(known):
+            raise FlocoError(
+                f"{where}: the label {str(plain[times > 1][0])!r} occurs with and without blanks around it: is that "
+                "one class? Take the blanks away, or name all classes in data.labels (labels=...)"
+            )
         marks = [t for t in _NO_LABEL if t not in known and (np.char.strip(y) == t).any()]
         found = np.isin(np.char.strip(y), marks)
     else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,14 +13,13 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from floco.core.errors import FlocoError
-from floco.core.metrics import Metric, Metrics, Score, add, mean
+from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.task import Labels, Task
 from floco.tasks.guess import FrequencyGuess
 from floco.tasks.labels import array
 
-_BINS = 512  # of the logits' histograms, half of them below 0
-_SCALE = 1000.0  # logits of 1/1000 and less are told apart as well as large ones to 4 %
-_WIDTH = 0.045
+_KEPT = 13  # bits of a float32 that are dropped: logits closer than a thousandth of their size are equal
+_LABEL = 2**19  # more than the numbers that are left
 
 
 @dataclass(frozen=True)
@@ -29,31 +29,56 @@ class MultilabelScore(Score):
     n: int
     losses: float
     """Sum over samples of the mean cross-entropy of the labels, in nats."""
+    labels: int
+    """L."""
+    bins: tuple[int, ...]
+    """The bins with samples, in order of the label and then of the logit."""
     present: tuple[int, ...]
-    """Samples by label and bin of its logit, of those that have the label, (L * 512,)."""
+    """Samples in each bin that have its label."""
     absent: tuple[int, ...]
-    """The same, of those that do not."""
+    """The others."""
     told: tuple[float, float] | None = None
     """AUROC and F1 as reported by a client that does not disclose its histograms; NaN if undefined."""
+
+    @staticmethod
+    def of(logits: torch.Tensor, targets: torch.Tensor, losses: float) -> MultilabelScore:
+        """Return the score of logits (n, L) with targets (n, L) and this sum of losses."""
+        bits = (logits.float() + 0.0).view(torch.int32)  # + 0.0: -0.0 is 0.0
+        ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits) >> _KEPT
+        places = ordered.long() + _LABEL // 2 + _LABEL * torch.arange(logits.shape[1])
+        bins, which = places.flatten().unique(return_inverse=True)
+        have = torch.bincount(which, weights=targets.flatten().double(), minlength=len(bins)).long()
+        lack = torch.bincount(which, minlength=len(bins)) - have
+        return MultilabelScore(len(targets), losses, logits.shape[1], *(tuple(t.tolist()) for t in (bins, have, lack)))
 
     def __add__(self, other: MultilabelScore) -> MultilabelScore:
         """Return the score of both parts together; AUROC and F1 are unknown if one of them has no histograms."""
         n, losses = self.n + other.n, self.losses + other.losses
-        if not self.present or not other.present:
-            return MultilabelScore(n, losses, (), (), (math.nan, math.nan))
-        return MultilabelScore(n, losses, add(self.present, other.present), add(self.absent, other.absent))
+        if self.told is not None or other.told is not None:
+            return MultilabelScore(n, losses, self.labels, (), (), (), (math.nan, math.nan))
+        bins, which = np.unique(np.array(self.bins + other.bins, dtype=np.int64), return_inverse=True)
+        have, lack = (
+            np.bincount(which, weights=np.array(both), minlength=len(bins)).astype(np.int64).tolist()
+            for both in (self.present + other.present, self.absent + other.absent)
+        )
+        return MultilabelScore(n, losses, self.labels, tuple(bins.tolist()), tuple(have), tuple(lack))
 
-    def _histograms(self) -> tuple[np.ndarray, np.ndarray]:
-        have, lack = (np.array(v, dtype=np.float64).reshape(-1, _BINS) for v in (self.present, self.absent))
-        return have, lack
+    def _histograms(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield for each label which bins are of logits from 0 on, and the samples with and without it by bin."""
+        bins, have, lack = (np.array(v, dtype=np.int64) for v in (self.bins, self.present, self.absent))
+        for i in range(self.labels):
+            own = bins // _LABEL == i
+            yield bins[own] % _LABEL >= _LABEL // 2, have[own], lack[own]
 
     @property
     def aurocs(self) -> list[float | None]:
         """Area under the ROC curve of each label, in [0, 1]; None for labels that all samples have, or none."""
-        have, lack = self._histograms()
-        below = lack.cumsum(1) - lack / 2  # equal logits count half
-        pairs = have.sum(1) * lack.sum(1)
-        return [float(w / p) if p else None for w, p in zip((have * below).sum(1), pairs, strict=True)]
+        found: list[float | None] = []
+        for _, have, lack in self._histograms():
+            below = lack.cumsum() - lack / 2  # equal logits count half
+            pairs = int(have.sum()) * int(lack.sum())
+            found.append(float((have * below).sum() / pairs) if pairs else None)
+        return found
 
     @property
     def auroc(self) -> float | None:
@@ -68,34 +93,36 @@ class MultilabelScore(Score):
         """Mean F1 score at probability 1/2, over the labels that occur or are predicted; None without such."""
         if self.told is not None:
             return _known(self.told[1])
-        have, lack = self._histograms()
-        right, wrong = have[:, _BINS // 2 :].sum(1), lack[:, _BINS // 2 :].sum(1)
-        totals = right + wrong + have.sum(1)
-        found = [float(2 * r / t) for r, t in zip(right, totals, strict=True) if t]
+        found = []
+        for positive, have, lack in self._histograms():
+            right, total = int(have[positive].sum()), int(have.sum() + have[positive].sum() + lack[positive].sum())
+            found += [2 * right / total] if total else []
         return mean(found) if found else None
 
     def details(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the AUROC of each label."""
-        have = self._histograms()[0].sum(1).astype(int).tolist()
+        have = [int(h.sum()) for _, h, _ in self._histograms()]
         rows = zip(names, have, self.aurocs, strict=False)
         return {"labels": [{"label": name, "samples": n, "auroc": a} for name, n, a in rows]}
 
     def coarse(self) -> MultilabelScore:
         """Return the score without histograms; AUROC and F1 become numbers."""
         told = tuple(math.nan if v is None else v for v in (self.auroc, self.f1))
-        return MultilabelScore(self.n, self.losses, (), (), told)  # type: ignore[arg-type]
+        return MultilabelScore(self.n, self.losses, self.labels, (), (), (), told)  # type: ignore[arg-type]
 
     def plausible(self, n: int, outputs: int) -> bool:
         """Return whether it can be a score of n samples and this number of labels."""
         if self.n != n or not 0 <= self.losses < math.inf:
             return False
+        if self.labels != outputs or not len(self.bins) == len(self.present) == len(self.absent) <= n * outputs:
+            return False
         if self.told is not None:
             fits = [not v < 0 and not v > 1 for v in self.told] == [True, True]
-            return fits and not self.present and not self.absent
-        if {len(self.present), len(self.absent)} != {outputs * _BINS} or min(*self.present, *self.absent) < 0:
-            return False
-        have, lack = self._histograms()
-        return bool((have.sum(1) + lack.sum(1) == n).all())
+            return fits and not self.bins
+        whole = all(type(v) is int for v in (*self.bins, *self.present, *self.absent))
+        ordered = whole and all(a < b for a, b in pairwise((-1, *self.bins, outputs * _LABEL)))
+        counts = (*self.present, *self.absent)
+        return ordered and min(counts) >= 0 and all(h.sum() + a.sum() == n for _, h, a in self._histograms())
 
 
 def _known(value: float) -> float | None:
@@ -128,11 +155,7 @@ class Multilabel(Task):
 
     def score(self, outputs: torch.Tensor, targets: torch.Tensor) -> MultilabelScore:
         """Return the score of logits (n, L) for targets (n, L)."""
-        logits, labels = outputs.double(), outputs.shape[1]
-        steps = (torch.asinh(logits * _SCALE) / _WIDTH).floor().long().clamp(-_BINS // 2, _BINS // 2 - 1)
-        places = steps + _BINS // 2 + _BINS * torch.arange(labels)  # (n, L)
-        both = (torch.bincount(places[targets == v], minlength=labels * _BINS).tolist() for v in (1, 0))
-        return MultilabelScore(len(targets), float(self.losses(logits, targets).sum()), *map(tuple, both))
+        return MultilabelScore.of(outputs, targets, float(self.losses(outputs.double(), targets).sum()))
 
     def activate(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return probabilities (n, L)."""
