@@ -245,6 +245,45 @@ def test_an_exported_graph_predicts_in_the_targets_units(kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", SETTINGS)
+def test_models_of_every_task_leave_with_a_card_that_names_their_metrics(name: str, tmp_path: Path) -> None:
+    data = federation(name)
+    run = floco.fit(floco.model(MODELS[name], data), data, floco.Floco(endpoints=2), rounds=1)
+    for file in run.export(tmp_path, ["b", None]):
+        card = file.with_name(file.name + ".md").read_text()
+        assert data.task.primary.replace("_", " ") in card
+
+
+ENDS: dict[str, tuple[str, nn.Module, str]] = {
+    "sigmoid, multilabel": ("multilabel", nn.Sigmoid(), "those of a sigmoid"),
+    "softmax, segmentation": ("segmentation", nn.Softmax(1), "those of a softmax"),
+    "softmax, tokens": ("tokens", nn.Softmax(-1), "those of a softmax"),
+    "relu, regression": ("regression", nn.ReLU(), "ends in a relu"),
+    "softplus, regression": ("regression", nn.Softplus(), "ends in a softplus"),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_a_network_that_ends_in_what_the_loss_applies_itself_is_doubted(kind: str) -> None:
+    name, end, words = ENDS[kind]
+    data = federation(name)
+    build = floco.model(MODELS[name], data)
+    with pytest.warns(UserWarning, match=words):
+        floco.fit(lambda: nn.Sequential(build(), end), data, floco.FedAvg(), rounds=1, engine="serial")
+
+
+def test_predictions_for_a_table_have_its_index() -> None:
+    import pandas as pd
+
+    x, y = pd.DataFrame(arrays("regression")["x"], columns=list("abcde")), arrays("regression")["y"]
+    data = floco.load({"x": x, "y": y, "client": SITES}, task="regression").split(floco.Natural())
+    run = floco.fit(floco.model("mlp", data), data, floco.FedAvg(), rounds=1, engine="serial")
+    some = x.iloc[[7, 3, 99]]
+    table = run.predict(some, "b")
+    assert table.index.tolist() == [7, 3, 99]
+    assert table.loc[3, "prediction"] == pytest.approx(run.predict(x.iloc[[3]], "b")["prediction"].iloc[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
 def test_a_newcomer_is_placed_and_a_client_is_checked(name: str) -> None:
     data = federation(name)
     model = floco.model(MODELS[name], data)

@@ -178,6 +178,8 @@ def model(name: str, federation: Federation, ids: Sequence[int] = ()) -> Factory
             f"(N, {', '.join(map(str, federation.shape))}), and data.kind says whether whole numbers are ids"
         )
     if isinstance(numbers, int) and name == "gru":
+        if form.ranges[0][0] < 0:
+            raise FlocoError(f"model gru takes ids from 0 on, and the data have {form.ranges[0][0]:g}")
         return lambda: Recurrent(numbers, outputs, each=federation.y.ndim > 1)
     if form.channels == "kept":
         *rest, channels = federation.shape

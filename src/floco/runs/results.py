@@ -102,6 +102,8 @@ class Run:
     def predict(self, x: Any, client: str | None = None, *, at: str = "center", mixtures: int = 0) -> pd.DataFrame:
         """Return predictions, one row per sample: for classification label, its probability, and those of all labels.
 
+        Predictions for a DataFrame have its index.
+
         Args:
             x: raw samples (N, ...), as in the data of the run: not normalised, images channels last.
             client: the client whose model predicts (None: the global model).
@@ -113,7 +115,8 @@ class Run:
         """
         raw = self.setup.federation.schema.samples(x, "x")
         found = predict(self.setup, self.progress, client, raw, at=at, mixtures=mixtures)
-        return prediction_table(self.setup, found)
+        table = prediction_table(self.setup, found)
+        return table.set_axis(x.index, axis="index") if hasattr(x, "iloc") else table  # a DataFrame's rows by its index
 
     def export(
         self,

@@ -14,6 +14,7 @@ from floco.core.errors import FlocoError
 from floco.core.metrics import Metric, Metrics, Score
 from floco.core.settings import setting
 from floco.core.task import Labels, Task
+from floco.tasks.endings import doubt_probabilities
 from floco.tasks.guess import LabelGuess
 from floco.tasks.labels import check_labels, plain_labels
 from floco.tasks.scores import BINS, ClassificationScore
@@ -160,11 +161,7 @@ class Classification(Task):
 
     def doubt(self, outputs: torch.Tensor, operation: str) -> str:
         """Return a warning if outputs look like probabilities: the loss applies a softmax itself."""
-        end = _ends_in(outputs, operation)
-        return end and (
-            f"the model's outputs look like those of a {end}: the loss is the cross-entropy of logits, which applies a "
-            f"softmax itself: training is slow and the loss wrong; leave the {end} at the end of the model out"
-        )
+        return doubt_probabilities(outputs, operation, "softmax")
 
     def guess(self, targets: torch.Tensor, parts: Sequence[torch.Tensor], labels: Labels) -> LabelGuess:
         """Return how well the labels of each part are predicted by the label frequencies of the others."""
@@ -187,17 +184,3 @@ def _read(values: Any, where: str) -> np.ndarray:
             f"{where} must be whole numbers or strings, one for each sample, got shape {y.shape} of {y.dtype}{remedy}"
         )
     return y
-
-
-def _ends_in(outputs: torch.Tensor, operation: str) -> str:
-    """Return which activation, softmax or sigmoid, ends a model; "" for logits.
-
-    Args:
-        outputs: of the model, (n, C).
-        operation: autograd's name of the operation that gives them.
-    """
-    if outputs.min() < 0 or torch.equal(outputs, outputs[:1].expand_as(outputs)):
-        return ""
-    if torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-3):
-        return "softmax"
-    return "sigmoid" if outputs.max() <= 1 and operation == "SigmoidBackward0" else ""

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from floco.core.errors import FlocoError
 from floco.core.settings import setting
 from floco.core.task import Labels, Task
+from floco.tasks.endings import doubt_probabilities
 from floco.tasks.guess import FrequencyGuess
 from floco.tasks.labels import check_labels, plain_labels
 
@@ -100,6 +101,10 @@ class Dense(Task, ABC):
             check_labels((y.astype(np.uint8) if bytes_ else y).ravel(), where, known)
         except FlocoError as error:
             raise FlocoError(f"{error}; or set task.ignore to the label of places that do not count") from error
+
+    def doubt(self, outputs: torch.Tensor, operation: str) -> str:
+        """Return a warning if outputs look like probabilities: the loss applies a softmax itself."""
+        return doubt_probabilities(self.classes_second(outputs), operation, "softmax")
 
     def frequencies(self, targets: torch.Tensor, labels: int) -> tuple[int, ...]:
         """Return the places of each class."""

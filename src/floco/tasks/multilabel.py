@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from floco.core.errors import FlocoError
 from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.task import Labels, Task
+from floco.tasks.endings import doubt_probabilities
 from floco.tasks.guess import FrequencyGuess
 from floco.tasks.labels import array
 
@@ -195,6 +196,10 @@ class Multilabel(Task):
             shown = ", ".join(f"{v:g}" for v in strange[:5])
             raise FlocoError(f"{where} must hold 0 (absent) and 1 (present) only, got {shown} as well")
         return y
+
+    def doubt(self, outputs: torch.Tensor, operation: str) -> str:
+        """Return a warning if outputs look like probabilities: the loss applies a sigmoid itself."""
+        return doubt_probabilities(outputs, operation, "sigmoid")
 
     def frequencies(self, targets: torch.Tensor, labels: int) -> tuple[int, ...]:
         """Return the samples that have each label."""

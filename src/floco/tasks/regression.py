@@ -15,6 +15,7 @@ from floco.core.errors import FlocoError
 from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.settings import setting
 from floco.core.task import Labels, Task
+from floco.tasks.endings import doubt_positive
 from floco.tasks.guess import MeanGuess
 
 _LOSSES: dict[str, Any] = {"mse": mse_loss, "mae": l1_loss, "huber": huber_loss}
@@ -179,6 +180,10 @@ class Regression(Task):
         """Return predictions (n, d), in the targets' units."""
         flat = outputs if outputs.ndim == 2 else outputs.unsqueeze(1)  # len() would fix N in an exported graph
         return flat * flat.new_tensor(self.std) + flat.new_tensor(self.mean) if self.mean else flat
+
+    def doubt(self, outputs: torch.Tensor, operation: str) -> str:
+        """Return a warning if the model can give no negative outputs, and standardised targets are."""
+        return "" if self.mean and not any(self.mean) else doubt_positive(operation)
 
     def labels(self, values: Any, where: str, given: Sequence[str] = (), names: Any = None) -> Labels:
         """Return the names of several targets, if the source has them."""

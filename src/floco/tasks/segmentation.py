@@ -89,7 +89,7 @@ class SegmentationScore(Score):
         """Return the IoU of each class in the data, the worst first."""
         found = zip(names, self.right, self.real, self.predicted, strict=False)
         rows = [{"class": name, "pixels": a, "iou": both / (a + b - both)} for name, both, a, b in found if a]
-        return {"classes": sorted(rows, key=lambda row: float(str(row["iou"])))}
+        return {"overlaps": sorted(rows, key=lambda row: float(str(row["iou"])))}
 
     def coarse(self) -> SegmentationScore:
         """Return the score without counts by class; IoU and Dice become numbers."""
