@@ -467,8 +467,16 @@ def test_later_targets_are_read_as_those_of_the_training_data() -> None:
 def test_a_series_of_ids_in_another_order_than_the_rows_is_refused() -> None:
     frame = patients().drop(columns=["day", "ward"])
     ids = pd.Series(np.repeat(["a", "b"], N // 2), index=frame.index[::-1])
-    with pytest.raises(FlocoError, match=r"index is not that of the rows.*client=ids.loc"):
+    with pytest.raises(FlocoError, match=r"index is not that of the rows.*client.loc"):
         floco.load(frame, target="state", client=ids)
+    y = frame["state"].iloc[::-1]
+    for given in (
+        (frame[["age"]], y),
+        {"x": frame[["age"]], "y": y},
+        {"x": frame[["age"]], "y": frame["state"], "client": ids},
+    ):
+        with pytest.raises(FlocoError, match="is a Series whose index is not that of the rows"):
+            floco.load(given)
     again = floco.load(frame, target="state", client=ids.loc[frame.index]).split(floco.Natural())
     assert set(again.ids) == {"a", "b"}
 

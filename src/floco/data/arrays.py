@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,15 @@ CHANNELS = ("first", "last", "kept", "none")
 - `kept`: (..., C), kept last for the network (sequences).
 - `none`: no channel dimension, (H, W).
 """
+
+
+def check_index(x: object, other: Any, what: str) -> None:
+    """Raise if rows are a table and their targets or ids a Series with another index: it would be taken by position."""
+    if hasattr(x, "iloc") and hasattr(other, "iloc") and not getattr(x, "index").equals(other.index):  # noqa: B009
+        raise FlocoError(
+            f"{what} is a Series whose index is not that of the rows, and is taken by position: give it in the order "
+            f"of the rows, e.g. {what}.loc[x.index], or as an array"
+        )
 
 
 def column_names(x: object) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 
 from floco.core.errors import FlocoError
 from floco.core.inputs import columns, like
+from floco.data.arrays import check_index
 from floco.data.images import PICTURES, picture_column, read_columns, stacked
 from floco.data.reading import Arrays
 
@@ -29,10 +30,13 @@ def as_arrays(data: Any, pictures: np.ndarray | None = None) -> Arrays:
     Raises:
         FlocoError: it is none of these, or cannot be read.
     """
-    if isinstance(data, Mapping):
-        return data
     if isinstance(data, tuple) and len(data) == 2:
-        return {"x": data[0], "y": data[1]}
+        data = {"x": data[0], "y": data[1]}
+    if isinstance(data, Mapping):
+        for part in ("", "_train", "_test"):
+            for name in (f"y{part}", *(() if part == "_test" else ("client",))):
+                check_index(data.get(f"x{part}"), data.get(name), name)
+        return data
     sized = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if sized and not hasattr(data, "features") and not isinstance(data, list | str | tuple | np.ndarray):
         return _read_items(data)

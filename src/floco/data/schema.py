@@ -14,7 +14,7 @@ import torch
 from floco.core.errors import FlocoError, warn
 from floco.core.inputs import Inputs, columns, count, like
 from floco.core.task import Labels, Task
-from floco.data.arrays import as_in_source, channels_first, column_names, fill, float32, writeable
+from floco.data.arrays import as_in_source, channels_first, check_index, column_names, fill, float32, writeable
 from floco.data.ranges import check_range
 from floco.data.table_roles import Encoding, is_table
 from floco.tasks.labels import array
@@ -232,6 +232,7 @@ class Schema:
 
     def labelled(self, x: Any, y: Any) -> tuple[Inputs, torch.Tensor]:
         """Return checked raw samples and as many targets."""
+        check_index(x, y, "y")
         samples, targets = self.samples(x, "x"), self.targets(y, "y")
         if count(samples) != len(targets):
             raise FlocoError(

@@ -10,6 +10,7 @@ import numpy as np
 
 from floco.core.errors import FlocoError, nearest, warn
 from floco.core.task import Task
+from floco.data.arrays import check_index
 from floco.data.cells import Cells, read_cells, to_text
 from floco.data.given import as_arrays, dataset_frame
 from floco.data.table_roles import Roles, checked_frame, is_table, plain_column, read_targets, times
@@ -211,11 +212,7 @@ def _with_ids(frame: pd.DataFrame, ids: Any, where: str) -> pd.DataFrame:
         raise FlocoError(f"{where} has a column client already: give its name, or leave it out")
     if np.ndim(ids) != 1 or len(ids) != len(frame):
         raise FlocoError(f"client must be one id for each of the {len(frame)} rows, got shape {np.shape(ids)}")
-    if hasattr(ids, "loc") and not ids.index.equals(frame.index):
-        raise FlocoError(
-            "client is a Series whose index is not that of the rows, and ids go by position: give them in the order of "
-            "the rows, e.g. client=ids.loc[frame.index], or as an array"
-        )
+    check_index(frame, ids, "client")
     return frame.assign(client=np.asarray(ids))
 
 
