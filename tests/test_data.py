@@ -1,4 +1,5 @@
 import gzip
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +280,7 @@ def test_a_hub_set_is_read_by_the_datasets_library(tmp_path: Path, monkeypatch: 
 
 
 def test_a_function_and_a_pair_of_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
     (tmp_path / "mine.py").write_text(
         "import numpy as np\ndef load():\n    return np.zeros((4, 2)), np.array([0, 1, 0, 1])\n"
     )

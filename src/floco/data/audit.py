@@ -39,7 +39,7 @@ class Finding:
 
 def audit(federation: Federation, others: Mapping[str, np.ndarray] | None = None) -> list[Finding]:
     """Return all findings, the grave ones first; `others` are further columns (N,) of the source."""
-    moments = {name: find_moments(x, federation.clients) for name, x in columns(federation.x).items()}
+    moments = {name: find_moments(x, federation.clients) for name, x in _scaled(federation).items()}
     found = [
         *_duplicates(federation),
         *_scales(federation, moments),
@@ -58,8 +58,13 @@ def audit_gravely(federation: Federation) -> list[Finding]:
     if size > _LARGE:
         text = f"data of {size / 2**30:.0f} GB are not searched for repeated samples and other units before a run"
         return [Finding("unchecked", text, True)]
-    moments = {name: find_moments(x, federation.clients, _SOME) for name, x in columns(federation.x).items()}
+    moments = {name: find_moments(x, federation.clients, _SOME) for name, x in _scaled(federation).items()}
     return [f for f in (*_duplicates(federation), *_scales(federation, moments)) if f.grave]
+
+
+def _scaled(federation: Federation) -> dict[str, torch.Tensor]:
+    """Return the inputs that are scaled, by name: numbers, not ids."""
+    return {name: x for name, x in columns(federation.x).items() if x.dtype != torch.int64}
 
 
 def hash_rows(x: Inputs) -> np.ndarray:
