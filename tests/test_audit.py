@@ -74,6 +74,13 @@ def findings(**given: Any) -> list[Finding]:
     return audit(samples.split(Natural()), samples.columns)
 
 
+def test_an_input_called_target_is_no_target() -> None:
+    g = np.random.default_rng(0)
+    x = {"target": g.normal(size=(60, 2)), "other": np.zeros((60, 1))}
+    samples = floco.load({"x": x, "y": np.arange(60) % 2, "client": np.repeat(list("abc"), 20)})
+    assert not [f for f in audit(samples.split(Natural())) if f.kind == "duplicates"]
+
+
 def test_repeated_answers_to_a_few_questions_are_no_grave_finding() -> None:
     g = np.random.default_rng(0)
     x = g.integers(0, 2, size=(300, 4)).astype(np.float32)

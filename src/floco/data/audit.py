@@ -121,7 +121,7 @@ def _duplicates(federation: Federation) -> Iterator[Finding]:
 
 def _hash_pairs(x: Inputs, y: torch.Tensor) -> np.ndarray:
     """Return a hash (N,) uint64 of each sample with its target."""
-    return hash_rows({**columns(x), "target": y})
+    return hash_rows((*columns(x).values(), y))
 
 
 def _scales(federation: Federation, moments: Mapping[str, Moments]) -> Iterator[Finding]:

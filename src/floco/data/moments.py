@@ -41,11 +41,8 @@ def find_moments(x: torch.Tensor, clients: Sequence[Client], most: int | None = 
 
 
 def _moments_of(raw: np.ndarray, indices: np.ndarray, ends: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    n, shift = (
-        0,
-        raw[indices[0]].reshape(raw.shape[1], -1).mean(1, dtype=np.float64),
-    )  # near the mean: the squares lose no digits
-    parts = []
+    shift = raw[indices[0]].reshape(raw.shape[1], -1).mean(1, dtype=np.float64)  # near the mean: squares keep digits
+    n, parts = 0, []
     for start in range(0, len(indices), _BLOCK):
         block = raw[indices[start : start + _BLOCK]]
         values = block.reshape(*block.shape[:2], -1).astype(np.float64)
