@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from floco.client.given import check_ids, check_single
+from floco.client.input_checks import check_ids, check_single
 from floco.client.predict import compute_outputs
 from floco.client.setup import Setup
 from floco.client.trial import choose_rows

@@ -24,7 +24,7 @@ _MISSING = frozenset({"NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", 
 _UNKNOWN = _MISSING | {"?", "-"}
 _MOST = 100  # categories of a column
 _ROWS = 20  # rows from which on nearly one category a row is a name
-_EXACT = 2**53  # larger whole numbers are rounded in float64
+EXACT = 2**53  # larger whole numbers are rounded in float64
 
 
 class Cells(NamedTuple):
@@ -208,7 +208,7 @@ def to_text(value: Any) -> str:
 
 
 def _check_exact(values: np.ndarray, where: str) -> None:
-    if (most := np.nanmax(np.abs(values), initial=0.0)) > _EXACT:
+    if (most := np.nanmax(np.abs(values), initial=0.0)) > EXACT:
         raise FlocoError(
             f"{where} holds whole numbers up to {most:.0f}, beyond 2**53, which are rounded: if they are ids, leave "
             "the column out of data.features"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from floco.core.errors import FlocoError, nearest
-from floco.data.cells import check_words, is_missing, kind_of, numbers
+from floco.data.cells import EXACT, check_words, is_missing, kind_of, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,6 @@ def is_table(x: Any) -> bool:
     return hasattr(x, "columns") and hasattr(x, "iloc")
 
 
-_EXACT = 2**53  # larger whole numbers are rounded in float64
 CATEGORIES, MISSING = ("one-hot", "ids"), ("error", "drop", "mean")
 """Choices of `data.categories` and `data.missing`."""
 
@@ -112,7 +111,7 @@ def _from_texts(texts: np.ndarray) -> np.ndarray:
     except (ValueError, OverflowError):
         pass
     found = numbers(texts.tolist())
-    exact = found is not None and np.abs(found).max(initial=0) < _EXACT  # ids are not rounded
+    exact = found is not None and np.abs(found).max(initial=0) < EXACT  # ids are not rounded
     return found if found is not None and exact else texts
 
 
