@@ -99,6 +99,20 @@ def test_what_is_wrong_with_the_data_is_found_and_nothing_else(name: str) -> Non
     assert found[0].grave == (kind in ("scale", "duplicates"))
 
 
+@pytest.mark.parametrize("names", [(), ("length", "weight")])
+@pytest.mark.parametrize(
+    ("change", "says"), [(100.0, "another unit or scaling at 1 of 6 clients"), (0.0, "never vary"), (1.0, "")]
+)
+def test_targets_in_another_unit_and_constant_ones_are_named(change: float, says: str, names: tuple[str, ...]) -> None:
+    y = X[:, 3:5] if names else X[:, 4] - X[:, 3]
+    y = y.copy()
+    y[slice(N) if change == 0 else A] *= change
+    arrays = {"x": X[:, :3], "y": y, "client": CLIENT, **({"names": np.array(names)} if names else {})}
+    found = [f.text for f in audit(floco.load(arrays, task="regression").split(Natural()))]
+    assert len(found) == bool(says)
+    assert not says or re.search(f"{says}.*{names and 'target .length' or 'the target'}", found[0])
+
+
 DIGITS, WINE, CANCER = load_digits(), load_wine(), load_breast_cancer()
 
 

@@ -39,7 +39,7 @@ class Finding:
 
 def audit(federation: Federation, others: Mapping[str, np.ndarray] | None = None) -> list[Finding]:
     """Return all findings, the grave ones first; `others` are further columns (N,) of the source."""
-    moments = {name: find_moments(x, federation.clients) for name, x in _scaled(federation).items()}
+    moments = {name: find_moments(x, federation.clients) for name, x in _numbers(federation).items()}
     found = [
         *_duplicates(federation),
         *_scales(federation, moments),
@@ -58,13 +58,15 @@ def audit_gravely(federation: Federation) -> list[Finding]:
     if size > _LARGE:
         text = f"data of {size / 2**30:.0f} GB are not searched for repeated samples and other units before a run"
         return [Finding("unchecked", text, True)]
-    moments = {name: find_moments(x, federation.clients, _SOME) for name, x in _scaled(federation).items()}
+    moments = {name: find_moments(x, federation.clients, _SOME) for name, x in _numbers(federation).items()}
     return [f for f in (*_duplicates(federation), *_scales(federation, moments)) if f.grave]
 
 
-def _scaled(federation: Federation) -> dict[str, torch.Tensor]:
-    """Return the inputs that are scaled, by name: numbers, not ids."""
-    return {name: x for name, x in columns(federation.x).items() if x.dtype != torch.int64}
+def _numbers(federation: Federation) -> dict[str | None, torch.Tensor]:
+    """Return the inputs that are numbers, not ids, by name, and as None the targets (N, d) if they are numbers."""
+    found: dict[str | None, torch.Tensor] = {n: x for n, x in columns(federation.x).items() if x.dtype != torch.int64}
+    y = federation.y
+    return {**found, None: y.reshape(len(y), -1)} if y.is_floating_point() else found
 
 
 def hash_rows(x: Inputs) -> np.ndarray:
@@ -124,7 +126,7 @@ def _hash_pairs(x: Inputs, y: torch.Tensor) -> np.ndarray:
     return hash_rows((*columns(x).values(), y))
 
 
-def _scales(federation: Federation, moments: Mapping[str, Moments]) -> Iterator[Finding]:
+def _scales(federation: Federation, moments: Mapping[str | None, Moments]) -> Iterator[Finding]:
     """Yield the clients whose values have another unit or scaling than those of the others."""
     told: dict[str, str] = {}
     for name, found in moments.items():
@@ -142,14 +144,17 @@ def _scales(federation: Federation, moments: Mapping[str, Moments]) -> Iterator[
         )
 
 
-def _channel(federation: Federation, name: str, channel: int) -> str:
-    """Return what a channel of a column is called."""
+def _channel(federation: Federation, name: str | None, channel: int) -> str:
+    """Return what a channel of a column is called; None: of the targets."""
+    if name is None:
+        names = federation.names or range(channel + 1)
+        return "the target" if federation.y.ndim == 1 else f'target "{names[channel]}"'
     form = columns(federation.schema.forms)[name]
     own = f'"{form.features[channel]}"' if len(form.features) > channel else f"channel {channel}"
     return f"{own} of {name}" if name else own
 
 
-def _constant(federation: Federation, moments: Mapping[str, Moments]) -> Iterator[Finding]:
+def _constant(federation: Federation, moments: Mapping[str | None, Moments]) -> Iterator[Finding]:
     for name, found in moments.items():
         same = np.flatnonzero(found.low.min(0) == found.high.max(0)).tolist()
         if same:
