@@ -19,6 +19,7 @@ from conftest import floco as command
 from floco.core.errors import FlocoError
 from floco.data.samples import Samples
 from floco.data.schema import Normalization
+from floco.data.table_files import read_frame
 from floco.data.tables import Columns
 from floco.flower.joining import admit, agree
 from floco.flower.protocol import FORMAT
@@ -205,6 +206,17 @@ def test_a_file_that_is_no_clear_table_is_refused(what: str, tmp_path: Path) -> 
         floco.load(f"csv:{tmp_path / 't.csv'}", target="y")
 
 
+@pytest.mark.filterwarnings("ignore:.*columns are separated by semicolons")
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("first", ["", "sep=;", "SEP=;", "\ufeffsep=;"])
+@pytest.mark.parametrize("last", ["", ";"])
+def test_lines_as_spreadsheets_write_them_are_read(first: str, last: str, end: str, tmp_path: Path) -> None:
+    path, whole = tmp_path / "a.csv", patients()
+    lines = [line + last for line in whole.to_csv(sep=";", index=False).splitlines()]
+    path.write_bytes(end.join([first, *lines] if first else lines).encode())
+    pd.testing.assert_frame_equal(read_frame(str(path), "csv"), whole.astype(str), check_dtype=False)
+
+
 @pytest.mark.parametrize(("separator", "words"), [(";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")])
 def test_another_separator_is_found_and_said(separator: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
@@ -348,7 +360,9 @@ def test_predictions_go_by_the_names_of_columns(scheme: str, run: Path, tmp_path
     done = command("predict", run, source, "--client", "east", "--json")
     assert done.exit_code == 0, done.output
     assert "does not use are left out: further" in done.stderr
-    assert "predictions match y" in done.stderr
+    known = json.loads(done.stdout)["metrics"]["accuracy"]
+    assert f"compared with y: accuracy {100 * known:.1f} %, balanced" in done.stderr
+    assert known == np.mean(whole["label"].to_numpy() == rows["state"].to_numpy())
     assert [p["label"] for p in json.loads(done.stdout)["predictions"]] == whole["label"].tolist()
     write(shuffled.drop(columns="visits"), scheme, tmp_path)
     done = command("predict", run, source, "--client", "east")

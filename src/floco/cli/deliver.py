@@ -83,21 +83,20 @@ def predict(
             raise FlocoError(f"{out} exists already: remove it, or choose another place with -o")
         run, arrays = _both(path, data, "x")
         table = run.predict(arrays["x"], client, at=at, mixtures=mixtures)
-        if "y" in arrays:
-            targets = run.setup.federation.schema.targets(arrays["y"], f"{data}: y")
-            if len(targets) != len(table):
-                raise FlocoError(f"{data} holds {len(table)} samples and {len(targets)} labels")
+        metrics = {} if "y" not in arrays or mixtures else run.evaluate(arrays["x"], arrays["y"], client, at=at)
         if out is None:
             more = f"\n... {len(table)} in all; -o FILE.csv writes them" if len(table) > 10 else ""
             say(table.head(10).round(4).to_string() + more)
         else:
             _write(out, table.to_csv(index=False))
             say(f"{len(table)} predictions: {out}")
-        if "y" in arrays and "label" in table:
-            names = run.setup.federation.names
-            right = sum(names[c] == label for c, label in zip(targets.tolist(), table["label"], strict=True))
-            say(f"{right} of {len(table)} predictions match y: accuracy {100 * right / len(table):.1f} %")
-        emit(as_json, file=out, predictions=[] if out is not None else table.to_dict("records"))
+        if metrics:
+            shown = (f"{n.replace('_', ' ')} {run.setup.task.metrics.text(n, v)}" for n, v in metrics.items())
+            say(f"compared with y: {', '.join(shown)}")
+        elif "y" in arrays:
+            say("not compared with y: --mixtures averages predictions, and metrics are those of one model")
+        found = {} if out is not None else {"predictions": table.to_dict("records")}
+        emit(as_json, file=out, **found, **({"metrics": metrics} if metrics else {}))
 
 
 @app.command()

@@ -68,8 +68,10 @@ def _text(path: str, where: str) -> str:
 def _csv(text: str, where: str) -> pd.DataFrame:
     import pandas as pd
 
+    said = re.match(r"\s*sep=(.)\r?(?=\n)", text, re.I)  # a line by which some programs name the separator
+    text = text[said.end() :] if said else text  # its end stays, so that lines keep their numbers
     first = text.lstrip("\r\n").partition("\n")[0]
-    separator = _separator(re.sub(r'"[^"]*"', "", first), where)
+    separator = said[1] if said else _separator(re.sub(r'"[^"]*"', "", first), where)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     rows: list[list[str]] = []
     try:
@@ -86,6 +88,8 @@ def _csv(text: str, where: str) -> pd.DataFrame:
         raise FlocoError(f"{where}, line {reader.line_num}: {error}") from error
     if not rows:
         raise FlocoError(f"{where} is empty")
+    if len(rows[0]) > 1 and not any(row[-1].strip() for row in rows):  # each line ends with a separator
+        rows = [row[:-1] for row in rows]
     names = [n.strip() for n in rows[0]]
     if all(re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", n) for n in names):
         raise FlocoError(f"{where}: the first line must hold the names of the columns, got {', '.join(names[:5])}")

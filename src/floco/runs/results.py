@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from floco.client.predict import judge
 from floco.client.setup import Setup
 from floco.core.metrics import Metrics
 from floco.core.mixing import CENTER
@@ -16,7 +17,7 @@ from floco.core.values import Row
 from floco.deliver.drift import Drift, drift
 from floco.deliver.export import export, export_placed
 from floco.deliver.newcomers import newcomer_rows, place
-from floco.deliver.personal import deliver, predict, prediction_table
+from floco.deliver.personal import deliver, in_float32, predict, prediction_table
 from floco.deliver.placement import Placement
 from floco.runs.machine import environment
 from floco.runs.source import PYTHON
@@ -117,6 +118,15 @@ class Run:
         found = predict(self.setup, self.progress, client, raw, at=at, mixtures=mixtures)
         table = prediction_table(self.setup, found)
         return table.set_axis(x.index, axis="index") if hasattr(x, "iloc") else table  # a DataFrame's rows by its index
+
+    def evaluate(self, x: Any, y: Any, client: str | None = None, *, at: str = "center") -> dict[str, float | None]:
+        """Return the metrics of a client's model, or the global one, on other samples; None where undefined.
+
+        Raw samples x (N, ...) and targets y (N, ...) are as in the data of the run, `client` and `at` as in `predict`.
+        """
+        tensors, _ = deliver(self.setup, self.progress, client, at=at)
+        found = judge(in_float32(self.setup), [tensors], *self.setup.federation.schema.labelled(x, y))
+        return self.setup.task.values(found[0])
 
     def export(
         self,
