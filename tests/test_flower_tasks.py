@@ -98,6 +98,18 @@ def pair_all() -> Arrays:
     return join(draw(pair))
 
 
+def table(n: int, g: np.random.Generator) -> Arrays:
+    """Columns of a table with empty cells, and categories of which not all occur at every site."""
+    age, ward = 40 + 9 * g.normal(size=n).round(2), g.choice(list("abc" if n > 20 else "ab"), n)
+    cells = np.where(g.random(n) < 0.2, "", age.astype(str))
+    return {"ward": np.where(g.random(n) < 0.1, "", ward), "age": cells, "y": np.where(age > 40, "ill", "well")}
+
+
+def full_table(n: int, g: np.random.Generator) -> Arrays:
+    made = table(n, g)
+    return {**made, "ward": np.where(made["ward"] == "", "a", made["ward"])}
+
+
 class Both(nn.Module):
     """A network with several inputs, by name or by position."""
 
@@ -123,8 +135,11 @@ BOTH = f"model.name={__name__}:Both"
 class Kind:
     make: Callable[[int, np.random.Generator], Arrays]
     settings: tuple[str, ...]
+    scheme: str = "npz"
 
 
+TABLE = ("data.target=y", "data.missing=mean", 'data.features=["age","ward"]', 'data.labels=["ill","well"]')
+LEVELS = 'data.levels=["ward=a","ward=b","ward=c"]'
 KINDS = {
     "regression": Kind(regression, ("task.name=regression", "flower.shape=[4]")),
     "two numbers": Kind(two_numbers, ("task.name=regression", "task.loss=huber", "flower.shape=[4]")),
@@ -153,6 +168,9 @@ KINDS = {
     ),
     "several": Kind(several, (BOTH, "model.ids=[5]", 'data.labels=["0","1"]')),
     "pair": Kind(pair, (BOTH, 'data.labels=["0","1"]')),
+    "csv": Kind(table, (*TABLE, LEVELS, "flower.shape=[4]"), "csv"),
+    "parquet": Kind(table, (*TABLE, LEVELS, "flower.shape=[4]"), "parquet"),
+    "ids": Kind(full_table, (*TABLE, LEVELS, "data.categories=ids", BOTH, "model.ids=[3]"), "csv"),
 }
 
 
@@ -170,6 +188,17 @@ def join(parts: dict[str, Arrays]) -> Arrays:
     return joined
 
 
+def write(path: Path, arrays: Arrays) -> None:
+    """Write arrays to an npz file, or as columns of a table; empty cells are missing in both kinds of tables."""
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    elif path.suffix == ".csv":
+        pd.DataFrame(arrays).to_csv(path, index=False)
+    else:
+        frame = pd.DataFrame(arrays).replace("", None)
+        frame.astype({"age": float}).to_parquet(path, index=False)
+
+
 def configuration(folder: Path, name: str, *more: str) -> Config:
     """Write the data of the sites, and of all together, and return the configuration of their run."""
     kind = KINDS[name]
@@ -177,9 +206,9 @@ def configuration(folder: Path, name: str, *more: str) -> Config:
     source = f"{__name__}:pair_all"
     if name != "pair":
         parts = draw(kind.make)
-        source = f"npz:{folder / 'data' / 'all.npz'}"
+        source = f"{kind.scheme}:{folder / 'data' / 'all'}.{kind.scheme}"
         for site, arrays in {**parts, "all": join(parts)}.items():
-            np.savez(folder / "data" / f"{site}.npz", **arrays)
+            write(folder / "data" / f"{site}.{kind.scheme}", arrays)
     base = ["training.rounds=2", "training.fraction=1.0", "run.evaluate_every=1", "run.engine=serial", "flower.sites=3"]
     own = ["algorithm.name=fedavg+ft", "training.batch_size=16", "flower.wait=40", f"data.source={source}"]
     return resolve_paths(read(None, [*own, "data.split=natural", *base, *kind.settings, *more]))
@@ -191,6 +220,8 @@ def grid_of(folder: Path, name: str, **more: Any) -> InProcess:
         grid.configs[node]["share-labels"] = "true"
         if name == "pair":
             grid.configs[node]["data"] = f"{__name__}:pair_{site}"
+        elif (scheme := KINDS[name].scheme) != "npz":
+            grid.configs[node]["data"] = str(folder / "data" / f"{site}.{scheme}")
     return grid
 
 
@@ -454,6 +485,8 @@ def test_a_loss_above_the_cap_counts_as_the_cap(name: str) -> None:
         ("multilabel", ("0", "1"), (4,), ()),
         ("tokens", ("0", "1", "2"), (6,), (9,)),
         ("several", ("0", "1"), (), (4,)),
+        ("csv", ("ill", "well"), (4,), ()),
+        ("ids", ("ill", "well"), (), (3,)),
     ],
 )
 def test_an_app_names_what_sites_share(
@@ -461,9 +494,13 @@ def test_an_app_names_what_sites_share(
 ) -> None:
     configuration(tmp_path, name)
     kept = [s for s in KINDS[name].settings if not s.startswith(("flower.shape", "data.labels", "model.ids"))]
-    given = [f"data.source=npz:{tmp_path / 'data' / 'all.npz'}", "data.split=natural", *kept]
+    scheme = KINDS[name].scheme
+    given = [f"data.source={scheme}:{tmp_path / 'data' / 'all'}.{scheme}", "data.split=natural", *kept]
     done = floco("flower", "new", tmp_path / "app", *(part for text in given for part in ("-s", text)))
     assert done.exit_code == 0, done.output
     made = read_settings(run_config(tmp_path / "app"))
     assert (made.data.labels, made.flower.shape, made.model.ids) == (labels, shape, ids)
-    assert ("x.NAME" in (tmp_path / "app" / "README.md").read_text()) == (not shape)
+    says = (tmp_path / "app" / "README.md").read_text()
+    words = "x.NAME" if not shape else "`x` (N, ...) of that shape"
+    assert ("with the columns `age`, `ward`, `y`" if scheme == "csv" else words) in says
+    assert f"/data/north.{scheme}" in says

@@ -158,10 +158,10 @@ def _check_column(told: SiteFacts, config: Config, n: int) -> SiteFacts:
     if config.data.normalize != "train" or dtype == "int64":
         return {**made, "count": 0, "sum": [], "square": []}
     count, *both = told["count"], *([float(v) for v in told[key]] for key in ("sum", "square"))
-    most, given = n * math.prod(layout[2:]), count if isinstance(count, list) else []
-    few = config.data.missing == "mean" and len(given) == layout[1]  # some values may be missing
-    known = count == most or (few and all(type(v) is int and 0 <= v <= most for v in given))
-    plausible = known and all(len(v) == layout[1] for v in both)
+    most, given = n * math.prod(layout[2:]), count if isinstance(count, list) else [count] * layout[1]
+    least = 0 if config.data.missing == "mean" else most  # some values may be missing
+    known = all(type(v) is int and least <= v <= most for v in given)
+    plausible = known and all(len(v) == layout[1] for v in (given, *both))
     if not plausible or not all(abs(a) < _SUM and 0 <= b < _SQUARE for a, b in zip(*both, strict=True)):
         wanted = f"one a channel, below {_SUM:g}, and squares from 0 to {_SQUARE:g}"
         raise FlocoError(f"its sums for the normalisation are not those of its samples: {wanted}")

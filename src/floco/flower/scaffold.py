@@ -81,19 +81,18 @@ On the server, once:
 At each site, with its own id, its own data and a persistent folder:
 
     flower-supernode --insecure --superlink 127.0.0.1:8000 \\
-        --node-config 'client-id="north" data="/data/north.npz" state-dir="/var/lib/floco"'
+        --node-config 'client-id="north" data="/data/north.{ending}" state-dir="/var/lib/floco"'
 
 Then, from this folder, with `[superlink.local]`, `address = "127.0.0.1:8000"` and `insecure = true` in the file that
 `flwr config list` shows:
 
     flwr run . local --stream
 
-The data of a site are an npz file with samples {samples} and targets `y` (N, ...), one for
-each; `data` can also be any other floco source (`folder:/data/images`). After the run, each site works without the
-server:
+The data of a site are {samples}. `data` can also be any other floco source (`folder:/data/images`).
+After the run, each site works without the server:
 
     floco export /var/lib/floco --client north -o north.onnx
-    floco predict /var/lib/floco --client north new.npz
+    floco predict /var/lib/floco --client north new.{ending}
 
 `--insecure` is for a trial on one machine. docs/flower.md of floco explains TLS and node keys for real sites, what the
 server sees, and what to do when something fails.
@@ -187,6 +186,16 @@ def _imports(source: bytes) -> set[str]:
     return {name.partition(".")[0] for name in plain | from_}
 
 
+def _describe_data(config: Config) -> dict[str, str]:
+    """Return the ending of a site's data file, and what it holds, in words."""
+    if target := config.data.target:
+        targets = (target,) if isinstance(target, str) else target
+        names = ", ".join(f"`{name}`" for name in (*config.data.features, *targets))
+        return {"ending": "csv", "samples": f"a table (.csv, .parquet or .json) with the columns {names}"}
+    x = "`x` (N, ...) of that shape" if config.flower.shape else "`x.NAME` (N, ...), the same inputs at all sites,"
+    return {"ending": "npz", "samples": f"an npz file with samples {x} and targets `y` (N, ...), one for each"}
+
+
 def write(folder: Path, config: Config) -> None:
     """Write an app for `flwr run` to an empty or absent folder, with the user's own modules that it names."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -201,7 +210,7 @@ def write(folder: Path, config: Config) -> None:
     shared += [f"the shape of a sample ({shape})"] if shape else []
     shared += [f"the number of ids of each input of ids ({config.model.ids})"] if config.model.ids else []
     facts["shared"] = f"({'; '.join(shared)})"
-    facts["samples"] = "`x` (N, ...) of that shape" if shape else "`x.NAME` (N, ...), the same inputs at all sites,"
+    facts |= _describe_data(config)
     facts["settings"] = "\n".join(map(_scalar_line, to_toml(config).splitlines())) + "\n"
     texts = {"pyproject.toml": _PYPROJECT, "README.md": _README, "LICENSE": "All rights reserved.\n"}
     files = {name: text.format(**facts) for name, text in texts.items()}
