@@ -32,8 +32,9 @@ class Moments(NamedTuple):
 
 def find_moments(x: torch.Tensor, clients: Sequence[Client], most: int | None = None) -> Moments:
     """Return the moments of samples (N, C, ...) for each client, from at most `most` samples of its training part."""
-    raw, others = x.numpy(), (0, *range(2, x.ndim))
-    ends = [np.asarray(f(raw, axis=others), np.float64) for f in (np.min, np.max)]
+    raw, channels = x.numpy(), x.shape[1]
+    # over the samples first: over all axes at once, pictures that are stored channels last take ninety times as long
+    ends = [f(f(raw, 0).reshape(channels, -1), 1).astype(np.float64) for f in (np.min, np.max)]
     steps = [1 if most is None else -(-len(c.train) // most) for c in clients]
     rows = [_moments_of(raw, c.train.numpy()[::step], ends) for c, step in zip(clients, steps, strict=True)]
     mean, std, low, high, full = (np.stack(column) for column in zip(*rows, strict=True))
@@ -45,7 +46,7 @@ def _moments_of(raw: np.ndarray, indices: np.ndarray, ends: Sequence[np.ndarray]
     n, parts = 0, []
     for start in range(0, len(indices), _BLOCK):
         block = raw[indices[start : start + _BLOCK]]
-        values = block.reshape(*block.shape[:2], -1).astype(np.float64)
+        values = block.reshape(*block.shape[:2], -1).astype(np.float64, order="C")
         n += values[:, 0].size
         at = [(values == end[:, None]).sum((0, 2)) for end in ends]
         low, high = values.min((0, 2)), values.max((0, 2))
