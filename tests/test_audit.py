@@ -74,6 +74,20 @@ def findings(**given: Any) -> list[Finding]:
     return audit(samples.split(Natural()), samples.columns)
 
 
+@pytest.mark.parametrize("task", ["classification", "regression"])
+@pytest.mark.parametrize("name", ["another unit", "a smaller unit", "a constant", "the label", "the row"])
+def test_missing_values_hide_nothing(name: str, task: str) -> None:
+    given, kind, says = CASES[name]
+    x = given["x"].copy()
+    x[np.random.default_rng(1).random(x.shape) < 0.05] = np.nan
+    x[CLIENT == "b", 0] = np.nan
+    samples = floco.load(
+        {"x": x, "y": Y.astype(float) if task == "regression" else Y, "client": CLIENT}, task=task, missing="mean"
+    )
+    found = [f for f in audit(samples.split(Natural())) if f.kind == kind]
+    assert re.search(says, found[0].text), found[0].text
+
+
 def test_an_input_called_target_is_no_target() -> None:
     g = np.random.default_rng(0)
     x = {"target": g.normal(size=(60, 2)), "other": np.zeros((60, 1))}

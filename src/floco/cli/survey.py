@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from rich.table import Table
 
 from floco.core.errors import FlocoError
 from floco.data.audit import Finding
-from floco.data.audit import plain as plain_findings
 from floco.data.describe import describe_schema, describe_targets
 from floco.data.federation import Federation
 from floco.data.split import heterogeneity
@@ -122,7 +122,7 @@ def summarize(federation: Federation, findings: list[Finding]) -> dict[str, Any]
         if not n:
             row["targets"] = describe_targets(federation, client.train)
     made = {"clients": clients, "heterogeneity": heterogeneity(counts) if labelled else None}
-    return {**made, "schema": describe_schema(federation), "warnings": plain_findings(findings)}
+    return {**made, "schema": describe_schema(federation), "warnings": list(map(asdict, findings))}
 
 
 def label_picture(federation: Federation, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,14 @@ from floco.data.holdout import rank
 from floco.data.moments import Moments, find_moments, odd_clients
 
 BLOCK = 4096
-"""Samples that are looked at together: the data are not copied at once."""
+"""Samples that are hashed together: the data are not copied at once."""
 _COARSE = 3  # samples are coarse if the distinct ones occur this often on average
 _GRAVE = 0.01  # duplicates are grave from this share of the test samples on
 _UNEQUAL = 20  # sizes that differ by this factor are said
 _TELLS = 0.995  # share of a variance that a single column may not explain
 _LARGE = 2**32  # bytes of data up to which a run looks at them before it starts
 _SOME = 200  # samples of a client in which another unit is seen
+_VALUES = 2**25  # values of an input in which leaks are looked for
 _FEW = 20  # samples from which on a column can be said to tell the label
 _TIMES = ("time", "timestamp", "date", "datetime", "day", "when", "position")  # names of columns of time
 
@@ -156,7 +157,7 @@ def _channel(federation: Federation, name: str | None, channel: int) -> str:
 
 def _constant(federation: Federation, moments: Mapping[str | None, Moments]) -> Iterator[Finding]:
     for name, found in moments.items():
-        same = np.flatnonzero(found.low.min(0) == found.high.max(0)).tolist()
+        same = np.flatnonzero(np.fmin.reduce(found.low) == np.fmax.reduce(found.high)).tolist()
         if same:
             all_ = found.low.shape[1]
             shown = some([_channel(federation, name, c) for c in same])
@@ -179,32 +180,44 @@ def _classes(federation: Federation) -> Iterator[Finding]:
 
 def _leaks(federation: Federation) -> Iterator[Finding]:
     """Yield columns of a table that nearly are the target, or the number of the row."""
-    chosen = torch.cat([c.train for c in federation.clients])
-    if len(chosen) < _FEW or federation.y.ndim > 1:
+    train = torch.cat([c.train for c in federation.clients])
+    if len(train) < _FEW or federation.y.ndim > 1:
         return
     for name, x in columns(federation.x).items():
         if x.ndim != 2:
             continue
-        values = x[chosen].double()
-        total = (values - values.mean(0)).square().sum(0)
-        wanted = federation.y[chosen] if federation.task.labelled else federation.y[chosen].double()
-        for what, target in (("the target", wanted), ("the number of the row in its source", chosen.double())):
-            close = _explained(values, target) >= _TELLS * total
-            shown = [_channel(federation, name, c) for c in (close & (total > 0)).nonzero().flatten().tolist()]
-            if shown:
-                text = f"{some(shown)} nearly tell{'s' * (len(shown) == 1)} {what}: is it known when the model is used?"
+        chosen = train[:: -(-len(train) * x.shape[1] // _VALUES)]
+        values, y = x[chosen].double(), federation.y[chosen]
+        for what, target in (
+            ("the target", y if federation.task.labelled else y.double()),
+            ("the number of the row in its source", chosen.double()),
+        ):
+            close = (_explained(values, target) >= _TELLS).nonzero().flatten().tolist()
+            if close:
+                shown = some([_channel(federation, name, c) for c in close])
+                text = f"{shown} nearly tell{'s' * (len(close) == 1)} {what}: is it known when the model is used?"
                 yield Finding("leak", text)
 
 
 def _explained(values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the part of the squared deviations of values (n, F) that class numbers or numbers (n,) explain, (F,)."""
-    centered = values - values.mean(0)
+    """Return the share of the variance of values (n, F), some missing (NaN), that a target explains, (F,).
+
+    The target is a class number or a number for each of the n samples.
+    """
+    known = (~values.isnan()).double()
+    centered = (values - values.nanmean(0)).nan_to_num(nan=0.0)
+    total = centered.square().sum(0)
     if target.dtype == torch.int64:
-        n = torch.bincount(target).double().clamp(min=1)
-        sums = torch.zeros(len(n), values.shape[1], dtype=torch.float64).index_add_(0, target, centered)
-        return (sums.square() / n[:, None]).sum(0)
-    line = target - target.mean()
-    return (line @ centered).square() / line.square().sum().clamp(min=1e-300)
+        sums, n = (
+            torch.zeros(int(target.max()) + 1, values.shape[1], dtype=torch.float64).index_add_(0, target, part)
+            for part in (centered, known)
+        )
+        found = (sums.square() / n.clamp(min=1)).sum(0)
+    else:
+        line = target - target.mean()
+        spread = line.square() @ known - (line @ known).square() / known.sum(0).clamp(min=1)
+        found = (line @ centered).square() / spread.clamp(min=1e-300)
+    return torch.where(total > 0, found / total, 0.0)
 
 
 def _order(federation: Federation, others: Mapping[str, np.ndarray]) -> Iterator[Finding]:
@@ -233,8 +246,3 @@ def _sizes(federation: Federation) -> Iterator[Finding]:
     if untested := [c.id for c in clients if not len(c.test)]:
         text = f"{len(untested)} of {len(clients)} clients have no test part and are not evaluated: {some(untested)}"
         yield Finding("untested", text)
-
-
-def plain(findings: Sequence[Finding]) -> list[dict[str, object]]:
-    """Return findings as JSON has them."""
-    return [{"kind": f.kind, "grave": f.grave, "text": f.text} for f in findings]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from floco.data.federation import Client
+from floco.data.federation import Client, sum_channels
 
 _BLOCK = 1024  # samples that are copied at once
 _LEAST = 5  # samples from which on a client can stand out
@@ -31,32 +31,38 @@ class Moments(NamedTuple):
 
 
 def find_moments(x: torch.Tensor, clients: Sequence[Client], most: int | None = None) -> Moments:
-    """Return the moments of samples (N, C, ...) for each client, from at most `most` samples of its training part."""
-    raw, channels = x.numpy(), x.shape[1]
-    # over the samples first: over all axes at once, pictures that are stored channels last take ninety times as long
-    ends = [f(f(raw, 0).reshape(channels, -1), 1).astype(np.float64) for f in (np.min, np.max)]
-    steps = [1 if most is None else -(-len(c.train) // most) for c in clients]
-    rows = [_moments_of(raw, c.train.numpy()[::step], ends) for c, step in zip(clients, steps, strict=True)]
+    """Return the moments of samples (N, C, ...) for each client, from at most `most` samples of its training part.
+
+    Missing values (NaN) do not count; where a client has no other, its moments are NaN.
+    """
+    raw, steps = x.numpy(), [1 if most is None else -(-len(c.train) // most) for c in clients]
+    ends = _reduced(np.fmin, raw), _reduced(np.fmax, raw)
+    rows = [_moments_of(x, c.train[::step], ends) for c, step in zip(clients, steps, strict=True)]
     mean, std, low, high, full = (np.stack(column) for column in zip(*rows, strict=True))
     return Moments(np.array([len(c.train) for c in clients]), mean, std, low, high, full)
 
 
-def _moments_of(raw: np.ndarray, indices: np.ndarray, ends: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    shift = raw[indices[0]].reshape(raw.shape[1], -1).mean(1, dtype=np.float64)  # near the mean: squares keep digits
-    n, parts = 0, []
-    for start in range(0, len(indices), _BLOCK):
-        block = raw[indices[start : start + _BLOCK]]
-        values = block.reshape(*block.shape[:2], -1).astype(np.float64, order="C")
-        n += values[:, 0].size
+def _moments_of(x: torch.Tensor, indices: torch.Tensor, ends: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    counts, *sums = sum_channels(x, indices)
+    (total, squares), factor = np.array(sums), 255 if x.dtype == torch.uint8 else 1
+    parts = []
+    for block in indices.split(_BLOCK):
+        values = np.ascontiguousarray(x.numpy()[block.numpy()]).reshape(len(block), x.shape[1], -1)
         at = [(values == end[:, None]).sum((0, 2)) for end in ends]
-        low, high = values.min((0, 2)), values.max((0, 2))
-        values -= shift[:, None]
-        parts.append((values.sum((0, 2)), np.square(values).sum((0, 2)), *at, low, high))
-    total, squares, lowest, highest, low, high = (np.stack(column) for column in zip(*parts, strict=True))
-    mean = total.sum(0) / n
-    variance = np.maximum(squares.sum(0) / n - np.square(mean), 0)
-    full = np.maximum(lowest.sum(0), highest.sum(0)) / n
-    return mean + shift, np.sqrt(variance), low.min(0), high.max(0), full
+        parts.append((*at, _reduced(np.fmin, values), _reduced(np.fmax, values)))
+    lowest, highest, low, high = (np.stack(column).astype(np.float64) for column in zip(*parts, strict=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean, variance, full = np.array([total, squares, np.maximum(lowest.sum(0), highest.sum(0))]) / np.array(counts)
+    return factor * mean, factor * np.sqrt(variance), np.fmin.reduce(low), np.fmax.reduce(high), full
+
+
+def _reduced(function: np.ufunc, values: np.ndarray) -> np.ndarray:
+    """Return a function of two values over all values (N, C, ...) of each channel, (C,).
+
+    Over the samples first: over all axes at once, pictures that are stored channels last take ninety times as long.
+    """
+    found: np.ndarray = function.reduce(function.reduce(values, 0).reshape(values.shape[1], -1), 1)
+    return found
 
 
 def odd_clients(m: Moments) -> Iterator[tuple[int, int, tuple[float, float], tuple[float, float]]]:
@@ -71,15 +77,15 @@ def odd_clients(m: Moments) -> Iterator[tuple[int, int, tuple[float, float], tup
     """
     if len(m.mean) < 3:
         return
-    few, many, middle = np.quantile(m.std, 0.25, 0), np.quantile(m.std, 0.75, 0), np.median(m.std, 0)
+    few, middle, many = np.nanquantile(m.std, (0.25, 0.5, 0.75), 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        known = (m.std > 0) & (few > 0) & (many < _AGREE * few) & (np.maximum(m.full, np.median(m.full, 0)) < 0.5)
+        known = (m.std > 0) & (few > 0) & (many < _AGREE * few) & (np.maximum(m.full, np.nanmedian(m.full, 0)) < 0.5)
         ratio = np.where(known, m.std / middle, 1.0)
-    low, high = np.quantile(m.low, 0.25, 0), np.quantile(m.high, 0.75, 0)
+    low, high = np.nanquantile(m.low, 0.25, 0), np.nanquantile(m.high, 0.75, 0)
     reach = _AWAY * (high - low)
     away = (m.mean - 2 * m.std > high + reach) | (m.mean + 2 * m.std < low - reach)
     odd = (ratio > _FACTOR) | (ratio < 1 / _FACTOR) | (away & (reach > 0))
     odd &= (m.samples >= _LEAST)[:, None]
     for client, channel in np.argwhere(odd).tolist():
         mine = float(m.mean[client, channel]), float(m.std[client, channel])
-        yield client, channel, mine, (float(np.median(m.mean[:, channel])), float(middle[channel]))
+        yield client, channel, mine, (float(np.nanmedian(m.mean[:, channel])), float(middle[channel]))
