@@ -26,6 +26,8 @@ def arrays(**change: object) -> dict[str, object]:
 
 # -- labels and ids
 
+MARKS = ("NA", "N/A", "n/a", "#N/A", "nan", "NaN", "null", "NULL", "None", "<NA>", "NaT", "?")
+
 
 @pytest.mark.parametrize(
     ("y", "says"),
@@ -46,8 +48,7 @@ def arrays(**change: object) -> dict[str, object]:
         (np.array([1, "1", 2] * 20, dtype=object), "all whole numbers or all text"),
         (np.where(HOLE, -9, Y), "7 of 60 labels are -9"),
         (np.where(HOLE, -1, Y + 1), "7 of 60 labels are -1"),
-        (np.where(HOLE, "NA", "yes"), "7 of 60 labels are 'NA'"),
-        (np.where(HOLE, "null", "yes"), "7 of 60 labels are 'null'"),
+        *((np.where(HOLE, text, np.array(["yes", "no"])[Y % 2]), f"7 of 60 labels are '{text}'") for text in MARKS),
         (np.array([-1, 1] * 30), None),
         (np.array([-2, -1, 1] * 20), None),
         (np.array([0, 255] * 30, np.uint8), None),
@@ -61,6 +62,49 @@ def test_labels_that_stand_for_a_missing_one_are_refused_by_name_and_counted(y: 
     else:
         with pytest.raises(FlocoError, match=says):
             load(arrays(y=y))
+
+
+TARGETS = {
+    "classification": (Y, ()),
+    "regression": (Y + 0.5, ()),
+    "multilabel": (np.stack([Y == 0, Y == 1], 1), ()),
+    "segmentation": (np.tile(Y[:, None, None] % 2, (1, 4, 4)), ("0", "1")),
+    "tokens": (np.tile(Y[:, None] % 2, (1, 4)), ("0", "1")),
+}
+
+
+@pytest.mark.parametrize("missing", ["error", "drop", "mean"])
+@pytest.mark.parametrize("task", TARGETS)
+def test_masked_targets_are_no_targets_whatever_the_rule_for_samples(task: str, missing: str) -> None:
+    y, labels = TARGETS[task]
+    x = np.random.default_rng(0).normal(size=(60, 4, 4) if y.ndim == 3 else (60, 4))
+    x[5] = x[5] if missing == "error" else np.nan
+    masked = np.ma.masked_where(np.broadcast_to((np.arange(60) == 7).reshape(60, *(1,) * (y.ndim - 1)), y.shape), y)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*1 of 60 samples of x are left out")
+        with pytest.raises(FlocoError, match=r"\d+ values are masked"):
+            load({"x": x, "y": masked}, task=task, labels=labels, missing=missing)
+
+
+def test_samples_of_a_table_keep_the_names_of_their_columns_when_some_are_dropped() -> None:
+    x = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)), columns=["a", "b"])
+    x.loc[3, "a"] = np.nan
+    with pytest.warns(UserWarning, match="1 of 60 samples of x are left out"):
+        made = load(arrays(x=x), missing="drop").split(Natural())
+    with pytest.raises(FlocoError, match="must have the columns a, b, in this order"):
+        made.schema.samples(x[["b", "a"]].dropna(), "x")
+
+
+@pytest.mark.parametrize("large", [0.0, 1.7e12])
+def test_without_a_mean_no_missing_value_is_filled_in(large: float) -> None:
+    x = large + np.arange(240.0).reshape(60, 4)
+    whole = load(arrays(x=x), missing="mean").split(Natural(), normalize="none")
+    assert not whole.inputs(torch.arange(60)).isnan().any()
+    x = np.where(np.arange(240).reshape(60, 4) == 9, np.nan, x)
+    with pytest.raises(FlocoError, match="must be finite"):
+        whole.schema.samples(x, "x")
+    with pytest.raises(FlocoError, match='"mean" needs a mean: set data.normalize to train or fixed, not none'):
+        load(arrays(x=x), missing="mean").split(Natural(), normalize="none")
 
 
 def test_a_label_that_is_named_as_a_class_is_one() -> None:

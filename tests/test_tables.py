@@ -28,6 +28,7 @@ from floco.flower.site import SiteConfig, introduce
 from floco.runs import source
 from floco.runs.config import Config
 from floco.runs.toml import as_dict, read
+from floco.tasks.labels import MISSING
 
 N = 40
 I = np.arange(N)  # noqa: E741
@@ -442,6 +443,15 @@ def test_categories_as_ids_are_inputs_of_their_own_and_never_scaled() -> None:
         found.predict(frame.assign(sex="d"))
     with pytest.raises(FlocoError, match="cannot be an argument of forward"):
         split(frame.rename(columns={"sex": "the sex"}), categories="ids")
+
+
+@pytest.mark.parametrize("text", sorted(MISSING))
+def test_a_text_for_missing_values_is_one_in_features_and_in_targets(text: str) -> None:
+    frame = pd.DataFrame({"n": range(40), "c": ["a", "b", text, "b"] * 10, "y": ["yes", "no"] * 20})
+    with pytest.raises(FlocoError, match=re.escape(text)):
+        floco.load(frame, target="y")
+    with pytest.raises(FlocoError, match=f"10 of 40 labels are '{re.escape(text)}'"):
+        floco.load(frame[["n", "c"]].rename(columns={"c": "y"}), target="y")
 
 
 def test_declared_levels_are_categories_though_they_look_like_numbers_or_do_not_occur() -> None:

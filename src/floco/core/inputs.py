@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+
+from floco.core.errors import FlocoError
 
 Inputs = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
 """Inputs of n samples: every tensor is (n, ...)."""
@@ -63,3 +66,17 @@ def arguments(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, torch
 def shapes(inputs: Inputs) -> str:
     """Return the shapes of inputs in words."""
     return ", ".join(f"{name} {tuple(c.shape)}".strip() for name, c in columns(inputs).items())
+
+
+def array(values: Any, where: str) -> np.ndarray:
+    """Return values as an array.
+
+    Raises:
+        FlocoError: ragged values, or a masked array with masked values.
+    """
+    if np.ma.isMaskedArray(values) and (hidden := int(np.ma.getmaskarray(values).sum())):
+        raise FlocoError(f"{where}: {hidden} values are masked; leave these samples out, or fill the values in")
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise FlocoError(f"{where} is no array: {error}; all samples must have the same shape") from error

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from floco.core.errors import FlocoError
+from floco.core.inputs import array
 from floco.core.metrics import Metric, Metrics, Score
 from floco.core.settings import Settings
 
@@ -127,7 +128,7 @@ class Task(Settings, ABC):
         Raises:
             FlocoError: they cannot be targets of this task.
         """
-        found = np.asarray(values)
+        found = array(values, where)
         if found.dtype.kind not in "biuf" or found.ndim < 1:
             raise FlocoError(f"{where} must be numbers (N, ...) for task {self.name}, got {found.shape} {found.dtype}")
         with np.errstate(over="ignore"):

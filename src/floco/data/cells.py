@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from floco.core.errors import FlocoError
+from floco.tasks.labels import MISSING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,9 +20,8 @@ _NUMBER = re.compile(r"[+-]?(?!0\d)(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASC
 _LIKE_NUMBER = re.compile(r"[-+−$€£]*\s*\d[\d\s.,'’_]*(?:[eE][+-]?\d+)?\s*[%$€£]?")
 _DAY = r"\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}[./-]\d{1,2}[./-](?:\d{4}|\d{2})"
 _DATE = re.compile(rf"(?:{_DAY})(?:[T\s].*)?|\d{{1,2}}:\d\d(?::\d\d.*)?")
-_MISSING = frozenset({"NA", "N/A", "n/a", "#N/A", "NaN", "nan", "null", "NULL", "None", "<NA>", "NaT"})
-"""Texts that mark a missing number; among other texts, what they mean is not known."""
-_UNKNOWN = _MISSING | {"?", "-"}
+_UNKNOWN = MISSING | {"?", "-"}
+"""Texts of which it is not known, among other texts, whether they mean that a value is missing."""
 _MOST = 100  # categories of a column
 _ROWS = 20  # rows from which on nearly one category a row is a name
 EXACT = 2**53  # larger whole numbers are rounded in float64
@@ -153,7 +153,7 @@ def _distinct(values: Sequence[Any]) -> tuple[list[str], np.ndarray]:
 def _read_texts(given: list[str], which: np.ndarray, where: str) -> Cells:
     """Return distinct texts and their numbers as numbers, if all are some or mark a missing one, else as categories."""
     texts = [t.strip() for t in given]
-    real = set(texts) - _MISSING - {""}
+    real = set(texts) - MISSING - {""}
     if real and all(_DATE.fullmatch(t) for t in real):
         raise _dates(where, min(real))
     plain = {t for t in real if _NUMBER.fullmatch(t)}

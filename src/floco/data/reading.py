@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from floco.core.errors import FlocoError, warn
-from floco.core.inputs import Inputs, columns, count, like
+from floco.core.inputs import Inputs, array, columns, count, like
 from floco.core.task import Task
 from floco.data.arrays import column_names, find_channels, has_holes, read_inputs, read_with_holes, writeable
 from floco.data.mapped import is_mapped
@@ -18,7 +18,6 @@ from floco.data.samples import Samples
 from floco.data.schema import Form, equally_long
 from floco.data.tables import Columns
 from floco.tasks import Classification
-from floco.tasks.labels import array
 
 Arrays = Mapping[str, Any]
 
@@ -105,12 +104,17 @@ def _without_holes(arrays: Arrays, needed: Sequence[str], source: str) -> dict[s
         if lost.all():
             raise FlocoError(f'{source}: every sample of {x} lacks a value, and data.missing = "drop" drops them all')
         warn(f"{source}: {int(lost.sum())} of {len(lost)} samples of {x} are left out, as values are missing")
-        made[x] = like(arrays[x], {n: np.asarray(c)[~lost] for n, c in columns(arrays[x]).items()})
+        made[x] = like(arrays[x], {n: _kept(c, lost, x) for n, c in columns(arrays[x]).items()})
         others = [n for n in arrays if n not in (*needed, "names")] if x == needed[0] else []
         for name in (y, *others):
             if np.ndim(arrays[name]) and len(arrays[name]) == len(lost):
-                made[name] = np.asarray(arrays[name])[~lost]
+                made[name] = _kept(arrays[name], lost, f"{source}: {name}")
     return made
+
+
+def _kept(values: Any, lost: np.ndarray, where: str) -> Any:
+    """Return the values of samples that are not lost: a table with the names of its columns, others as an array."""
+    return values[~lost] if hasattr(values, "iloc") else array(values, where)[~lost]
 
 
 def _inputs(

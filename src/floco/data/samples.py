@@ -178,6 +178,10 @@ class Samples:
                 f"data.mean and data.std must have one value for each of the {x.shape[1]} channels, "
                 f"got {len(given.mean)} and {len(given.std)}"
             )
+        if not given.mean and form.missing == "mean":
+            if x.isnan().any():
+                raise FlocoError('data.missing = "mean" needs a mean: set data.normalize to train or fixed, not none')
+            form = replace(form, missing="error")  # later samples may lack no value either
         given = form.unscaled(given)
         if not form.offset:
             return replace(form, normalization=given)

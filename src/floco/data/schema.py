@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from floco.core.errors import FlocoError, warn
-from floco.core.inputs import Inputs, columns, count, like
+from floco.core.inputs import Inputs, array, columns, count, like
 from floco.core.task import Labels, Task
 from floco.data.arrays import as_in_source, channels_first, check_index, column_names, fill, float32, writeable
 from floco.data.ranges import check_range
 from floco.data.table_roles import Encoding, is_table
-from floco.tasks.labels import array
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,6 @@ class Form:
             return raw
         x = self.normalization(raw)
         if self.missing == "mean":
-            if not self.normalization.mean:
-                raise FlocoError('data.missing = "mean" needs a mean: set data.normalize to train or fixed, not none')
             x = torch.where(x.isnan(), 0.0, x)  # the mean, after the normalisation
         return x.movedim(1, -1).contiguous() if self.channels == "kept" else x
 

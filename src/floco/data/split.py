@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from floco.core.errors import FlocoError
+from floco.core.inputs import array
 from floco.core.random import stream
 from floco.core.settings import Settings
-from floco.tasks.labels import array
 
 
 class Table(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -134,10 +135,11 @@ def _by_signal(alone: Setup, mixing: Mixing, state: ServerState, who: str) -> to
 
 def _candidate(rule: str, at: Callable[[str], torch.Tensor], mixtures: Mixtures, alone: Setup) -> Candidate:
     everyone, *others = alone.federation.clients
-    found = [alone.task.score(mixtures.outputs(at(c.id), c.test), alone.federation.y[c.test]) for c in others]
-    judged = pooled(found)
+    found = [(mixtures.outputs(at(c.id), c.test).double(), alone.federation.y[c.test]) for c in others]
+    judged = pooled(alone.task.score(*pair) for pair in found)
     assert judged is not None
-    return Candidate(rule, at(everyone.id), judged.loss, alone.task.value(judged))
+    losses = [loss for pair in found for loss in alone.task.losses(*pair).tolist()]  # a sample each, as a guess has it
+    return Candidate(rule, at(everyone.id), math.fsum(losses) / len(losses), alone.task.value(judged))
 
 
 def newcomer_rows(setup: Setup, state: ServerState) -> list[Row]:

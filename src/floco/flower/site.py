@@ -112,7 +112,7 @@ def introduce(site: SiteConfig, text: str) -> dict[str, Any]:
     site.check_owner()
     config = site.config(text)
     check_settings(config)
-    federation = _federation(replace(config, data=replace(config.data, normalize="none", mean=(), std=())))
+    federation = _federation(config)
     client, where = federation.client(site.client), config.data.source
     for name, form in columns(federation.schema.forms).items():
         if form.offset:

@@ -8,26 +8,14 @@ from typing import Any
 import numpy as np
 
 from floco.core.errors import FlocoError
+from floco.core.inputs import array
 
 _NO_TEXT = ("", "nan", "NaN", "None", "<NA>", "NaT")
 """Texts that missing values turn into when converted to strings."""
-_NO_LABEL = (*_NO_TEXT, "NA", "N/A", "#N/A", "null", "NULL", "?")
-"""The same, and what other programs write for a missing label."""
+MISSING = frozenset({*_NO_TEXT[1:], "NA", "N/A", "n/a", "#N/A", "null", "NULL"})
+"""Texts by which programs mark a missing value."""
+_NO_LABEL = (*_NO_TEXT[:1], *sorted(MISSING), "?")
 _EXACT = {2: 2**11, 4: 2**24, 8: 2**53}  # by bytes of a float: larger whole numbers may be rounded
-
-
-def array(values: Any, where: str) -> np.ndarray:
-    """Return values as an array.
-
-    Raises:
-        FlocoError: ragged values, or a masked array with masked values.
-    """
-    if np.ma.isMaskedArray(values) and (hidden := int(np.ma.getmaskarray(values).sum())):
-        raise FlocoError(f"{where}: {hidden} values are masked; leave these samples out, or fill the values in")
-    try:
-        return np.asarray(values)
-    except (ValueError, TypeError) as error:
-        raise FlocoError(f"{where} is no array: {error}; all samples must have the same shape") from error
 
 
 def plain_labels(values: Any, where: str) -> np.ndarray:

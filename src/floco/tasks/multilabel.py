@@ -13,11 +13,11 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from floco.core.errors import FlocoError
+from floco.core.inputs import array
 from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.task import Labels, Task
 from floco.tasks.endings import doubt_probabilities
 from floco.tasks.guess import FrequencyGuess
-from floco.tasks.labels import array
 
 _KEPT = 13  # bits of a float32 that are dropped: logits closer than a thousandth of their size are equal
 _LABEL = 2**19  # more than the numbers that are left
