@@ -6,7 +6,7 @@ The gradient of a step is traced once per shape and replayed: for small models, 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import cycle, islice
 from typing import NamedTuple
 
@@ -76,14 +76,15 @@ class Cohort:
         equal = (counts == counts[:, :1]).all(dim=1)  # no padding where all batches have the same size
         widths = torch.where(equal, counts[:, 0], width).tolist()
         at, whole, held = at.to(device), self._tensors, len(self._works)
-        training, changes = self._works[0].facts.training, [w.changes(phase, seed) for w in self._works]
+        training, augment = self._works[0].facts.training, self._setup.federation.augment
+        changes = [] if augment is None else [w.changes(phase, seed) for w in self._works]
         todo: list[tuple[Step, Hashable, State]] = [(step, loss_key(step), []) for step in phase.steps]
         for i in range(steps):
             if alive[i] <= held // 2:  # most clients are done: the others continue without them
                 held = alive[i]
                 self._tensors = {n: t[:held] if n in self._stacked else t for n, t in whole.items()}
-            x = rows(self._x, at[i, :held, : widths[i]])
-            if self._setup.federation.augment is not None:
+            x = each(partial(_taken, at=at[i, :held, : widths[i]]), self._x)
+            if augment is not None:
                 self._change(x, at[i], counts[i, : min(alive[i], held)].tolist(), changes)
             batch = Batch(x, targets[i, :held, : widths[i]])
             for step, key, state in todo:
@@ -186,6 +187,13 @@ def _plan(sizes: tuple[int, ...], width: int) -> _Plan:
 def _stretched(parts: Sequence[torch.Tensor], steps: int) -> torch.Tensor:
     """Return clients' tensors (s_k, ...) stacked to (steps, C, ...); shorter ones repeat their last entry."""
     return torch.stack([p if len(p) == steps else p[torch.arange(steps).clamp_max(len(p) - 1)] for p in parts], dim=1)
+
+
+def _taken(column: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """Return column[at], in half the time where rows are contiguous."""
+    if not column.is_contiguous():
+        return column[at]
+    return column.index_select(0, at.flatten()).view(*at.shape, *column.shape[1:])
 
 
 def _stack(parts: Sequence[torch.Tensor]) -> torch.Tensor:

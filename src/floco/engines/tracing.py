@@ -32,9 +32,11 @@ class Programs:
 
     def of(self, key: Hashable, program: Program, inputs: Sequence[torch.Tensor]) -> Program:
         """Return `program`, or the trace of one with an equal key and inputs of the same shapes, dtypes and devices."""
-        if not lasting(key):
+        plain, key = key, (key, tuple((t.shape, t.dtype, t.device) for t in inputs))
+        if (traced := self._traced.get(key)) is not None:
+            return traced
+        if not lasting(plain):
             return program
-        key = key, tuple((t.shape, t.dtype, t.device) for t in inputs)
         self._asked[key] += 1
         if self._asked[key] == _OFTEN:
             if len(self._traced) >= _KEPT:
@@ -100,7 +102,7 @@ def _unchanged(node: torch.fx.Node, source: torch.fx.Node, pure: bool) -> bool:
     value, given = node.meta["value"], source.meta["value"]
     if node.target in _VIEWS:
         return bool(value.shape == given.shape)
-    if node.target is _aten.mul.Scalar:
+    if node.target in (_aten.mul.Scalar, _aten.div.Scalar):
         return bool(pure and node.args[1] == 1 and value.dtype == given.dtype)
     return node.target is _aten.detach.default
 

@@ -92,7 +92,7 @@ def update_spread(
     sums: dict[str, float] = {}
     parts: dict[str, list[tuple[float, float]]] = {"": [], "_body": [], "_head": []}
     for name in (n for n in layout.parameters if n in before and n in after[0]):
-        steps = torch.stack([a[name].double() - before[name].double() for a in after]).reshape(len(after), -1)  # (K, P)
+        steps = torch.stack([a[name].flatten() for a in after]).double() - before[name].flatten().double()  # (K, P)
         p = torch.tensor(weights, dtype=torch.float64) / total
         middle = p @ steps
         found = (float(p @ (steps - middle).square().sum(1)), float(middle @ middle))
