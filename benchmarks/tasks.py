@@ -73,7 +73,7 @@ def train_pooled(config: Config, federation: Federation, lr: float) -> nn.Module
 def by_client(module: nn.Module, federation: Federation) -> dict[str, float]:
     """Return the primary metric of one model on each client's test part; nothing where it is not defined."""
     task, found = federation.task, {}
-    for c in federation.clients:
+    for c in (c for c in federation.clients if len(c.test)):
         score = task.score(module(federation.inputs(c.test)), federation.y[c.test])
         if getattr(score, task.primary) is not None:
             found[c.id] = task.value(score)
