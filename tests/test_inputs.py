@@ -542,3 +542,59 @@ def test_fixed_statistics_of_several_inputs_list_their_channels_in_a_row() -> No
     assert all(torch.equal(one[name], other[name]) for name in x)
     with pytest.raises(FlocoError, match="one value for each of the 2 channels, got 4 and 4"):
         samples.split(Iid(), clients=2, normalize=Normalization((0.0,) * 4, (1.0,) * 4))
+
+
+# -- masks and tensors
+
+
+def items(x: object, y: object) -> object:
+    class Items:
+        def __len__(self) -> int:
+            return 60
+
+        def __getitem__(self, i: int) -> object:
+            return x[i], y[i]
+
+    return Items()
+
+
+X = np.random.default_rng(0).normal(size=(60, 4))
+HOLES = np.ma.masked_where(np.repeat(HOLE[:, None], 4, 1), X)
+NUMBERS = np.ma.masked_where(HOLE, X[:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")
+@pytest.mark.parametrize(
+    ("source", "more"),
+    [
+        ((X, NUMBERS), {"task": "regression"}),
+        ((X, HOLES), {"task": "regression"}),
+        ((HOLES, Y), {}),
+        (items(HOLES, Y), {}),
+        ((np.where(np.arange(60)[:, None] == 1, np.nan, X), NUMBERS), {"task": "regression", "missing": "drop"}),
+        (
+            pd.DataFrame({"a": X[:, 0], "y": Y}),
+            {"target": "y", "client": np.ma.masked_where(HOLE, np.repeat([1, 2, 3], 20))},
+        ),
+    ],
+)
+def test_a_masked_value_is_never_read_wherever_it_is(source: object, more: dict[str, object]) -> None:
+    with pytest.raises(FlocoError, match="values are masked"):
+        load(source, **more)
+
+
+def test_a_masked_target_of_later_samples_is_refused() -> None:
+    schema = load((X, X[:, 0]), task="regression").schema
+    with pytest.raises(FlocoError, match="7 values are masked"):
+        schema.labelled(X, NUMBERS)
+
+
+@pytest.mark.parametrize("kind", [{"requires_grad": True}, {"dtype": torch.bfloat16}])
+@pytest.mark.parametrize("task", ["regression", "multilabel", "classification"])
+def test_a_tensor_of_any_kind_is_an_array(kind: dict[str, object], task: str) -> None:
+    x = torch.tensor(X.round(1), **kind)
+    y = {"regression": x[:, 0], "multilabel": torch.tensor((X > 0).astype(float), **kind), "classification": Y}[task]
+    for source in ((x, y), items(x, y)):
+        found = load(source, task=task)
+        assert torch.equal(found.x, x.detach().float())
+        assert found.schema.labelled(x, y)[1].shape == found.y.shape

@@ -16,6 +16,23 @@ Inputs = torch.Tensor | tuple[torch.Tensor, ...] | dict[str, torch.Tensor]
 T = TypeVar("T")
 
 
+def array(values: Any, where: str) -> np.ndarray:
+    """Return values, or a tensor anywhere and of any type, as an array.
+
+    Raises:
+        FlocoError: ragged values, or a masked array with masked values.
+    """
+    if np.ma.isMaskedArray(values) and (hidden := int(np.ma.getmaskarray(values).sum())):
+        raise FlocoError(f"{where}: {hidden} values are masked; leave these samples out, or fill the values in")
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has no such type
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise FlocoError(f"{where} is no array: {error}; all samples must have the same shape") from error
+
+
 def columns(inputs: Any) -> dict[str, Any]:
     """Return the columns of inputs by name: `""` for one tensor, the position for a tuple."""
     if isinstance(inputs, dict):
@@ -66,17 +83,3 @@ def arguments(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, torch
 def shapes(inputs: Inputs) -> str:
     """Return the shapes of inputs in words."""
     return ", ".join(f"{name} {tuple(c.shape)}".strip() for name, c in columns(inputs).items())
-
-
-def array(values: Any, where: str) -> np.ndarray:
-    """Return values as an array.
-
-    Raises:
-        FlocoError: ragged values, or a masked array with masked values.
-    """
-    if np.ma.isMaskedArray(values) and (hidden := int(np.ma.getmaskarray(values).sum())):
-        raise FlocoError(f"{where}: {hidden} values are masked; leave these samples out, or fill the values in")
-    try:
-        return np.asarray(values)
-    except (ValueError, TypeError) as error:
-        raise FlocoError(f"{where} is no array: {error}; all samples must have the same shape") from error

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from floco.core.errors import FlocoError
-from floco.core.inputs import columns, like
+from floco.core.inputs import array, columns, like
 from floco.data.arrays import check_index
 from floco.data.images import PICTURES, picture_column, read_columns, stacked
 from floco.data.reading import Arrays
@@ -126,8 +126,7 @@ def _copied(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_copied, value))
     if isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu()
-        return np.array((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy())
+        return array(value, "an item").copy()
     return value.copy() if hasattr(value, "copy") else value  # arrays and pictures
 
 
@@ -156,7 +155,7 @@ def _stack(values: Sequence[Any], what: str) -> np.ndarray:
 
     if all(isinstance(v, Image) for v in values):
         return stacked([(f"item {i}", v.copy) for i, v in enumerate(values)], "the data set")
-    found = [np.asarray(v) for v in values]
+    found = [array(v, f"the data set: {what} of item {i}") for i, v in enumerate(values)]
     if shapes := sorted({v.shape for v in found} - {found[0].shape}):
         raise FlocoError(f"all items of a data set must have {what} of one shape, got {found[0].shape} and {shapes[0]}")
     if kinds := {v.dtype.kind for v in found} - {found[0].dtype.kind}:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from floco.core.errors import FlocoError, nearest, warn
+from floco.core.inputs import array
 from floco.core.task import Task
 from floco.data.arrays import check_index
 from floco.data.cells import Cells, read_cells, to_text
@@ -213,7 +214,7 @@ def _with_ids(frame: pd.DataFrame, ids: Any, where: str) -> pd.DataFrame:
     if np.ndim(ids) != 1 or len(ids) != len(frame):
         raise FlocoError(f"client must be one id for each of the {len(frame)} rows, got shape {np.shape(ids)}")
     check_index(frame, ids, "client")
-    return frame.assign(client=np.asarray(ids))
+    return frame.assign(client=array(ids, f"{where}: client"))
 
 
 def is_text_table(x: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from floco.core.errors import FlocoError
+from floco.core.inputs import array
 from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.settings import setting
 from floco.core.task import Labels, Task
@@ -129,7 +130,7 @@ class Regression(Task):
         y = super().targets(values, where, labels)
         if y.ndim > 2 or not y.numel():
             raise FlocoError(f"{where} must be numbers (N,) or (N, d) for task regression, got shape {tuple(y.shape)}")
-        exact = np.asarray(values, dtype=np.float64).reshape(len(y), -1)
+        exact = array(values, where).astype(np.float64).reshape(len(y), -1)
         lost = np.abs(exact - y.double().numpy().reshape(len(y), -1)).max(0) > _LOST * exact.std(0)
         if len(y) > 1 and (lost & (exact.std(0) > 0)).any():
             raise FlocoError(
