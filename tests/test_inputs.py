@@ -385,6 +385,14 @@ def test_no_training_sample_is_later_than_a_test_sample(name: str) -> None:
         assert not set(c.train.tolist()) & set(c.test.tolist())
 
 
+@pytest.mark.parametrize("zone", ["+02:00", "Z", " +0200"])
+@pytest.mark.parametrize("form", [str, pd.Timestamp])
+def test_dates_of_which_some_have_a_time_zone_are_not_ordered(form: type, zone: str) -> None:
+    when = np.array([form(t + zone if i % 2 else t) for i, t in enumerate(ISO)], dtype=object)
+    with pytest.raises(FlocoError, match="100 of 200 .*time zone"):
+        split_by(when)
+
+
 def test_every_recording_loses_the_window_before_the_cut() -> None:
     (c,) = split_by(ORDERS["recordings"]).clients
     assert {i + 1 for i in c.train.tolist()}.isdisjoint(c.test.tolist())

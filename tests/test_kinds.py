@@ -287,3 +287,12 @@ def test_pictures_that_may_be_either_way_round_are_refused(
             assert floco.load(given, channels=channels).x.shape == expected
     else:
         assert floco.load(given).x.shape == (shape if first else moved)
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.csv.gz", "x.feather", "x.txt"])
+def test_a_file_of_another_format_is_refused_by_what_is_read(name: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", NUMBERS)
+    for other in ("x.csv.gz", "x.feather", "x.txt"):
+        (tmp_path / other).write_bytes(b"\x1f\x8b other bytes")
+    with pytest.raises(FlocoError, match=r"cannot be read as npz: it is no such file.*\.csv, \.tsv, \.parquet"):
+        floco.load(f"npz:{tmp_path / name}")

@@ -567,6 +567,10 @@ def test_a_pair_with_text_columns_is_a_table_and_its_test_part_may_have_unknown_
         made = floco.load({"x_train": frame, "y_train": y, "x_test": test, "y_test": y[:4]})
     assert made.x_test is not None
     assert made.x_test[1, 1:].tolist() == [0, 0]
+    as_array = floco.load({"x_train": frame, "y_train": y, "x_test": made.x_test.numpy(), "y_test": y[:4]})
+    assert torch.equal(as_array.x_test, made.x_test)
+    with pytest.raises(FlocoError, match=r"x_test must have samples of the shape|x_test must have shape"):
+        floco.load({"x_train": frame, "y_train": y, "x_test": np.zeros((4, 9)), "y_test": y[:4]})
     assert torch.equal(made.x_test[2], made.x[2])
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SMALL = ("error", "drop", "train-only")
 """What becomes of a client that is too small for a training and a test part."""
 _SHOWN = 3  # small clients that a message names
+_ZONE = r":\d\d[\d:.]*\s?(?:[zZ]|[+-]\d\d:?(?:\d\d)?)\s*$"  # at the end of a time
 _LONG = 5  # least mean length of recordings: rows in random order go back in time at every other row
 
 
@@ -168,6 +169,12 @@ def _parsed(text: pd.Series[Any], name: str) -> np.ndarray:
         return pd.to_numeric(text).to_numpy()
     except (ValueError, TypeError):
         pass
+    zoned = text.dropna().astype(str).str.contains(_ZONE)
+    if zoned.any() and not zoned.all():
+        raise FlocoError(
+            f"data.order: {int(zoned.sum())} of {len(zoned)} dates of the column {name} have a time zone: "
+            "give one to all of them, or to none"
+        )
     try:
         return pd.to_datetime(text, format="ISO8601", utc=True).dt.tz_convert(None).to_numpy()
     except (ValueError, TypeError) as error:

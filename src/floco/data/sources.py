@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,11 @@ def read_npz(path: str, what: str = "data.source") -> Arrays:
     """Return the arrays of an npz file, large ones memory-mapped; `what` names it in error messages."""
     if not Path(path).is_file():
         raise FlocoError(f"{what}: there is no file {path}")
+    if not zipfile.is_zipfile(path):
+        ends = ", ".join(SUFFIXES)
+        raise FlocoError(
+            f"{what}: {path} cannot be read as npz: it is no such file, or not all of one; tables end in {ends}"
+        )
     try:
         return read_members(Path(path))
     except Exception as error:

@@ -202,7 +202,7 @@ def _tabulate_x(arrays: dict[str, Any], roles: Roles, where: str) -> tuple[dict[
             f'{where}: data.target, and data.missing = "drop", need targets that are a column of the table'
         )
     made, table = read_table(x, roles, f"{where}: {x_name}", labelled=True)
-    if "x_test" in arrays:
+    if is_table(arrays.get("x_test")):
         made["x_test"] = table.encode(arrays["x_test"], f"{where}: x_test")
     return {**arrays, **made, x_name: made["x"]}, table
 
