@@ -107,6 +107,11 @@ def test_without_a_mean_no_missing_value_is_filled_in(large: float) -> None:
         load(arrays(x=x), missing="mean").split(Natural(), normalize="none")
 
 
+@pytest.mark.parametrize("given", [[2, 1, 0], np.array([2, 1, 0]), ("2", "1", "0"), pd.Series([2, 1, 0])])
+def test_labels_are_named_by_anything_that_reads_so(given: object) -> None:
+    assert load(arrays(), labels=given).names == ("2", "1", "0")
+
+
 def test_a_label_that_is_named_as_a_class_is_one() -> None:
     assert load(arrays(y=np.where(HOLE, -1, Y)), labels=("-1", "0", "1", "2")).names == ("-1", "0", "1", "2")
     assert load(arrays(y=np.where(HOLE, "None", Y.astype(str))), labels=("None", "0", "1", "2")).names[0] == "None"

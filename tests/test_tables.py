@@ -233,6 +233,11 @@ def test_another_separator_is_found_and_said(separator: str, words: str, tmp_pat
         ({"target": "stat"}, "data.target: .* no column 'stat'; did you mean 'state'"),
         ({"target": "state", "client": "wards"}, "data.client: .*did you mean 'ward'"),
         ({"target": "state", "order": "days"}, "data.order: .*did you mean 'day'"),
+        ({"target": "state", "order": "x"}, "data.order: .* called 'x'.*rename it"),
+        ({"target": "state", "order": "y"}, "data.order: .* called 'y'.*rename it"),
+        ({"target": "state", "order": "names"}, "data.order: .* called 'names'.*rename it"),
+        ({"target": "state", "order": "x_test"}, "data.order: .* called 'x_test'.*rename it"),
+        ({"target": "state", "order": "x.a"}, "data.order: .* called 'x.a'.*rename it"),
         ({"target": "state", "features": ["ages"]}, "data.features: .*did you mean 'age'"),
         ({"target": "state", "features": ["age", "state"]}, "must not hold the target 'state'"),
         ({"target": "state", "features": ["age", "age"]}, "name each column once"),
@@ -244,12 +249,12 @@ def test_another_separator_is_found_and_said(separator: str, words: str, tmp_pat
         ({"target": "state", "categories": "embed"}, "data.categories must be one of one-hot, ids"),
         ({"target": "state", "kind": "images", "features": ["age"]}, "data.kind is for arrays"),
         ({"target": "state"}, "column 'day' holds dates or times such as '2024-01-01'"),
-        ({}, "name the column of its targets in data.target; it has age, ward"),
+        ({}, "name the column of its targets in data.target; it has age, "),
     ],
 )
 def test_a_role_that_does_not_fit_is_refused_with_the_nearest_name(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(FlocoError, match=words):
-        floco.load(patients(), **settings)
+        floco.load(patients().assign(**dict.fromkeys(("x", "y", "names", "x_test", "x.a"), I)), **settings)
 
 
 def test_a_path_without_its_kind_is_answered_with_it() -> None:
@@ -475,6 +480,24 @@ def test_numbers_as_targets_of_regression_and_several_targets() -> None:
     assert both.names == ("weight", "height")
     with pytest.raises(FlocoError, match="target 'weight' must hold numbers, got 'x'"):
         floco.load(frame.assign(weight=["x", *["1"] * (N - 1)]), target="weight", task="regression")
+
+
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_several_targets_go_by_their_names_wherever_they_come_as_a_table(task: str) -> None:
+    both = pd.DataFrame({"weight": I % 2, "height": I % 3 > 1}).astype(float)
+    x, swapped = np.arange(2.0 * N).reshape(N, 2), both[["height", "weight"]]
+    frame = pd.DataFrame(x, columns=["a", "b"]).assign(**both)
+    for made in (floco.load((x, both), task=task), floco.load(frame, target=list(both), task=task)):
+        assert made.names == ("weight", "height")
+        for given in (both, swapped, swapped.assign(more=1), both.to_numpy()):
+            assert made.schema.targets(given, "y").numpy().tolist() == both.to_numpy().tolist()
+        with pytest.raises(FlocoError, match="y must have the columns weight, height, .*; got weight, size"):
+            made.schema.targets(both.set_axis(["weight", "size"], axis=1), "y")
+    parts = floco.load({"x_train": x, "y_train": both, "x_test": x, "y_test": swapped}, task=task)
+    assert parts.y_test is not None
+    assert parts.y_test.tolist() == parts.y.tolist()
+    unnamed = pd.DataFrame(both.to_numpy())
+    assert floco.load((x, unnamed), task=task).schema.targets(unnamed, "y").shape == (N, 2)
 
 
 def test_later_targets_are_read_as_those_of_the_training_data() -> None:

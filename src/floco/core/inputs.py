@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +31,28 @@ def array(values: Any, where: str) -> np.ndarray:
         return np.asarray(values)
     except (ValueError, TypeError) as error:
         raise FlocoError(f"{where} is no array: {error}; all samples must have the same shape") from error
+
+
+def headings(values: Any) -> tuple[str, ...] | None:
+    """Return the names of a table's columns; None if it has none, or is no table."""
+    names = tuple(getattr(values, "columns", ()))
+    return names if names and all(isinstance(n, str) for n in names) else None
+
+
+def by_name(values: Any, names: Sequence[str], where: str) -> Any:
+    """Return the columns `names` of a table, in this order; what is no table, or has no names, as it is.
+
+    Raises:
+        FlocoError: one of several names is no column.
+    """
+    given = headings(values)
+    if given is None or len(names) < 2 or given == tuple(names):
+        return values
+    if not set(names) <= set(given):
+        raise FlocoError(
+            f"{where} must have the columns {', '.join(names)}, as the training data; got {', '.join(given)}"
+        )
+    return values[list(names)]
 
 
 def columns(inputs: Any) -> dict[str, Any]:

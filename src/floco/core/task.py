@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from floco.core.errors import FlocoError
-from floco.core.inputs import array
+from floco.core.inputs import array, by_name
 from floco.core.metrics import Metric, Metrics, Score
 from floco.core.settings import Settings
 
@@ -128,7 +128,7 @@ class Task(Settings, ABC):
         Raises:
             FlocoError: they cannot be targets of this task.
         """
-        found = array(values, where)
+        found = array(by_name(values, labels.names, where), where)
         if found.dtype.kind not in "biuf" or found.ndim < 1:
             raise FlocoError(f"{where} must be numbers (N, ...) for task {self.name}, got {found.shape} {found.dtype}")
         with np.errstate(over="ignore"):

@@ -70,7 +70,7 @@ def load(
     >>> load("digits").x.shape
     torch.Size([1797, 1, 8, 8])
     """
-    task = _task(task)
+    task, labels = _task(task), _names(labels)
     options = {"kind": kind, "channels": channels, "categories": categories, "missing": missing}
     choices = {"kind": _KINDS, "channels": _CHANNELS, "categories": CATEGORIES, "missing": MISSING}
     for key, value in options.items():

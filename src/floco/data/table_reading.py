@@ -72,6 +72,10 @@ def _resolved(roles: Roles, frame: pd.DataFrame, where: str) -> Roles:
         raise FlocoError(f"data.features must not hold the target {both[0]!r}")
     if roles.client in roles.target or roles.order in roles.target or roles.client in roles.features:
         raise FlocoError("data.target, data.client and data.features must be different columns, and so must data.order")
+    if str(roles.order).partition(".")[0] in ("x", "x_train", "x_test", "y", "y_train", "y_test", "names"):
+        raise FlocoError(
+            f"data.order: {where} has a column called {roles.order!r}, as arrays of samples are: rename it"
+        )
     if roles.order == "client" != roles.client and roles.client is not None:
         raise FlocoError("data.order cannot be the column 'client' while data.client is another one: rename it")
     return roles

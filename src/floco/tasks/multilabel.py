@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from floco.core.errors import FlocoError
-from floco.core.inputs import array
+from floco.core.inputs import array, headings
 from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.task import Labels, Task
 from floco.tasks.endings import doubt_probabilities
@@ -170,7 +170,7 @@ class Multilabel(Task):
 
     def labels(self, values: Any, where: str, given: Sequence[str] = (), names: Any = None) -> Labels:
         """Return the labels' names: those `given`, those of the source, or their numbers."""
-        y = array(values, where)
+        y, names = array(values, where), headings(values) if names is None else names
         if y.ndim != 2 or y.shape[1] < 1:
             raise FlocoError(f"{where} must be rows of 0 and 1, (N, L) for L labels, got shape {y.shape}")
         texts = tuple(map(str, given or (range(y.shape[1]) if names is None else np.asarray(names).tolist())))

@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from floco.core.errors import FlocoError
-from floco.core.inputs import array
+from floco.core.inputs import array, by_name, headings
 from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.settings import setting
 from floco.core.task import Labels, Task
@@ -127,6 +127,7 @@ class Regression(Task):
         Raises:
             FlocoError: other shapes, text, missing values, or numbers that float32 cannot tell apart.
         """
+        values = by_name(values, labels.names, where)
         y = super().targets(values, where, labels)
         if y.ndim > 2 or not y.numel():
             raise FlocoError(f"{where} must be numbers (N,) or (N, d) for task regression, got shape {tuple(y.shape)}")
@@ -188,6 +189,8 @@ class Regression(Task):
 
     def labels(self, values: Any, where: str, given: Sequence[str] = (), names: Any = None) -> Labels:
         """Return the names of several targets, if the source has them."""
+        several = headings(values) if np.ndim(values) == 2 and np.shape(values)[1] > 1 else None
+        names = several if names is None else names
         return Labels() if names is None else Labels(tuple(map(str, np.asarray(names).tolist())))
 
     def present(self, predictions: torch.Tensor, labels: Labels) -> dict[str, Any]:
