@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 
@@ -66,6 +67,33 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "sizes": ({"client": np.repeat(list("ab"), [580, 20])}, "sizes", "464 samples, the smallest on 16"),
     "a lonely class": ({"y": np.where(CLIENT < "c", 3 + np.arange(N) % 40, Y)}, "classes", "in [12] of 6 clients"),
 }
+
+
+SPELLED = {
+    "clients": {"client": np.where(np.arange(N) % 7 == 0, "A b", np.where(np.arange(N) % 2, "a  B", "c"))},
+    "labels": {"y": np.array(["Yes", "no", "yes"])[Y]},
+    "categories of 'ward'": {"x": {"ward": np.array(["M\u00fcnchen", "Mu\u0308nchen", "Ulm"])[np.arange(N) % 3]}},
+}
+
+
+@pytest.mark.parametrize("what", SPELLED)
+def test_names_in_two_spellings_are_a_grave_finding(what: str) -> None:
+    arrays = {"x": {"age": X[:, 0]}, "y": Y, "client": CLIENT} | SPELLED[what]
+    frame = pd.DataFrame({**arrays["x"], "age": X[:, 0], "y": arrays["y"], "client": arrays["client"]})
+    for examine in (audit, audit_gravely):
+        found = [f for f in examine(floco.load(frame, target="y").split(Natural())) if f.kind == "spelling"]
+        assert [f.text.startswith(f"the {what} ") for f in found] == [True]
+        assert found[0].grave
+
+
+def test_letters_and_numbers_are_not_two_spellings() -> None:
+    names = np.array(["a", "A", "1", "01", "a-b", "a_b"])
+    made = floco.load({"x": X, "y": names[Y], "client": names[np.arange(N) % 6]})
+    words = floco.load(
+        {"x": np.tile([0, 1], (N, 3)), "y": np.tile([1, 0], (N, 3)), "names": ["The", "the"]}, task="tokens"
+    )
+    for federation in (made.split(Natural()), words.split(Iid(), clients=3)):
+        assert not [f for f in audit(federation) if f.kind == "spelling"]
 
 
 def findings(**given: Any) -> list[Finding]:

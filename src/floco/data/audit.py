@@ -13,6 +13,7 @@ from floco.core.inputs import Inputs, columns, count
 from floco.data.federation import Federation
 from floco.data.holdout import rank
 from floco.data.moments import Moments, find_moments, odd_clients
+from floco.data.spelling import find_doubles
 
 BLOCK = 4096
 """Samples that are hashed together: the data are not copied at once."""
@@ -32,7 +33,7 @@ class Finding:
     """One thing that a user should know of the data before training."""
 
     kind: str
-    """`duplicates`, `scale`, `constant`, `classes`, `leak`, `order`, `sizes`, `untested` or `unchecked`."""
+    """`duplicates`, `scale`, `constant`, `classes`, `leak`, `order`, `sizes`, `untested`, `spelling` or `unchecked`."""
     text: str
     grave: bool = False
     """Whether results would probably be wrong."""
@@ -49,18 +50,19 @@ def audit(federation: Federation, others: Mapping[str, np.ndarray] | None = None
         *_leaks(federation),
         *_order(federation, others or {}),
         *_sizes(federation),
+        *(Finding("spelling", text, True) for text in find_doubles(federation)),
     ]
     return sorted(found, key=lambda f: not f.grave)
 
 
 def audit_gravely(federation: Federation) -> list[Finding]:
     """Return the grave findings, at a small part of the cost of `audit`: units are seen in some samples of a client."""
-    size = sum(x.nbytes for x in columns(federation.x).values())
-    if size > _LARGE:
+    if (size := sum(x.nbytes for x in columns(federation.x).values())) > _LARGE:
         text = f"data of {size / 2**30:.0f} GB are not searched for repeated samples and other units before a run"
         return [Finding("unchecked", text, True)]
     moments = {name: find_moments(x, federation.clients, _SOME) for name, x in _numbers(federation).items()}
-    return [f for f in (*_duplicates(federation), *_scales(federation, moments)) if f.grave]
+    spelling = [Finding("spelling", text, True) for text in find_doubles(federation)]
+    return [f for f in (*_duplicates(federation), *_scales(federation, moments), *spelling) if f.grave]
 
 
 def _numbers(federation: Federation) -> dict[str | None, torch.Tensor]:
