@@ -197,6 +197,20 @@ def test_predict_writes_a_line_for_each_sample(stored: Path, tmp_path: Path) -> 
     assert "30 in all" in shown.output
 
 
+def test_predict_writes_arrays_into_an_npz_file_and_no_other_formats(stored: Path, tmp_path: Path) -> None:
+    x = np.load(stored.parent / "blobs.npz")["x"][:30]
+    np.savez(tmp_path / "in.npz", x=x)
+    done = floco("predict", stored, "--client", "north", tmp_path / "in.npz", "-o", tmp_path / "out.npz")
+    assert done.exit_code == 0, done.output
+    expected = package.open_run(stored).predict(x, "north").filter(like="p(").to_numpy()
+    assert np.array_equal(np.load(tmp_path / "out.npz")["predictions"], expected)
+    for name in ("out.parquet", "out.tsv", "out"):
+        done = floco("predict", stored, "--client", "north", tmp_path / "in.npz", "-o", tmp_path / name)
+        assert done.exit_code == 2
+        assert "must end in .csv, or in .npz for arrays" in done.output.replace("\n", " ")
+        assert not (tmp_path / name).exists()
+
+
 def test_mixtures_average_the_models_of_the_subregion(stored: Path) -> None:
     run = package.open_run(stored)
     x = np.load(stored.parent / "blobs.npz")["x"][:20]

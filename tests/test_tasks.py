@@ -271,6 +271,23 @@ def test_a_network_that_ends_in_what_the_loss_applies_itself_is_doubted(kind: st
         floco.fit(lambda: nn.Sequential(build(), end), data, floco.FedAvg(), rounds=1, engine="serial")
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+def test_predictions_as_arrays_have_a_label_for_every_place(name: str) -> None:
+    data = federation(name)
+    run = floco.fit(floco.model(MODELS[name], data), data, floco.Floco(endpoints=2), rounds=2, lr=0.1, engine="serial")
+    some = data.schema.form.restored(data.x[data.client("b").test])
+    found = run.predict_arrays(some.numpy(), "b")
+    outputs = run.personal("b")(data.inputs(data.client("b").test)).detach()
+    assert np.allclose(found["predictions"], data.task.activate(outputs).reshape(found["predictions"].shape), atol=1e-5)
+    if name in ("segmentation", "tokens"):
+        classes = outputs.argmax(1 if name == "segmentation" else -1)
+        assert found["y"].tolist() == np.array(data.values)[classes].astype(found["y"].dtype).tolist()
+        assert found["y"].dtype.kind == "i"
+        assert (data.schema.targets(found["y"], "y") == classes).all()
+    else:
+        assert set(found) == {"predictions"}
+
+
 def test_predictions_for_a_table_have_its_index() -> None:
     import pandas as pd
 

@@ -35,8 +35,8 @@ _INPUT = (
     ".parquet or .json file with the same columns, in any order. Labels y, if present, are compared."
 )
 Input = Annotated[Path, typer.Argument(metavar="INPUT", help=_INPUT)]
-_TABLE = "Write one line per sample: label and probabilities. Default: print the first lines."
-TablePath = Annotated[Path | None, typer.Option("-o", metavar="OUT.csv", help=_TABLE)]
+_TABLE = "Write one line per sample: label and probabilities; .npz: arrays. Default: print the first lines."
+TablePath = Annotated[Path | None, typer.Option("-o", metavar="OUT.csv|npz", help=_TABLE)]
 Draws = Annotated[int, typer.Option(min=0, help="Average this many models of the client's subregion.")]
 
 
@@ -81,14 +81,17 @@ def predict(
             raise FlocoError("name one of --client ID and --global")
         if out is not None and out.exists():
             raise FlocoError(f"{out} exists already: remove it, or choose another place with -o")
+        if out is not None and out.suffix not in (".csv", ".npz"):
+            raise FlocoError(f"the file of predictions must end in .csv, or in .npz for arrays, got {out}")
         run, arrays = _both(path, data, "x")
-        table = run.predict(arrays["x"], client, at=at, mixtures=mixtures)
+        more: dict[str, Any] = {"client": client, "at": at, "mixtures": mixtures}
+        table = run.predict(arrays["x"], **more)
         metrics = {} if "y" not in arrays or mixtures else run.evaluate(arrays["x"], arrays["y"], client, at=at)
         if out is None:
-            more = f"\n... {len(table)} in all; -o FILE.csv writes them" if len(table) > 10 else ""
-            say(table.head(10).round(4).to_string() + more)
+            rest = f"\n... {len(table)} in all; -o FILE.csv writes them" if len(table) > 10 else ""
+            say(table.head(10).round(4).to_string() + rest)
         else:
-            _write(out, table.to_csv(index=False))
+            _write(out, table.to_csv(index=False).encode() if out.suffix == ".csv" else _packed(run, arrays["x"], more))
             say(f"{len(table)} predictions: {out}")
         if metrics:
             shown = (f"{n.replace('_', ' ')} {run.setup.task.metrics.text(n, v)}" for n, v in metrics.items())
@@ -181,11 +184,21 @@ def _arrays(path: Path, *needed: str) -> dict[str, Any]:
     return arrays
 
 
-def _write(path: Path, text: str) -> None:
+def _packed(run: Run, x: Any, more: dict[str, Any]) -> bytes:
+    import io
+
+    import numpy as np
+
+    file, arrays = io.BytesIO(), dict[str, Any](run.predict_arrays(x, **more))
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def _write(path: Path, data: bytes) -> None:
     from floco.storage.files import replace_file
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.encode())
+        replace_file(path, data)
     except OSError as error:
         raise FlocoError(f"cannot write {path}: {error.strerror or error}") from error

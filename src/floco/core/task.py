@@ -106,6 +106,10 @@ class Task(Settings, ABC):
         names = ["prediction"] if flat.shape[1] == 1 else [f"prediction_{i}" for i in range(flat.shape[1])]
         return dict(zip(names, flat.T.tolist(), strict=True))
 
+    def arrays(self, predictions: torch.Tensor, labels: Labels) -> dict[str, np.ndarray]:
+        """Return what `floco predict` writes into an npz file: predictions (n, ...), and `y` if places have labels."""
+        return {"predictions": predictions.numpy()}
+
     def labels(self, values: Any, where: str, given: Sequence[str] = (), names: Any = None) -> Labels:
         """Return what class numbers mean.
 

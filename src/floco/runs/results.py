@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from floco.client.predict import judge
@@ -114,10 +116,21 @@ class Run:
         Raises:
             FlocoError: samples that do not fit the model, or a missing model.
         """
-        raw = self.setup.federation.schema.samples(x, "x")
-        found = predict(self.setup, self.progress, client, raw, at=at, mixtures=mixtures)
-        table = prediction_table(self.setup, found)
+        table = prediction_table(self.setup, self._predict(x, client, at, mixtures))
         return table.set_axis(x.index, axis="index") if hasattr(x, "iloc") else table  # a DataFrame's rows by its index
+
+    def predict_arrays(
+        self, x: Any, client: str | None = None, *, at: str = "center", mixtures: int = 0
+    ) -> dict[str, np.ndarray]:
+        """Return `predictions` (n, ...), e.g. probabilities; for a label at each place also `y`, the labels.
+
+        Arguments are those of `predict`.
+        """
+        return self.setup.task.arrays(self._predict(x, client, at, mixtures), self.setup.federation.schema.labels)
+
+    def _predict(self, x: Any, client: str | None, at: str, mixtures: int) -> torch.Tensor:
+        raw = self.setup.federation.schema.samples(x, "x")
+        return predict(self.setup, self.progress, client, raw, at=at, mixtures=mixtures)
 
     def evaluate(self, x: Any, y: Any, client: str | None = None, *, at: str = "center") -> dict[str, float | None]:
         """Return the metrics of a client's model, or the global one, on other samples; None where undefined.

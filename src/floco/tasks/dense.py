@@ -52,6 +52,13 @@ class Dense(Task, ABC):
         """Return probabilities, in the shape of the outputs."""
         return outputs.softmax(dim=outputs.ndim - 1 if self.dims == 2 else 1)
 
+    def arrays(self, predictions: torch.Tensor, labels: Labels) -> dict[str, np.ndarray]:
+        """Return all probabilities, and `y`: the most probable label of each place, as the data have them."""
+        known = np.array(labels.values)
+        known = known.astype(np.int64) if all(v.lstrip("-").isdigit() for v in labels.values) else known
+        most = predictions.argmax(predictions.ndim - 1 if self.dims == 2 else 1)
+        return {**super().arrays(predictions, labels), "y": known[most.numpy()]}
+
     def labels(self, values: Any, where: str, given: Sequence[str] = (), names: Any = None) -> Labels:
         """Return the classes: those `given`, those that `names` numbers, or the labels that occur, sorted."""
         if names is not None and not given:
