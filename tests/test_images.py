@@ -556,3 +556,27 @@ def test_a_format_for_arrays_does_not_change_pictures() -> None:
     assert (
         pixels(load(dataset(content("palette", "palette")).with_format("numpy")).x).tolist() == CLEAR[..., :3].tolist()
     )
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "1"])
+def test_masks_in_items_are_labels_whatever_their_mode(mode: str) -> None:
+    labels = np.arange(4 * 36).reshape(4, 6, 6) % (2 if mode == "1" else 3)
+
+    def mask(i: int) -> Image.Image:
+        if mode in ("1", "I;16"):
+            return Image.fromarray(labels[i].astype(bool if mode == "1" else np.uint16))
+        made = Image.fromarray(labels[i].astype(np.uint8))
+        if mode == "P":
+            made.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+        return made
+
+    class Items:
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, i: int) -> object:
+            return Image.fromarray(np.full((6, 6, 3), i, np.uint8)), mask(i)
+
+    assert mask(0).mode == mode
+    made = load(Items(), task="segmentation")
+    assert made.y.tolist() == labels.tolist()

@@ -105,7 +105,8 @@ def _read_items(data: Any) -> Arrays:
             )
     x, y = ([item[part] for item in items] for part in (0, 1))
     known = {PICTURES: np.True_} if hasattr(x[0], "getbands") else {}
-    return {"x": _stack_columns(x), "y": _stack(y, "y"), **known}
+    masks = [np.asarray(v) if hasattr(v, "getbands") else v for v in y]  # of a palette the numbers, not the colours
+    return {"x": _stack_columns(x), "y": _stack(masks, "y"), **known}
 
 
 def _item(data: Any, i: int) -> tuple[Any, Any]:
