@@ -150,7 +150,9 @@ class Form:
                 f"got {x.dtype} from {x.min():g} to {x.max():g}"
             )
         if self.dtype == "uint8":
-            return channels_first(writeable(x.astype(np.uint8)), self.channels)
+            raw = channels_first(writeable(x.astype(np.uint8)), self.channels)
+            check_range(raw, self.ranges, where, 1.0)  # any byte may occur: a new one is said, not refused
+            return raw
         holes = np.isnan(x) if self.missing == "mean" and x.dtype.kind == "f" else None
         if holes is not None:  # stand-ins in the middle of the range, for the checks only
             shift = self.offset or (0.0,) * len(self.ranges)
