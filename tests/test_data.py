@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr_datasets.partitioner import IidPartitioner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -301,6 +302,9 @@ BAD_ARRAYS = [
     ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 3)), "y_test": [1]}, "do not fit"),
     ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 3))}, "y_test is missing"),
     ({"x": np.zeros((2, 2)), "y": [0, 7], "names": ["a", "b"]}, "from 0 to 1, got 0 to 7"),
+    ({"x": np.zeros((2, 2)), "y": ["b", "a"], "names": ["a", "b"]}, "from 0 to 1, got a to b"),
+    ({"x": np.zeros((2, 2)), "y": [0, 1], "client": [["a"], ["b"]]}, r"client must have .* got shape \(2, 1\)"),
+    ({"x": np.zeros((2, 2)), "y": [0, 1], "client": "a"}, r"client must have .* got shape \(\)"),
 ]
 
 
@@ -350,6 +354,8 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         (Pathological(1), {"clients": 3, "samples": 190}, "only"),
         (DirichletSizes(0.001), {"clients": 50}, r"needs 10 samples.* larger data.split.alpha \(got 0.001\), fewer"),
         (Dirichlet(0.001), {"clients": 20}, r"larger data.split.alpha \(got 0.001\), fewer data.clients"),
+        (IidPartitioner(6), {"clients": 5}, "is of 6 clients, and data.clients = 5"),
+        (Single(), {"clients": 5}, "is of 1 clients, and data.clients = 5"),
         (Natural(), {}, 'needs a source with a column "client"'),
         (Iid(), {"clients": 5, "test_share": 1.0}, "test_share"),
         (Iid(), {"clients": 5, "held_out": 5}, "held_out"),

@@ -66,7 +66,7 @@ def read_samples(
     forms = forms if table is None else {name: table.named(name, form) for name, form in forms.items()}
     meaning = task.labels(arrays[needed[1]], f"{source}: {needed[1]}", labels, arrays.get("names"))
     y = _targets(task, arrays[needed[1]], f"{source}: {needed[1]}", meaning, count(x))
-    others = {n: v for n, v in arrays.items() if n not in (*needed, "names") and np.ndim(v) == 1}
+    others = {n: v for n, v in arrays.items() if n not in (*needed, "names")}
     kept = _columns(others, count(x), source, needed[0], {"client", order})
     made = Samples(x, y, meaning, None, None, kept, forms, task, order, table)
     if len(needed) == 2:
@@ -166,11 +166,11 @@ def _check_shapes(x: Inputs, test: Any, made: Samples, source: str) -> None:
 
 
 def _columns(arrays: Arrays, samples: int, source: str, x: str, needed: set[str | None]) -> dict[str, np.ndarray]:
-    """Return copies of the other columns (N,); arrays of other lengths are no columns, unless they are needed."""
+    """Return copies of the other columns (N,); arrays of other shapes are no columns, unless they are needed."""
     for name, column in arrays.items():
-        if name in needed and len(column) != samples:
+        if name in needed and np.shape(column) != (samples,):
             raise FlocoError(
                 f"{source}: the column {name} must have one value for each of the {samples} samples of {x}, "
-                f"got {len(column)}"
+                f"got shape {np.shape(column)}"
             )
-    return {n: array(v, f"{source}: {n}").copy() for n, v in arrays.items() if len(v) == samples}
+    return {n: array(v, f"{source}: {n}").copy() for n, v in arrays.items() if np.shape(v) == (samples,)}

@@ -81,7 +81,7 @@ class Samples:
 
         Args:
             split: a split of `data.partition`, e.g. `floco.Folds(5)`, or any partitioner of flwr-datasets.
-            clients: K; with natural clients the first K (None: all). A partitioner has its own number.
+            clients: K; with natural clients the first K (None: all). A partitioner has its own number (None).
             samples: samples of each client, drawn at random from those assigned to it (None: all of them).
             seed: random seed of the split.
             test_share: share of each client's samples that is its test part, in (0, 1).
@@ -148,7 +148,12 @@ class Samples:
             raise
         except Exception as error:
             raise FlocoError(f"split {split.name} raised {type(error).__name__}: {error}") from error
-        return check_parts(found, len(self.y), f"split {split.name}")
+        parts = check_parts(found, len(self.y), f"split {split.name}")
+        if clients not in (None, len(parts)):
+            raise FlocoError(
+                f"split {split.name} is of {len(parts)} clients, and data.clients = {clients}: leave it out"
+            )
+        return parts
 
     def _all_normalized(self, normalize: str | Normalization, members: tuple[Client, ...]) -> dict[str, Form]:
         """Return the form of each column with the statistics of its samples."""
