@@ -15,8 +15,9 @@ from floco.core.errors import FlocoError
 from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.settings import setting
 from floco.core.task import Labels, Task
-from floco.tasks.endings import doubt_positive
+from floco.tasks.endings import batch_of, doubt_positive
 from floco.tasks.guess import MeanGuess
+from floco.tasks.labels import array
 
 _LOSSES: dict[str, Any] = {"mse": mse_loss, "mae": l1_loss, "huber": huber_loss}
 _LOST = 1e-3  # rounding to float32 may cost this share of the targets' deviation
@@ -144,8 +145,8 @@ class Regression(Task):
         if self.mean and len(self.mean) != d:
             raise FlocoError(f"task.mean and task.std must have one value for each of {d} targets, got {self.mean}")
         if tuple(outputs.shape) not in {(n, d), *([(n,)] if d == 1 else [])}:
-            shape = tuple(outputs.shape[1:])
-            raise FlocoError(f"for {d} targets the model must give outputs of shape (n, {d}){when}, got (n, *{shape})")
+            got = batch_of(outputs.shape[1:])
+            raise FlocoError(f"for {d} targets the model must give outputs of shape (n, {d}){when}, got {got}")
 
     def _scaled(self, y: torch.Tensor) -> torch.Tensor:
         """Return standardised targets (n, d)."""
@@ -187,7 +188,12 @@ class Regression(Task):
 
     def labels(self, values: Any, where: str, given: Sequence[str] = (), names: Any = None) -> Labels:
         """Return the names of several targets, if the source has them."""
-        return Labels() if names is None else Labels(tuple(map(str, np.asarray(names).tolist())))
+        if names is None:
+            return Labels()
+        texts, y = tuple(map(str, np.asarray(names).tolist())), array(values, where)
+        if y.ndim > 1 and (len(set(texts)) < len(texts) or len(texts) != y.shape[1]):
+            raise FlocoError(f"{where} must have one name for each target, got shape {y.shape} and {', '.join(texts)}")
+        return Labels(texts)
 
     def present(self, predictions: torch.Tensor, labels: Labels) -> dict[str, Any]:
         """Return one column of predictions for each target."""
