@@ -288,7 +288,7 @@ BAD_ARRAYS = [
     ({"x": np.array([["a"], ["b"]]), "y": [0, 1]}, "must be numbers"),
     ({"x": np.zeros((2, 2)), "y": [1, 1]}, "2 classes at least"),
     ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 2)), "y_test": [5]}, "do not fit"),
-    ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 3)), "y_test": [1]}, "do not fit"),
+    ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 3)), "y_test": [1]}, r"shape \(N, 2\)"),
     ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 3))}, "y_test is missing"),
     ({"x": np.zeros((2, 2)), "y": [0, 7], "names": ["a", "b"]}, "from 0 to 1, got 0 to 7"),
     ({"x": np.zeros((2, 2)), "y": ["b", "a"], "names": ["a", "b"]}, "from 0 to 1, got a to b"),

@@ -71,7 +71,6 @@ def read_samples(
     made = Samples(x, y, meaning, None, None, kept, forms, task, order, table)
     if len(needed) == 2:
         return made
-    _check_shapes(x, arrays["x_test"], made, source)
     x_test = made.schema.samples(arrays["x_test"], f"{source}: x_test", far=0.5)
     try:
         y_test = _targets(task, arrays["y_test"], f"{source}: y_test", meaning, count(x_test))
@@ -151,18 +150,6 @@ def _targets(task: Task, given: Any, where: str, meaning: Any, samples: int) -> 
     if len(found) != samples:
         raise FlocoError(f"{where} must be {samples} {task.kind}, one for each sample, got {len(found)}")
     return found
-
-
-def _check_shapes(x: Inputs, test: Any, made: Samples, source: str) -> None:
-    forms = columns(made.schema.forms)
-    tested = columns(test) if isinstance(x, dict | tuple) else {"": test}
-    for name in forms.keys() & tested.keys():
-        shape, raw = forms[name].shape, array(tested[name], f"{source}: x_test {name}".strip())
-        if raw.shape[1:] != shape:
-            raise FlocoError(
-                f"{source}: x_test {name}".strip()
-                + f" must have samples of the shape {shape}, as the training part; those of {raw.shape[1:]} do not fit"
-            )
 
 
 def _columns(arrays: Arrays, samples: int, source: str, x: str, needed: set[str | None]) -> dict[str, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -198,15 +198,6 @@ class Schema:
                 f"only networks with one input can do this, and this one has {', '.join(columns(self.forms))}"
             )
         return self.forms
-
-    def convert(self, function: Callable[[Form, torch.Tensor], torch.Tensor], x: Inputs) -> Inputs:
-        """Return inputs with a function of form and column applied to each column."""
-        forms = columns(self.forms)
-        return like(x, {name: function(forms[name], column) for name, column in columns(x).items()})
-
-    def normalize(self, raw: Inputs) -> Inputs:
-        """Return network inputs of raw samples."""
-        return self.convert(Form.normalize, raw)
 
     def samples(self, x: Any, where: str, *, far: float = 0.0) -> Inputs:
         """Return checked raw samples; see `Form.samples`.
