@@ -63,7 +63,7 @@ def read_samples(
     if missing == "drop" and table is None:
         arrays = _without_holes(arrays, needed, source)
     x, forms = _inputs(arrays[needed[0]], f"{source}: {needed[0]}", kind, channels, task, missing)
-    forms = forms if table is None else {name: table.named(name, form) for name, form in forms.items()}
+    forms = forms if table is None else {name: replace(form, **table.channels(name)) for name, form in forms.items()}
     meaning = task.labels(arrays[needed[1]], f"{source}: {needed[1]}", labels, arrays.get("names"))
     y = _targets(task, arrays[needed[1]], f"{source}: {needed[1]}", meaning, count(x))
     others = {n: v for n, v in arrays.items() if n not in (*needed, "names")}

@@ -20,7 +20,7 @@ from floco.data.holdout import SMALL, divide_all, rank
 from floco.data.partition import Foreign
 from floco.data.schema import Form, Normalization, Schema
 from floco.data.split import Split, Table, check_parts, cut
-from floco.data.table_roles import Encoding
+from floco.data.tables import Columns
 from floco.tasks import Classification
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Samples:
     task: Task = field(default_factory=Classification)
     order: str | None = None
     """The column by which `split` orders the samples, unless it is told another one."""
-    table: Encoding | None = None
+    table: Columns | None = None
     """How rows of a table become samples, if the source is one."""
 
     @property

@@ -16,7 +16,8 @@ from floco.core.inputs import Inputs, array, columns, count, like
 from floco.core.task import Labels, Task
 from floco.data.arrays import as_in_source, channels_first, check_index, column_names, fill, float32, writeable
 from floco.data.ranges import check_range
-from floco.data.table_roles import Encoding, is_table
+from floco.data.table_roles import is_table
+from floco.data.tables import Columns
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ class Schema:
     """The form of a network's one input, or a tuple or dict of the forms of several."""
     labels: Labels
     task: Task
-    table: Encoding | None = None
+    table: Columns | None = None
     """How rows of a table become samples, if the source is one."""
 
     @property

@@ -15,7 +15,6 @@ from floco.core.task import Labels
 from floco.data.arrays import CHANNELS, channels_first
 from floco.data.federation import Client, Federation, Sums, sum_channels
 from floco.data.schema import Form
-from floco.data.tables import Columns
 from floco.runs.config import Config
 from floco.tasks import Classification
 
@@ -87,7 +86,7 @@ def tell(config: Config, federation: Federation, client: Client) -> SiteFacts:
         told.append(layout)
     names = [] if config.data.labels else list(federation.names)
     target = {"shape": list(y.shape[1:]), "dtype": str(y.dtype).removeprefix("torch."), "names": names}
-    table = [*federation.table.features, *federation.table.pairs] if isinstance(federation.table, Columns) else []
+    table = [] if federation.table is None else [*federation.table.features, *federation.table.pairs]
     plain = {"inputs": _kind(federation.x), "columns": told, "table": table}
     return {**plain, "target": target, "statistics": list(statistics)}
 
