@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, some
 from floco.tasks.labels import MISSING
 
 if TYPE_CHECKING:
@@ -164,10 +164,8 @@ def _read_texts(given: list[str], which: np.ndarray, where: str) -> Cells:
         return Cells(made)
     alike = [t for t in real if _LIKE_NUMBER.fullmatch(t)]
     if plain or 2 * len(alike) >= len(real) > 0:
-        shown = ", ".join(map(repr, sorted(real - plain)[:5]))
-        rest = len(real - plain) - 5
         raise FlocoError(
-            f"{where} holds numbers, and values that are none: {shown}{f' and {rest} more' if rest > 0 else ''}; write "
+            f"{where} holds numbers, and values that are none: {some(map(repr, sorted(real - plain)), 5)}; write "
             "numbers as 1234.5 and leave cells without a value empty, or name all in data.levels if they are categories"
         )
     if marks := sorted(set(texts) & _UNKNOWN):
