@@ -58,14 +58,15 @@ def check_range(
 
 def _warn_of_little(raw: torch.Tensor, known: torch.Tensor, where: str, names: Sequence[str]) -> None:
     """Warn of samples that hardly vary, and of channels that vary only here."""
-    given = raw.transpose(0, 1).flatten(1)
-    wide, varied = known[:, 1] - known[:, 0], given.amax(1) - given.amin(1)
+    others = (0, *range(2, raw.ndim))
+    low, high = raw.amin(others).float(), raw.amax(others).float()
+    wide, varied = known[:, 1] - known[:, 0], high - low
     if len(raw) >= _SEVERAL and bool((wide > 0).all()) and bool((varied < _NARROW * wide).all()):
         warn(
             f"{where}: in all channels, {len(raw)} samples vary by less than {_NARROW:.0%} of the training data's "
             "range: another unit, or another scaling?"
         )
-    off = (wide == 0) & ((given - known[:, :1]).abs().amax(1) > _NARROW * known[:, 0].abs())
+    off = (wide == 0) & (torch.maximum(high - known[:, 0], known[:, 0] - low) > _NARROW * known[:, 0].abs())
     if bool((wide > 0).any()) and bool(off.any()):
         shown = ", ".join(_name(c, names) for c in off.nonzero().flatten().tolist()[:8])
         warn(
