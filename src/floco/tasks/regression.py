@@ -12,12 +12,12 @@ import torch
 from torch.nn.functional import huber_loss, l1_loss, mse_loss
 
 from floco.core.errors import FlocoError
+from floco.core.inputs import array
 from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.settings import setting
 from floco.core.task import Labels, Task
 from floco.tasks.endings import batch_of, doubt_positive
 from floco.tasks.guess import MeanGuess
-from floco.tasks.labels import array
 
 _LOSSES: dict[str, Any] = {"mse": mse_loss, "mae": l1_loss, "huber": huber_loss}
 _LOST = 1e-3  # rounding to float32 may cost this share of the targets' deviation
@@ -194,12 +194,6 @@ class Regression(Task):
         if y.ndim > 1 and (len(set(texts)) < len(texts) or len(texts) != y.shape[1]):
             raise FlocoError(f"{where} must have one name for each target, got shape {y.shape} and {', '.join(texts)}")
         return Labels(texts)
-
-    def present(self, predictions: torch.Tensor, labels: Labels) -> dict[str, Any]:
-        """Return one column of predictions for each target."""
-        d = predictions.shape[1]
-        names = ["prediction"] if d == 1 else labels.names or [f"prediction_{i}" for i in range(d)]
-        return dict(zip(names, predictions.T.tolist(), strict=True))
 
     def guess(self, targets: torch.Tensor, parts: Sequence[torch.Tensor], labels: Labels) -> MeanGuess:
         """Return how well the targets of each part are predicted by the mean of the others."""
