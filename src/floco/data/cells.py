@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from floco.core.errors import FlocoError, some
-from floco.tasks.labels import MISSING
+from floco.tasks.labels import MISSING, with_blanks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,8 +191,8 @@ def _check_number(cells: Cells, where: str) -> Cells:
 def _categories(given: list[str], which: np.ndarray, where: str) -> Cells:
     """Return distinct texts and their numbers as texts (N,) without blanks around them, "" for missing ones."""
     texts = [t.strip() for t in given]
-    if repeated := [t for t in texts if t and texts.count(t) > 1] if len(set(texts)) < len(texts) else []:
-        raise FlocoError(f"{where}: {repeated[0]!r} occurs with and without blanks around it: is that one category?")
+    if (twice := with_blanks(np.asarray([g for g, t in zip(given, texts, strict=True) if t], dtype=str))) is not None:
+        raise FlocoError(f"{where}: {twice!r} occurs with and without blanks around it: is that one category?")
     if (lower := {t.lower() for t in texts} - {""}) and lower <= {"true", "false"}:
         texts = [t.lower() for t in texts]
     return Cells(np.asarray(texts, dtype=str)[which])
