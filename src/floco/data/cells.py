@@ -45,13 +45,13 @@ class Cells(NamedTuple):
         return found
 
 
-def read_cells(column: pd.Series[Any], where: str, *, text: bool | None = None) -> Cells:
+def read_cells(column: pd.Series[Any], where: str, *, declared: bool = False) -> Cells:
     """Return the cells of a feature: numbers, or text for text, booleans and categorical columns.
 
     Args:
         column: one column of a table.
         where: its name, for error messages.
-        text: whether it must be categories (True: declared by the user), or numbers (None: what it looks like).
+        declared: whether the user says that it holds categories, whatever it looks like.
 
     Raises:
         FlocoError: dates, nested values, text that is nearly numbers, or values of which it is not clear whether they
@@ -64,8 +64,8 @@ def read_cells(column: pd.Series[Any], where: str, *, text: bool | None = None) 
         return _check_number(_categories(*_distinct(column.astype(object).tolist()), where), where)
     if types.is_datetime64_any_dtype(dtype) or dtype.kind in "mM" or isinstance(dtype, pd.PeriodDtype):
         raise _dates(where, column.iloc[0])
-    if types.is_bool_dtype(dtype) or text or not types.is_numeric_dtype(dtype):
-        return _read_objects(column.astype(object).tolist(), where, text)
+    if types.is_bool_dtype(dtype) or declared or not types.is_numeric_dtype(dtype):
+        return _read_objects(column.astype(object).tolist(), where, declared)
     if dtype.kind == "c":
         raise FlocoError(f"{where} must hold real numbers, got {dtype}")
     values = column.to_numpy(np.float64, na_value=np.nan)
@@ -105,8 +105,8 @@ def check_words(texts: np.ndarray, where: str) -> None:
         raise FlocoError(f"{where} must hold labels, or numbers written as 1234.5, got {shown}")
 
 
-def _read_objects(values: Sequence[Any], where: str, text: bool | None) -> Cells:
-    if text:
+def _read_objects(values: Sequence[Any], where: str, declared: bool) -> Cells:
+    if declared:
         return _categories(*_distinct(values), where)
     if set(map(type, values)) == {str}:  # by far the largest columns are those of CSV files
         return _read_texts(*_distinct(values), where)

@@ -17,7 +17,7 @@ def check_range(
     raw: torch.Tensor,
     ranges: Sequence[tuple[float, float]],
     where: str,
-    few: float,
+    share: float,
     *,
     offset: Sequence[float] = (),
     names: Sequence[str] = (),
@@ -28,12 +28,12 @@ def check_range(
         raw: samples (N, C, ...) minus the offset.
         ranges: minimum and maximum of each channel of the training data.
         where: name of the array, for error messages.
-        few: share of the samples that may be far outside, with a warning.
+        share: of the samples that may be far outside, with a warning.
         offset: what was subtracted from each channel; (): nothing.
         names: names of the channels, if they have some.
 
     Raises:
-        FlocoError: more than `few` of the samples are far outside of the range.
+        FlocoError: more than this share of the samples are far outside of the range.
     """
     _warn_of_little(raw, torch.tensor(ranges), where, names)
     noted: list[str] = []
@@ -49,7 +49,7 @@ def check_range(
                 f"{where}: sample {i} holds {worst:g} in channel {_name(channel, names)}, and the training data have "
                 f"{low:g} to {high:g}: another unit, or another scaling?"
             )
-            if int(far.sum()) > few * len(raw):
+            if int(far.sum()) > share * len(raw):
                 raise FlocoError(text)
             noted.append(text)
     if noted:

@@ -37,7 +37,7 @@ def read_table(frame: Any, roles: Roles, where: str, *, labelled: bool) -> tuple
     roles = _resolved(roles, frame, where)
     features = _features(roles, frame, where)
     declared = _declared(roles, features)
-    cells = {f: read_cells(frame[f], f"{where}: column {f!r}", text=f in declared or None) for f in features}
+    cells = {f: read_cells(frame[f], f"{where}: column {f!r}", declared=f in declared) for f in features}
     if empty := [f for f, c in cells.items() if c.missing.all()]:
         raise FlocoError(f"{where}: no row has a value in the columns {', '.join(empty)}: leave them out")
     frame, cells = _complete(frame, cells, roles, where)

@@ -72,7 +72,7 @@ class Columns:
         where = f"{where}: column {name!r}"
         if column.isna().all() and name not in self.levels:
             return Cells(np.full(len(column), np.nan))
-        cells = read_cells(column, where, text=True if name in self.levels else None)
+        cells = read_cells(column, where, declared=name in self.levels)
         if cells.text and name not in self.levels and not cells.missing.all():
             raise FlocoError(
                 f"{where} must hold numbers, as the training data; got {str(cells.values[~cells.missing][0])!r}"
