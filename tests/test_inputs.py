@@ -233,6 +233,8 @@ def test_bytes_are_divided_by_255_where_there_are_statistics_and_else_left_as_th
 def test_a_typo_in_normalize_is_an_error(given: object) -> None:
     with pytest.raises(FlocoError, match=r'data.normalize must be "train", "none"'):
         load(arrays()).split(Iid(), clients=2, normalize=given)
+    with pytest.raises(FlocoError, match=r'data.normalize must be "train", "none"'):
+        load(arrays(x=np.arange(60)[:, None]), kind="ids").split(Iid(), clients=2, normalize=given)
 
 
 def test_what_becomes_of_the_users_arrays_later_changes_nothing() -> None:

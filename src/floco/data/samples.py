@@ -157,6 +157,12 @@ class Samples:
 
     def _all_normalized(self, normalize: str | Normalization, members: tuple[Client, ...]) -> dict[str, Form]:
         """Return the form of each column with the statistics of its samples."""
+        if not isinstance(normalize, Normalization) and normalize not in ("train", "none"):
+            offer = nearest(str(normalize), ("train", "none"))
+            raise FlocoError(
+                'data.normalize must be "train", "none", or fixed statistics, Normalization(mean, std), '
+                f"got {normalize!r}{offer}"
+            )
         each = columns(self.x)
         given = normalize.by_column(each) if isinstance(normalize, Normalization) else dict.fromkeys(each, normalize)
         return {name: self._normalized(name, given[name], members) for name in each}
@@ -169,13 +175,7 @@ class Samples:
         if normalize == "train":
             found = fit_normalization([sum_channels(x, c.train) for c in members])
             return replace(form, normalization=form.unscaled(found))
-        given = Normalization() if normalize == "none" else normalize
-        if not isinstance(given, Normalization):
-            offer = nearest(str(given), ("train", "none"))
-            raise FlocoError(
-                'data.normalize must be "train", "none", or fixed statistics, Normalization(mean, std), '
-                f"got {given!r}{offer}"
-            )
+        given = normalize if isinstance(normalize, Normalization) else Normalization()
         if given.mean and len(given.mean) == len(given.std) == x.shape[1] - form.flags:
             given = Normalization(given.mean + (0.0,) * form.flags, given.std + (1.0,) * form.flags)
         if given.mean and not len(given.mean) == len(given.std) == x.shape[1]:
