@@ -260,6 +260,24 @@ def test_targets_without_classes_have_mean_and_spread_by_client(tmp_path: Path) 
     assert made["schema"][-1]["high"] == pytest.approx(X[:, 0].max() + 50)
 
 
+def test_targets_of_several_units_are_told_apart(tmp_path: Path) -> None:
+    y = np.stack([X[:, 0] + 50, 1e5 * X[:, 1]], 1)
+    np.savez(tmp_path / "two.npz", x=X, y=y, names=["age", "price"])
+    given = ["task.name=regression", f"data.source=npz:{tmp_path / 'two.npz'}", "data.split=iid", "data.clients=2"]
+    flags = [w for s in given for w in ("-s", s)]
+    made = json.loads(command("data", *flags, "--json").stdout)
+    age, price = made["schema"][-2:]
+    assert (age["name"], age["role"], price["name"], price["role"]) == ("age", "target", "price", "target")
+    assert age["high"] == pytest.approx(y[:, 0].max())
+    assert price["low"] == pytest.approx(y[:, 1].min())
+    assert age["scaling"].startswith("mean 51, deviation")
+    first = made["clients"][0]["targets"]
+    assert first.keys() == {"age", "price"}
+    assert 45 < first["age"]["mean"] < 55
+    shown = command("data", *flags).stdout
+    assert all(word in shown for word in ("age", "price", "50", "\u00b1")), shown
+
+
 def test_a_run_says_what_is_grave_and_where_to_look(many: list[str], tmp_path: Path) -> None:
     quick = ["-s", "training.rounds=1", "-s", "algorithm.name=fedavg", "-s", "run.engine=serial"]
     made = command("run", *many, *quick, "--out", tmp_path / "run")

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flwr_datasets.partitioner import IidPartitioner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from floco.core.errors import FlocoError
 from floco.data.federation import Federation
-from floco.data.folds import FoldsPartitioner
 from floco.data.partition import (
     SPLITS,
     Dirichlet,
@@ -20,11 +20,10 @@ from floco.data.partition import (
     Natural,
     Pathological,
     Single,
-    partition,
 )
 from floco.data.schema import Normalization
 from floco.data.sources import load
-from floco.data.split import heterogeneity
+from floco.data.split import Table, heterogeneity
 
 DIGITS = load("digits")
 
@@ -57,7 +56,7 @@ def test_the_registry_has_every_split() -> None:
 def test_folds_have_their_share_of_primary_classes_and_use_every_sample_once() -> None:
     """The 84 % of the released code on CIFAR-10's shape: 210 + 210 of the primary classes, 10 of each other."""
     labels = np.repeat(np.arange(10), 5000)
-    parts = partition(Folds(5, share=0.84), labels, 100, 500, 0)
+    parts = list(Folds(5, share=0.84).assign(Table(labels, {}), clients=100, samples=500, seed=0).values())
     assert sorted(np.concatenate(parts).tolist()) == list(range(50_000))
     for i, part in enumerate(parts):
         c = np.bincount(labels[part], minlength=10)
@@ -71,7 +70,7 @@ def test_folds_have_their_share_of_primary_classes_and_use_every_sample_once() -
 def test_folds_deal_exactly_what_was_asked_or_say_why_not(folds: int, share: float, clients: int) -> None:
     labels = np.arange(600) % 6
     try:
-        parts = partition(Folds(folds, share=share), labels, clients, 40, 0)
+        parts = [*Folds(folds, share=share).assign(Table(labels, {}), clients=clients, samples=40, seed=0).values()]
     except FlocoError as error:
         assert "data.split.share" in str(error)  # noqa: PT017
         per_fold = [sum(i % folds == f for i in range(clients)) * round(share * 40) for f in range(folds)]
@@ -83,15 +82,6 @@ def test_folds_deal_exactly_what_was_asked_or_say_why_not(folds: int, share: flo
     for i, p in enumerate(parts):
         primary = [c for c in range(6) if c * folds // 6 == i % folds]
         assert np.isin(labels[p], primary).sum() == round(share * 40)
-
-
-def test_folds_are_a_partitioner_like_any_other() -> None:
-    from datasets import Dataset
-
-    p = FoldsPartitioner([4, 4], "label", 2, 1.0, exact=True)
-    p.dataset = Dataset.from_dict({"label": [0, 1] * 4})
-    assert p.num_partitions == 2
-    assert p.load_partition(0)["label"] == [0] * 4
 
 
 def test_any_partitioner_of_the_library_can_be_given() -> None:
@@ -298,9 +288,12 @@ BAD_ARRAYS = [
     ({"x": np.array([["a"], ["b"]]), "y": [0, 1]}, "must be numbers"),
     ({"x": np.zeros((2, 2)), "y": [1, 1]}, "2 classes at least"),
     ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 2)), "y_test": [5]}, "do not fit"),
-    ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 3)), "y_test": [1]}, "do not fit"),
+    ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 3)), "y_test": [1]}, r"shape \(N, 2\)"),
     ({"x_train": np.zeros((2, 2)), "y_train": [0, 1], "x_test": np.zeros((1, 3))}, "y_test is missing"),
     ({"x": np.zeros((2, 2)), "y": [0, 7], "names": ["a", "b"]}, "from 0 to 1, got 0 to 7"),
+    ({"x": np.zeros((2, 2)), "y": ["b", "a"], "names": ["a", "b"]}, "from 0 to 1, got a to b"),
+    ({"x": np.zeros((2, 2)), "y": [0, 1], "client": [["a"], ["b"]]}, r"client must have .* got shape \(2, 1\)"),
+    ({"x": np.zeros((2, 2)), "y": [0, 1], "client": "a"}, r"client must have .* got shape \(\)"),
 ]
 
 
@@ -350,6 +343,8 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         (Pathological(1), {"clients": 3, "samples": 190}, "only"),
         (DirichletSizes(0.001), {"clients": 50}, r"needs 10 samples.* larger data.split.alpha \(got 0.001\), fewer"),
         (Dirichlet(0.001), {"clients": 20}, r"larger data.split.alpha \(got 0.001\), fewer data.clients"),
+        (IidPartitioner(6), {"clients": 5}, "is of 6 clients, and data.clients = 5"),
+        (Single(), {"clients": 5}, "is of 1 clients, and data.clients = 5"),
         (Natural(), {}, 'needs a source with a column "client"'),
         (Iid(), {"clients": 5, "test_share": 1.0}, "test_share"),
         (Iid(), {"clients": 5, "held_out": 5}, "held_out"),

@@ -238,6 +238,8 @@ def test_bytes_are_divided_by_255_where_there_are_statistics_and_else_left_as_th
 def test_a_typo_in_normalize_is_an_error(given: object) -> None:
     with pytest.raises(FlocoError, match=r'data.normalize must be "train", "none"'):
         load(arrays()).split(Iid(), clients=2, normalize=given)
+    with pytest.raises(FlocoError, match=r'data.normalize must be "train", "none"'):
+        load(arrays(x=np.arange(60)[:, None]), kind="ids").split(Iid(), clients=2, normalize=given)
 
 
 def test_what_becomes_of_the_users_arrays_later_changes_nothing() -> None:
@@ -259,7 +261,7 @@ def parts(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     return {"x_train": train, "y_train": np.arange(len(train)) % 2, "x_test": test, "y_test": np.arange(len(test)) % 2}
 
 
-PICTURES = np.random.default_rng(0).integers(0, 256, (40, 6, 6))
+PICTURES = np.random.default_rng(0).integers(0, 256, (40, 5, 6))
 
 
 @pytest.mark.parametrize("test", ["u1", "i8", "i4", "u2"])
@@ -286,14 +288,18 @@ def test_a_test_part_of_another_scale_is_refused(train: np.ndarray, test: np.nda
         load(parts(train, test))
 
 
-@pytest.mark.parametrize("x", [PICTURES / 1.0, PICTURES.astype("f4")[..., None]], ids=["grid", "picture"])
+@pytest.mark.parametrize(
+    "x",
+    [PICTURES / 1.0, PICTURES.astype("f4")[..., None], PICTURES.astype("u1")],
+    ids=["grid", "picture", "bytes"],
+)
 def test_samples_that_vary_by_far_less_than_the_training_data_are_said(x: np.ndarray) -> None:
     with pytest.warns(UserWarning, match="another scaling"):
-        load(parts(x[:30], x[30:] / 255))
+        load(parts(x[:30], (x[30:] / 255).astype(x.dtype)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load(parts(x[:30], x[30:]))
-        load(parts(x[:30], x[30:35] / 255))  # few may be alike
+        load(parts(x[:30], (x[30:35] / 255).astype(x.dtype)))  # few may be alike
 
 
 def test_a_few_samples_of_a_test_part_may_be_far_out_and_are_said() -> None:
@@ -476,7 +482,7 @@ def test_networks_take_sequences_with_their_features_last(model: object, tmp_pat
         )
 
 
-@pytest.mark.parametrize("shape", [(60, 20, 2), (60, 187, 1), (60, 32, 32, 12)])
+@pytest.mark.parametrize("shape", [(60, 20, 2), (60, 187, 1), (60, 8, 8), (60, 32, 32, 12)])
 def test_an_array_that_may_be_either_way_round_is_refused_with_the_setting_that_decides_it(
     shape: tuple[int, ...],
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,14 @@ def test_targets_that_a_task_cannot_mean_are_refused_in_words(kind: str) -> None
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("task", [Tokens(), Multilabel(), Regression(), Classification()], ids=lambda t: t.name)
+@pytest.mark.parametrize("names", [["a", "a"], ["a"]])
+def test_names_of_a_source_that_do_not_fit_its_targets_are_refused(task: Task, names: list[str]) -> None:
+    y = np.array([[0, 1], [1, 0]])
+    with pytest.raises(FlocoError, match="name|whole numbers from 0 to 0"):
+        task.labels(y[0] if task.labelled else y, "y", names=names)
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_engines_agree_and_a_model_at_hand_gives_the_score_of_the_table(name: str) -> None:
     data, last = federation(name), {}
@@ -286,6 +295,21 @@ def test_predictions_as_arrays_have_a_label_for_every_place(name: str) -> None:
         assert (data.schema.targets(found["y"], "y") == classes).all()
     else:
         assert set(found) == {"predictions"}
+
+
+@pytest.mark.parametrize(
+    ("task", "shape", "words"),
+    [
+        (Multilabel(), (4, 2), "logits of shape (n, 3), got (n, 2)"),
+        (Multilabel(), (4,), "logits of shape (n, 3), got (n)"),
+        (Regression(), (4, 2), "outputs of shape (n, 3), got (n, 2)"),
+        (Regression(), (4,), "outputs of shape (n, 3), got (n)"),
+        (Tokens(), (4, 2), "logits of shape (n, 3, 2), got (n, 2)"),
+    ],
+)
+def test_outputs_of_another_shape_are_told(task: Task, shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(FlocoError, match=re.escape(words)):
+        task.check(torch.zeros(shape), torch.zeros(4, 3), Labels(("a", "b")), "")
 
 
 def test_predictions_for_a_table_have_its_index() -> None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from floco.client.setup import Setup
 from floco.client.sgd import Work, sgd_step, train_client
 from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError
-from floco.core.inputs import Inputs
+from floco.core.inputs import Inputs, each
 from floco.core.values import Batch, Message, Phase, Step, Training, plain_loss
 from floco.data.augment import Augment, find_augment
 from floco.data.partition import Iid
@@ -414,6 +415,7 @@ Y = np.arange(40) % 2
         ({"x.a": X, "x.b": X}, {}, "flip+crop", r"is for images.*these have a \(4, 5\), b \(4, 5\)"),
         (SMALL, {}, "flip+crop", "needs images with a side of 8 pixels at least"),
         (X, {}, "flop", "augment must be empty, flip, flip.crop or module:function, got 'flop'.*did you mean 'flip'"),
+        (X, {}, 3, "augment must be empty, flip, flip.crop, module:function or a function, got 3"),
         (X, {}, "no_such_module:f", "data.augment = 'no_such_module:f': No module"),
         (X, {}, wrong_shape, r"must return inputs of the same form.*\(4, 5\); it returned \(4, 3\)"),
         (X, {}, wrong_type, "it returned .* torch.float64"),
@@ -442,12 +444,20 @@ def test_images_do_not_move_away_from_the_targets_of_their_pixels() -> None:
         samples.split(Iid(), clients=2, augment="flip")
 
 
+def brighter(batch: Inputs, generator: torch.Generator, by: float) -> Inputs:
+    return each(lambda x: x + by, batch)
+
+
+class Brighter:
+    def __call__(self, batch: Inputs, generator: torch.Generator) -> Inputs:
+        return brighter(batch, generator, 0.1)
+
+
 def test_another_augmentation_is_another_federation() -> None:
     samples = package.load("digits")
-    made = [
-        samples.split(package.Folds(5), clients=5, augment=a).fingerprint() for a in (None, "flip", "flip+crop", grey)
-    ]
-    assert len(set(made)) == 4
+    given = [None, "flip", "flip+crop", grey, Brighter(), partial(brighter, by=0.1), partial(brighter, by=0.2)]
+    made = [samples.split(package.Folds(5), clients=5, augment=a).fingerprint() for a in given]
+    assert len(set(made)) == len(given)
     assert replace(samples.split(package.Folds(5), clients=5, augment="flip"), augment=None).fingerprint() == made[0]
 
 

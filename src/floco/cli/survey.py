@@ -19,7 +19,8 @@ from floco.data.split import heterogeneity
 
 _ROWS = 40  # clients shown in a terminal
 _LABELS = 20  # labels shown in a terminal
-_FEATURES = 20  # features of a table shown in a terminal
+_FEATURES = 20  # features of a table, and targets, shown in a terminal
+_TARGETS = 4  # targets whose means are shown in a terminal
 _WIDEST = 24  # characters of a client's id that are shown
 _BETWEEN = 3  # characters between two columns of a table
 
@@ -70,9 +71,14 @@ def _label_cells(federation: Federation, counts: list[tuple[int, ...]], width: i
 
 
 def _target_cells(federation: Federation) -> list[list[str]]:
-    """Return the headings mean, deviation, lowest and highest, and these of each shown client's targets."""
-    found = [describe_targets(federation, c.train) for c in federation.clients[:_ROWS]]
-    return [["mean", "deviation", "lowest", "highest"], *([_number(v) for v in own.values()] for own in found)]
+    """Return headings, and for each client shown mean, deviation and range of its one target, or means of several."""
+    found = [describe_targets(federation, torch.cat([c.train, c.test])) for c in federation.clients[:_ROWS]]
+    if len(found[0]) == 1:
+        cells = [[_number(v) for v in spread.values()] for own in found for spread in own.values()]
+        return [["mean", "deviation", "lowest", "highest"], *cells]
+    some = list(found[0])[:_TARGETS]
+    means = [[f"{_number(own[n]['mean'])} \u00b1 {_number(own[n]['std'])}" for n in some] for own in found]
+    return [some, *means]
 
 
 def _number(value: float | None) -> str:
@@ -82,17 +88,17 @@ def _number(value: float | None) -> str:
 def schema_table(federation: Federation) -> Table:
     """Return what each column of the data is."""
     rows = describe_schema(federation)
-    features = [r for r in rows if r["role"] == "feature"]
+    hidden = [r for role in ("feature", "target") for r in [r for r in rows if r["role"] == role][_FEATURES:]]
     table = Table(title="schema: what each column is", padding=(0, 0, 0, 1), pad_edge=False)
     for name in ("column", "role", "type", "scaling", "from", "to"):
         table.add_column(name, justify="right" if name in ("from", "to") else "left", overflow="fold")
-    for row in (r for r in rows if r not in features[_FEATURES:]):
+    for row in (r for r in rows if r not in hidden):
         kind = f"{row['dtype']} ({', '.join(map(str, row['shape']))})" if row["shape"] else row["dtype"]
         kind += f", {row['layout']}" if row["layout"] else ""
         scaling = f"{len(row['classes'])} classes" if "classes" in row else row["scaling"]
         table.add_row(escape(row["name"]), row["role"], kind, scaling, _number(row["low"]), _number(row["high"]))
-    if len(features) > _FEATURES:
-        table.add_row(f"and {len(features) - _FEATURES} more features")
+    if hidden:
+        table.add_row(f"and {len(hidden)} more")
     return table
 
 
@@ -111,7 +117,10 @@ def summary(federation: Federation) -> str:
 
 
 def summarize(federation: Federation, findings: list[Finding]) -> dict[str, Any]:
-    """Return clients with their sizes and labels or targets, heterogeneity, schema and warnings as plain values."""
+    """Return clients with their sizes and labels or targets, heterogeneity, schema and warnings as plain values.
+
+    `targets` are mean, deviation and range; of several targets, these by name.
+    """
     names, labelled = federation.names, federation.task.labelled
     clients: list[dict[str, Any]] = [
         {"id": c.id, "n_train": len(c.train), "n_test": len(c.test)} for c in federation.clients
@@ -120,7 +129,8 @@ def summarize(federation: Federation, findings: list[Finding]) -> dict[str, Any]
     for row, client, n in zip(clients, federation.clients, counts, strict=True):
         row["labels"] = dict(zip(names, n, strict=False))
         if not n:
-            row["targets"] = describe_targets(federation, client.train)
+            own = describe_targets(federation, torch.cat([client.train, client.test]))
+            row["targets"] = own if len(own) > 1 else own["y"]
     made = {"clients": clients, "heterogeneity": heterogeneity(counts) if labelled else None}
     return {**made, "schema": describe_schema(federation), "warnings": list(map(asdict, findings))}
 

@@ -103,7 +103,8 @@ class Task(Settings, ABC):
     def present(self, predictions: torch.Tensor, labels: Labels) -> dict[str, Any]:
         """Return the columns of `floco predict`, n values each, from predictions (n, ...)."""
         flat = predictions.reshape(len(predictions), -1)
-        names = ["prediction"] if flat.shape[1] == 1 else [f"prediction_{i}" for i in range(flat.shape[1])]
+        numbered = ["prediction"] if flat.shape[1] == 1 else [f"prediction_{i}" for i in range(flat.shape[1])]
+        names = labels.names if 1 < len(labels.names) == flat.shape[1] else numbered
         return dict(zip(names, flat.T.tolist(), strict=True))
 
     def arrays(self, predictions: torch.Tensor, labels: Labels) -> dict[str, np.ndarray]:
@@ -143,7 +144,7 @@ class Task(Settings, ABC):
 
     def outputs(self, targets: torch.Tensor, labels: Labels) -> int:
         """Return the number of outputs that a network needs for a sample."""
-        return targets[0].numel()
+        return len(labels.names) if self.named and labels.names else targets[0].numel()
 
     def frequencies(self, targets: torch.Tensor, labels: int) -> tuple[int, ...]:
         """Return how often each label occurs in targets (n, ...), of which there are `labels`; (): numbers."""

@@ -38,7 +38,7 @@ class Training(Settings):
         0.0005, "L2 decay of every trained tensor, added to the gradient (adamw: lr times it is taken off)", low=0
     )
     clip: float | None = setting(
-        None, "largest norm of the gradient of all tensors that a step trains (empty: any)", above=0
+        None, "largest norm of the gradient of all tensors that a step trains but mixing weights (empty: any)", above=0
     )
     precision: str = setting("float32", "arithmetic of the network; tensors stay float32", choices=("float32", "bf16"))
     buffers: str = setting(

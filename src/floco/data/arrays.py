@@ -161,7 +161,8 @@ def find_channels(x: np.ndarray, kind: str, channels: str, where: str) -> str:
         return "none" if x.ndim == 3 else "first" if channels == "first" or (channels == "auto" and first) else "last"
     if channels != "auto" and x.ndim > 2:
         return "first" if channels == "first" else "kept"
-    if (x.ndim == 3 and x.shape[1] > x.shape[2]) or (x.ndim == 4 and x.shape[1] == x.shape[2] > x.shape[3]):
+    grid = x.ndim == 3 and (x.shape[1] > x.shape[2] or x.shape[1] == x.shape[2] > 4)
+    if grid or (x.ndim == 4 and x.shape[1] == x.shape[2] > x.shape[3]):
         raise FlocoError(
             f"{where} has shape {x.shape}: are the features of a sample, each with its own mean and deviation, its "
             f"first dimension ({x.shape[1]}) or its last ({x.shape[-1]})? Set data.channels = first or last "

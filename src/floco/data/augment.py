@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -24,7 +26,7 @@ class Augment:
     """A random change of batches, and the name by which it is found again."""
 
     name: str
-    """`flip`, `flip+crop`, or `module:function`."""
+    """`flip`, `flip+crop`, or `module:function`; for a run that is resumed, equal names are equal changes."""
     change: Change
 
     def __call__(self, batch: Inputs, generator: torch.Generator) -> Inputs:
@@ -55,12 +57,27 @@ def check_name(name: str | None) -> None:
         raise FlocoError(f"augment must be empty, {words} or module:function, got {name!r}{nearest(name, _KNOWN)}")
 
 
+def _name(given: Any) -> str:
+    """Return the name of a function, that of an object's class, or a `functools.partial` as a call; equal in each run.
+
+    Raises:
+        FlocoError: it cannot be called.
+    """
+    if isinstance(given, partial):
+        settings = [*map(repr, given.args), *(f"{name}={value!r}" for name, value in given.keywords.items())]
+        return f"{_name(given.func)}({', '.join(settings)})"
+    if not callable(given):
+        raise FlocoError(f"augment must be empty, {', '.join(_KNOWN)}, module:function or a function, got {given!r}")
+    named = given if hasattr(given, "__qualname__") else type(given)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
 def find_augment(given: str | Change | None) -> Augment | None:
     """Return the change that a word, `module:function` or a function stands for; None for nothing."""
     if given is None or given == "":
         return None
     if not isinstance(given, str):
-        return Augment(f"{given.__module__}:{given.__qualname__}", given)
+        return Augment(_name(given), given)
     check_name(given)
     return Augment(given, _KNOWN[given] if given in _KNOWN else load_object(given, "data.augment"))
 

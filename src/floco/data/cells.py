@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from floco.core.errors import FlocoError
-from floco.tasks.labels import MISSING
+from floco.core.errors import FlocoError, some
+from floco.tasks.labels import MISSING, with_blanks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,13 +45,13 @@ class Cells(NamedTuple):
         return found
 
 
-def read_cells(column: pd.Series[Any], where: str, *, text: bool | None = None) -> Cells:
+def read_cells(column: pd.Series[Any], where: str, *, declared: bool = False) -> Cells:
     """Return the cells of a feature: numbers, or text for text, booleans and categorical columns.
 
     Args:
         column: one column of a table.
         where: its name, for error messages.
-        text: whether it must be categories (True: declared by the user), or numbers (None: what it looks like).
+        declared: whether the user says that it holds categories, whatever it looks like.
 
     Raises:
         FlocoError: dates, nested values, text that is nearly numbers, or values of which it is not clear whether they
@@ -64,8 +64,8 @@ def read_cells(column: pd.Series[Any], where: str, *, text: bool | None = None) 
         return _check_number(_categories(*_distinct(column.astype(object).tolist()), where), where)
     if types.is_datetime64_any_dtype(dtype) or dtype.kind in "mM" or isinstance(dtype, pd.PeriodDtype):
         raise _dates(where, column.iloc[0])
-    if types.is_bool_dtype(dtype) or text or not types.is_numeric_dtype(dtype):
-        return _read_objects(column.astype(object).tolist(), where, text)
+    if types.is_bool_dtype(dtype) or declared or not types.is_numeric_dtype(dtype):
+        return _read_objects(column.astype(object).tolist(), where, declared)
     if dtype.kind == "c":
         raise FlocoError(f"{where} must hold real numbers, got {dtype}")
     values = column.to_numpy(np.float64, na_value=np.nan)
@@ -105,8 +105,8 @@ def check_words(texts: np.ndarray, where: str) -> None:
         raise FlocoError(f"{where} must hold labels, or numbers written as 1234.5, got {shown}")
 
 
-def _read_objects(values: Sequence[Any], where: str, text: bool | None) -> Cells:
-    if text:
+def _read_objects(values: Sequence[Any], where: str, declared: bool) -> Cells:
+    if declared:
         return _categories(*_distinct(values), where)
     if set(map(type, values)) == {str}:  # by far the largest columns are those of CSV files
         return _read_texts(*_distinct(values), where)
@@ -164,10 +164,8 @@ def _read_texts(given: list[str], which: np.ndarray, where: str) -> Cells:
         return Cells(made)
     alike = [t for t in real if _LIKE_NUMBER.fullmatch(t)]
     if plain or 2 * len(alike) >= len(real) > 0:
-        shown = ", ".join(map(repr, sorted(real - plain)[:5]))
-        rest = len(real - plain) - 5
         raise FlocoError(
-            f"{where} holds numbers, and values that are none: {shown}{f' and {rest} more' if rest > 0 else ''}; write "
+            f"{where} holds numbers, and values that are none: {some(map(repr, sorted(real - plain)), 5)}; write "
             "numbers as 1234.5 and leave cells without a value empty, or name all in data.levels if they are categories"
         )
     if marks := sorted(set(texts) & _UNKNOWN):
@@ -193,8 +191,8 @@ def _check_number(cells: Cells, where: str) -> Cells:
 def _categories(given: list[str], which: np.ndarray, where: str) -> Cells:
     """Return distinct texts and their numbers as texts (N,) without blanks around them, "" for missing ones."""
     texts = [t.strip() for t in given]
-    if repeated := [t for t in texts if t and texts.count(t) > 1] if len(set(texts)) < len(texts) else []:
-        raise FlocoError(f"{where}: {repeated[0]!r} occurs with and without blanks around it: is that one category?")
+    if (twice := with_blanks(np.asarray([g for g, t in zip(given, texts, strict=True) if t], dtype=str))) is not None:
+        raise FlocoError(f"{where}: {twice!r} occurs with and without blanks around it: is that one category?")
     if (lower := {t.lower() for t in texts} - {""}) and lower <= {"true", "false"}:
         texts = [t.lower() for t in texts]
     return Cells(np.asarray(texts, dtype=str)[which])

@@ -9,6 +9,7 @@ import torch
 from floco.core.inputs import columns
 from floco.data.federation import Federation
 from floco.data.schema import Form
+from floco.tasks import Regression
 
 _LAYOUTS = {
     "first": "",
@@ -19,7 +20,7 @@ _LAYOUTS = {
 
 
 def describe_schema(federation: Federation) -> list[dict[str, Any]]:
-    """Return one row for each input, and for each named feature of a table, and one for the targets.
+    """Return one row for each input, for each named feature of a table, and for each number that is a target.
 
     Keys: `name`, `role` (`input`, `feature`, `target`), `dtype`, `shape` (of one sample), `layout`, `scaling`, `low`
     and `high` (in the units of the source), and for targets with classes `classes`.
@@ -33,24 +34,37 @@ def describe_schema(federation: Federation) -> list[dict[str, Any]]:
         for i, feature in enumerate(form.features if len(form.features) == len(low) else ()):
             own = {"name": feature, "role": "feature", "dtype": form.dtype, "shape": [], "layout": ""}
             rows.append({**own, "scaling": _scaling(form, range(i, i + 1)), "low": low[i], "high": high[i]})
-    return [*rows, _target(federation)]
+    return [*rows, *(_target(federation, i, name, y) for i, (name, y) in enumerate(_targets(federation).items()))]
 
 
-def describe_targets(federation: Federation, indices: torch.Tensor) -> dict[str, float | None]:
-    """Return mean, deviation and range of the targets of some samples; None where there are none."""
-    y = federation.y[indices].double()
+def describe_targets(federation: Federation, indices: torch.Tensor) -> dict[str, dict[str, float | None]]:
+    """Return mean, deviation and range of each target of some samples, by its name; None where there are none."""
+    return {name: _spread(y[indices].double()) for name, y in _targets(federation).items()}
+
+
+def _spread(y: torch.Tensor) -> dict[str, float | None]:
     if not y.numel():
         return dict.fromkeys(("mean", "std", "low", "high"))
     return {"mean": float(y.mean()), "std": float(y.std(correction=0)), "low": float(y.min()), "high": float(y.max())}
 
 
-def _target(federation: Federation) -> dict[str, Any]:
-    y, labelled = federation.y, federation.task.labelled
+def _targets(federation: Federation) -> dict[str, torch.Tensor]:
+    """Return the targets, (N, ...), as `y`; those of a regression with several, which have units, by their names."""
+    y, names = federation.y, federation.names
+    if not isinstance(federation.task, Regression) or y.ndim == 1:
+        return {"y": y}
+    known = names if len(names) == y.shape[1] else [f"y {i}" for i in range(y.shape[1])]
+    return dict(zip(known, y.T, strict=True))
+
+
+def _target(federation: Federation, i: int, name: str, y: torch.Tensor) -> dict[str, Any]:
+    task, scaling = federation.task, "class numbers" if federation.task.labelled else "none"
+    if isinstance(task, Regression) and task.mean:
+        scaling = f"mean {task.mean[i]:.3g}, deviation {task.std[i]:.3g}"
     kind = str(y.dtype).removeprefix("torch.")
-    row: dict[str, Any] = {"name": "y", "role": "target", "dtype": kind, "shape": list(y.shape[1:])}
-    row |= {"layout": "", "scaling": "class numbers" if labelled else "none"}
-    row |= {"low": float(y.min()), "high": float(y.max())}
-    return row | ({"classes": list(federation.names)} if labelled else {})
+    row: dict[str, Any] = {"name": name, "role": "target", "dtype": kind, "shape": list(y.shape[1:])}
+    row |= {"layout": "", "scaling": scaling, "low": float(y.min()), "high": float(y.max())}
+    return row | ({"classes": list(federation.names)} if task.labelled else {})
 
 
 def _ends(form: Form) -> tuple[list[float], list[float]]:

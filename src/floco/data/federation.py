@@ -20,7 +20,7 @@ from floco.core.values import ClientInfo
 from floco.data.augment import Augment
 from floco.data.mapped import blocks
 from floco.data.schema import Form, Normalization, Schema
-from floco.data.table_roles import Encoding
+from floco.data.tables import Columns
 from floco.tasks import Classification
 
 
@@ -61,7 +61,7 @@ class Federation:
     """What is learned."""
     augment: Augment | None = None
     """Random changes of the batches that clients train on; None: none."""
-    table: Encoding | None = None
+    table: Columns | None = None
     """How rows of a table become samples, if the source is one."""
 
     def __post_init__(self) -> None:

@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from floco.core.errors import FlocoError, warn
+from floco.core.errors import FlocoError, some, warn
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+few = partial(some, most=3)
 PICTURES = "pictures"
 """Name beside arrays that says that x holds pictures as files have them, channels last."""
 
@@ -166,9 +166,3 @@ def _common_mode(pictures: Sequence[_Picture], where: str) -> str:
         shown = " and ".join(f"{count[m]} {_MODES[m][0]}" for m in _MODES if count[m])
         warn(f"{where}: {shown} pictures are all read as {mode}, so that they have one form")
     return mode
-
-
-def few(names: Iterable[object]) -> str:
-    """Return the first three names, and how many more there are."""
-    shown = [str(n.as_posix() if isinstance(n, Path) else n) for n in names]
-    return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")

@@ -16,7 +16,6 @@ from floco.core.network import Factory
 from floco.core.objects import load_object
 from floco.data.federation import Federation
 from floco.data.schema import Schema
-from floco.data.tables import Columns
 
 
 def _xavier(module: nn.Module) -> nn.Module:
@@ -190,7 +189,7 @@ def model(name: str, federation: Federation, ids: Sequence[int] = ()) -> Factory
 
 def find_ids(schema: Schema) -> dict[str, int]:
     """Return the number of ids of each input that has some: of a table's categories, or one more than the largest."""
-    levels = schema.table.levels if isinstance(schema.table, Columns) else {}
+    levels = {} if schema.table is None else schema.table.levels
     known = {n: f for n, f in columns(schema.forms).items() if f.dtype == "int64"}
     return {n: len(levels[n]) if n in levels else int(f.ranges[0][1]) + 1 for n, f in known.items()}
 

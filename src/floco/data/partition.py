@@ -1,4 +1,4 @@
-"""Splits of one data set over clients, built on the partitioners of flwr-datasets.
+"""Splits of one data set over clients; most are partitioners of flwr-datasets.
 
 Partitioners get a data set of labels and row numbers only; no sample is copied.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,7 +18,8 @@ import torch
 from floco.core.errors import FlocoError
 from floco.core.random import derive, stream
 from floco.core.settings import setting
-from floco.data.split import Split, Table, cut
+from floco.data.folds import Deal
+from floco.data.split import Split, Table
 from floco.tasks.labels import client_ids
 
 if TYPE_CHECKING:
@@ -27,15 +29,32 @@ _LABEL, _ROW = "label", "row"
 
 
 @dataclass(frozen=True)
-class Partitioned(Split):
-    """A split that a partitioner of flwr-datasets carries out."""
+class Dealt(Split):
+    """A split that deals shuffled samples to the clients `client-0`, `client-1`, ..."""
 
     def assign(self, table: Table, *, clients: int | None, samples: int | None, seed: int) -> dict[str, np.ndarray]:
-        """Return the rows of the clients `client-0`, `client-1`, ..."""
+        """Return the rows of each client."""
         if clients is None:
             raise FlocoError(f"data.clients must say how many clients the split {self.name} is for")
-        parts = partition(self, table.labels, clients, samples, seed)
-        return {f"client-{i}": rows for i, rows in enumerate(parts)}
+        wanted, n = clients * (samples or 1), len(table.labels)
+        if wanted > n:
+            given = f"data.clients = {clients} with {samples or 'at least 1'} samples each"
+            raise FlocoError(f"{given} need {wanted} samples, the source has {n}")
+        return _shuffled(table.labels, seed, lambda labels: self.deal(labels, clients, samples, seed))
+
+    @abstractmethod
+    def deal(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Sequence[Any]:
+        """Return the positions that each client gets of shuffled labels in 0..C-1."""
+
+
+@dataclass(frozen=True)
+class Partitioned(Dealt):
+    """A split that a partitioner of flwr-datasets carries out."""
+
+    def deal(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Sequence[Any]:
+        """Return the positions that each client gets."""
+        made, advice = self.partitioner(labels, clients, samples, derive(seed, "split") % 2**32), self.advice(samples)
+        return _partition(made, labels, self.name, advice and f"to {clients} clients: {advice}")
 
     def advice(self, samples: int | None) -> str:
         """Return why the library could not do it, and what to change; "": it says so itself."""
@@ -52,7 +71,7 @@ def _sizes(total: int, clients: int, samples: int | None) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Folds(Partitioned):
+class Folds(Dealt):
     """Client i belongs to fold i mod `folds`; `share` of its samples come from its fold's classes.
 
     >>> Folds(5, share=0.84).share
@@ -64,12 +83,10 @@ class Folds(Partitioned):
     folds: int = setting(5, "number of groups of clients with classes in common", low=2)
     share: float = setting(0.8, "share of a client's samples that is from its fold's classes", low=0, high=1)
 
-    def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
-        """Return floco's own `FoldsPartitioner`."""
-        from floco.data.folds import FoldsPartitioner
-
+    def deal(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Sequence[Any]:
+        """Return the positions that each client gets."""
         sizes = _sizes(len(labels), clients, samples)
-        return FoldsPartitioner(sizes, _LABEL, self.folds, self.share, exact=samples is not None)
+        return Deal(sizes, self.folds, self.share, exact=samples is not None).parts(labels)
 
 
 @dataclass(frozen=True)
@@ -122,8 +139,12 @@ class Iid(Partitioned):
 
     name: ClassVar[str] = "iid"
 
+    def deal(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Sequence[Any]:
+        """Return equal parts of all positions, or of as many as are asked for."""
+        return super().deal(labels[: clients * samples if samples else None], clients, samples, seed)
+
     def partitioner(self, labels: np.ndarray, clients: int, samples: int | None, seed: int) -> Partitioner:
-        """Return flwr-datasets' IidPartitioner; `partition` shuffles the rows beforehand."""
+        """Return flwr-datasets' IidPartitioner, which does not shuffle."""
         from flwr_datasets.partitioner import IidPartitioner
 
         return IidPartitioner(clients)
@@ -185,50 +206,30 @@ class Foreign(Split):
 
     def assign(self, table: Table, *, clients: int | None, samples: int | None, seed: int) -> dict[str, np.ndarray]:
         """Return the rows of the clients `client-0`, `client-1`, ..., as many as the partitioner has."""
-        parts = partition(self.partitioner, table.labels, 1, samples, seed)
-        return {f"client-{i}": rows for i, rows in enumerate(parts)}
+        made, name = copy.deepcopy(self.partitioner), type(self.partitioner).__name__
+        return _shuffled(table.labels, seed, lambda labels: _partition(made, labels, name))
 
 
 _ALL: tuple[type[Split], ...] = (Folds, Dirichlet, DirichletSizes, Iid, Pathological, Natural, Single)
 SPLITS: dict[str, type[Split]] = {s.name: s for s in _ALL}
 
 
-def partition(
-    split: Partitioned | Partitioner, labels: np.ndarray, clients: int, samples: int | None, seed: int
-) -> list[np.ndarray]:
-    """Return the rows of each client, from labels (N,) in 0..C-1 and the random stream "split" of `seed`.
+def _shuffled(labels: np.ndarray, seed: int, deal: Callable[[np.ndarray], Sequence[Any]]) -> dict[str, np.ndarray]:
+    """Return the rows of each client by what `deal` gives it of labels in random order, by the stream "split"."""
+    rows = torch.randperm(len(labels), generator=stream(seed, "split")).numpy()
+    return {f"client-{i}": rows[part] for i, part in enumerate(deal(labels[rows]))}
 
-    Raises:
-        FlocoError: too few samples for the clients, or the split fails for another reason.
-    """
-    wanted = clients * (samples or 1)
-    if isinstance(split, Partitioned) and wanted > len(labels):
-        raise FlocoError(
-            f"data.clients = {clients} with {samples or 'at least 1'} samples each need {wanted} samples, "
-            f"the source has {len(labels)}"
-        )
+
+def _partition(partitioner: Partitioner, labels: np.ndarray, name: str, advice: str = "") -> list[np.ndarray]:
+    """Return the positions of each partition; `name` and `advice` are for the error if the library fails."""
     from datasets import Dataset
 
-    rows = torch.randperm(len(labels), generator=stream(seed, "split")).numpy()
-    if samples is not None and isinstance(split, Iid):
-        rows = rows[:wanted]
-    if isinstance(split, Partitioned):
-        partitioner = split.partitioner(labels, clients, samples, derive(seed, "split") % 2**32)
-    else:
-        partitioner = copy.deepcopy(split)
     try:
         with warnings.catch_warnings():
-            # Partitioners warn of sizes that the user chose, and of retries.
-            warnings.simplefilter("ignore")
-            partitioner.dataset = Dataset.from_dict({_LABEL: labels[rows], _ROW: rows})
+            warnings.simplefilter("ignore")  # partitioners warn of sizes that the user chose, and of retries
+            partitioner.dataset = Dataset.from_dict({_LABEL: labels, _ROW: np.arange(len(labels))})
             loaded = (partitioner.load_partition(i)[_ROW] for i in range(partitioner.num_partitions))
-            parts = [np.asarray(part, dtype=np.int64) for part in loaded]
-    except FlocoError:
-        raise
+            return [np.asarray(part, dtype=np.int64) for part in loaded]
     except Exception as error:
-        name, advice = type(split).__name__, ""
-        if isinstance(split, Partitioned):
-            name, advice = split.name, split.advice(samples)
-        why = f"to {clients} clients: {advice} ({error})" if advice else f"as asked: {error}"
+        why = f"{advice} ({error})" if advice else f"as asked: {error}"
         raise FlocoError(f"split {name} cannot assign {len(labels)} samples {why}") from error
-    return [cut(part, samples, f"client-{i}", seed) for i, part in enumerate(parts)]

@@ -17,7 +17,7 @@ def check_range(
     raw: torch.Tensor,
     ranges: Sequence[tuple[float, float]],
     where: str,
-    few: float,
+    share: float,
     *,
     offset: Sequence[float] = (),
     names: Sequence[str] = (),
@@ -28,12 +28,12 @@ def check_range(
         raw: samples (N, C, ...) minus the offset.
         ranges: minimum and maximum of each channel of the training data.
         where: name of the array, for error messages.
-        few: share of the samples that may be far outside, with a warning.
+        share: of the samples that may be far outside, with a warning.
         offset: what was subtracted from each channel; (): nothing.
         names: names of the channels, if they have some.
 
     Raises:
-        FlocoError: more than `few` of the samples are far outside of the range.
+        FlocoError: more than this share of the samples are far outside of the range.
     """
     _warn_of_little(raw, torch.tensor(ranges), where, names)
     noted: list[str] = []
@@ -49,7 +49,7 @@ def check_range(
                 f"{where}: sample {i} holds {worst:g} in channel {_name(channel, names)}, and the training data have "
                 f"{low:g} to {high:g}: another unit, or another scaling?"
             )
-            if int(far.sum()) > few * len(raw):
+            if int(far.sum()) > share * len(raw):
                 raise FlocoError(text)
             noted.append(text)
     if noted:
@@ -58,14 +58,15 @@ def check_range(
 
 def _warn_of_little(raw: torch.Tensor, known: torch.Tensor, where: str, names: Sequence[str]) -> None:
     """Warn of samples that hardly vary, and of channels that vary only here."""
-    given = raw.transpose(0, 1).flatten(1)
-    wide, varied = known[:, 1] - known[:, 0], given.amax(1) - given.amin(1)
+    others = (0, *range(2, raw.ndim))
+    low, high = raw.amin(others).float(), raw.amax(others).float()
+    wide, varied = known[:, 1] - known[:, 0], high - low
     if len(raw) >= _SEVERAL and bool((wide > 0).all()) and bool((varied < _NARROW * wide).all()):
         warn(
             f"{where}: in all channels, {len(raw)} samples vary by less than {_NARROW:.0%} of the training data's "
             "range: another unit, or another scaling?"
         )
-    off = (wide == 0) & ((given - known[:, :1]).abs().amax(1) > _NARROW * known[:, 0].abs())
+    off = (wide == 0) & (torch.maximum(high - known[:, 0], known[:, 0] - low) > _NARROW * known[:, 0].abs())
     if bool((wide > 0).any()) and bool(off.any()):
         shown = ", ".join(_name(c, names) for c in off.nonzero().flatten().tolist()[:8])
         warn(

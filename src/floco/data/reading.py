@@ -63,15 +63,14 @@ def read_samples(
     if missing == "drop" and table is None:
         arrays = _without_holes(arrays, needed, source)
     x, forms = _inputs(arrays[needed[0]], f"{source}: {needed[0]}", kind, channels, task, missing)
-    forms = forms if table is None else {name: table.named(name, form) for name, form in forms.items()}
+    forms = forms if table is None else {name: replace(form, **table.channels(name)) for name, form in forms.items()}
     meaning = task.labels(arrays[needed[1]], f"{source}: {needed[1]}", labels, arrays.get("names"))
     y = _targets(task, arrays[needed[1]], f"{source}: {needed[1]}", meaning, count(x))
-    others = {n: v for n, v in arrays.items() if n not in (*needed, "names") and np.ndim(v) == 1}
+    others = {n: v for n, v in arrays.items() if n not in (*needed, "names")}
     kept = _columns(others, count(x), source, needed[0], {"client", order})
     made = Samples(x, y, meaning, None, None, kept, forms, task, order, table)
     if len(needed) == 2:
         return made
-    _check_shapes(x, arrays["x_test"], made, source)
     x_test = made.schema.samples(arrays["x_test"], f"{source}: x_test", far=0.5)
     try:
         y_test = _targets(task, arrays["y_test"], f"{source}: y_test", meaning, count(x_test))
@@ -153,24 +152,12 @@ def _targets(task: Task, given: Any, where: str, meaning: Any, samples: int) -> 
     return found
 
 
-def _check_shapes(x: Inputs, test: Any, made: Samples, source: str) -> None:
-    forms = columns(made.schema.forms)
-    tested = columns(test) if isinstance(x, dict | tuple) else {"": test}
-    for name in forms.keys() & tested.keys():
-        shape, raw = forms[name].shape, array(tested[name], f"{source}: x_test {name}".strip())
-        if raw.shape[1:] != shape:
-            raise FlocoError(
-                f"{source}: x_test {name}".strip()
-                + f" must have samples of the shape {shape}, as the training part; those of {raw.shape[1:]} do not fit"
-            )
-
-
 def _columns(arrays: Arrays, samples: int, source: str, x: str, needed: set[str | None]) -> dict[str, np.ndarray]:
-    """Return copies of the other columns (N,); arrays of other lengths are no columns, unless they are needed."""
+    """Return copies of the other columns (N,); arrays of other shapes are no columns, unless they are needed."""
     for name, column in arrays.items():
-        if name in needed and len(column) != samples:
+        if name in needed and np.shape(column) != (samples,):
             raise FlocoError(
                 f"{source}: the column {name} must have one value for each of the {samples} samples of {x}, "
-                f"got {len(column)}"
+                f"got shape {np.shape(column)}"
             )
-    return {n: array(v, f"{source}: {n}").copy() for n, v in arrays.items() if len(v) == samples}
+    return {n: array(v, f"{source}: {n}").copy() for n, v in arrays.items() if np.shape(v) == (samples,)}

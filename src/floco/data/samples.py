@@ -20,7 +20,7 @@ from floco.data.holdout import SMALL, divide_all, rank
 from floco.data.partition import Foreign
 from floco.data.schema import Form, Normalization, Schema
 from floco.data.split import Split, Table, check_parts, cut
-from floco.data.table_roles import Encoding
+from floco.data.tables import Columns
 from floco.tasks import Classification
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Samples:
     task: Task = field(default_factory=Classification)
     order: str | None = None
     """The column by which `split` orders the samples, unless it is told another one."""
-    table: Encoding | None = None
+    table: Columns | None = None
     """How rows of a table become samples, if the source is one."""
 
     @property
@@ -81,7 +81,7 @@ class Samples:
 
         Args:
             split: a split of `data.partition`, e.g. `floco.Folds(5)`, or any partitioner of flwr-datasets.
-            clients: K; with natural clients the first K (None: all). A partitioner has its own number.
+            clients: K; with natural clients the first K (None: all). A partitioner has its own number (None).
             samples: samples of each client, drawn at random from those assigned to it (None: all of them).
             seed: random seed of the split.
             test_share: share of each client's samples that is its test part, in (0, 1).
@@ -148,10 +148,21 @@ class Samples:
             raise
         except Exception as error:
             raise FlocoError(f"split {split.name} raised {type(error).__name__}: {error}") from error
-        return check_parts(found, len(self.y), f"split {split.name}")
+        parts = check_parts(found, len(self.y), f"split {split.name}")
+        if clients not in (None, len(parts)):
+            raise FlocoError(
+                f"split {split.name} is of {len(parts)} clients, and data.clients = {clients}: leave it out"
+            )
+        return parts
 
     def _all_normalized(self, normalize: str | Normalization, members: tuple[Client, ...]) -> dict[str, Form]:
         """Return the form of each column with the statistics of its samples."""
+        if not isinstance(normalize, Normalization) and normalize not in ("train", "none"):
+            offer = nearest(str(normalize), ("train", "none"))
+            raise FlocoError(
+                'data.normalize must be "train", "none", or fixed statistics, Normalization(mean, std), '
+                f"got {normalize!r}{offer}"
+            )
         each = columns(self.x)
         given = normalize.by_column(each) if isinstance(normalize, Normalization) else dict.fromkeys(each, normalize)
         return {name: self._normalized(name, given[name], members) for name in each}
@@ -164,13 +175,7 @@ class Samples:
         if normalize == "train":
             found = fit_normalization([sum_channels(x, c.train) for c in members])
             return replace(form, normalization=form.unscaled(found))
-        given = Normalization() if normalize == "none" else normalize
-        if not isinstance(given, Normalization):
-            offer = nearest(str(given), ("train", "none"))
-            raise FlocoError(
-                'data.normalize must be "train", "none", or fixed statistics, Normalization(mean, std), '
-                f"got {given!r}{offer}"
-            )
+        given = normalize if isinstance(normalize, Normalization) else Normalization()
         if given.mean and len(given.mean) == len(given.std) == x.shape[1] - form.flags:
             given = Normalization(given.mean + (0.0,) * form.flags, given.std + (1.0,) * form.flags)
         if given.mean and not len(given.mean) == len(given.std) == x.shape[1]:

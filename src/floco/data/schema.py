@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -16,7 +16,8 @@ from floco.core.inputs import Inputs, array, columns, count, like
 from floco.core.task import Labels, Task
 from floco.data.arrays import as_in_source, channels_first, check_index, column_names, fill, float32, writeable
 from floco.data.ranges import check_range
-from floco.data.table_roles import Encoding, is_table
+from floco.data.table_roles import is_table
+from floco.data.tables import Columns
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,9 @@ class Form:
                 f"got {x.dtype} from {x.min():g} to {x.max():g}"
             )
         if self.dtype == "uint8":
-            return channels_first(writeable(x.astype(np.uint8)), self.channels)
+            raw = channels_first(writeable(x.astype(np.uint8)), self.channels)
+            check_range(raw, self.ranges, where, 1.0)  # any byte may occur: a new one is said, not refused
+            return raw
         holes = np.isnan(x) if self.missing == "mean" and x.dtype.kind == "f" else None
         if holes is not None:  # stand-ins in the middle of the range, for the checks only
             shift = self.offset or (0.0,) * len(self.ranges)
@@ -181,7 +184,7 @@ class Schema:
     """The form of a network's one input, or a tuple or dict of the forms of several."""
     labels: Labels
     task: Task
-    table: Encoding | None = None
+    table: Columns | None = None
     """How rows of a table become samples, if the source is one."""
 
     @property
@@ -196,15 +199,6 @@ class Schema:
                 f"only networks with one input can do this, and this one has {', '.join(columns(self.forms))}"
             )
         return self.forms
-
-    def convert(self, function: Callable[[Form, torch.Tensor], torch.Tensor], x: Inputs) -> Inputs:
-        """Return inputs with a function of form and column applied to each column."""
-        forms = columns(self.forms)
-        return like(x, {name: function(forms[name], column) for name, column in columns(x).items()})
-
-    def normalize(self, raw: Inputs) -> Inputs:
-        """Return network inputs of raw samples."""
-        return self.convert(Form.normalize, raw)
 
     def samples(self, x: Any, where: str, *, far: float = 0.0) -> Inputs:
         """Return checked raw samples; see `Form.samples`.

@@ -54,7 +54,7 @@ def load(
         labels: all labels as text, in the order of the classes (empty: those that occur, sorted).
         channels: position of the channels, or features, each of which has its own mean and deviation: "first", (F, T),
             or "last", (T, F). The network gets sequences as they are, and images channels first. "auto": first, except
-            for images; raises for arrays that look like (N, T, F).
+            for images; raises for arrays that look like (N, T, F) or (N, H, H).
         task: what is learned, or its word, e.g. "regression" (None: classification).
         target: of a table, the column of the targets, or several.
         client: name of the column of client ids (None: "client", if there is one), or the ids themselves, (N,).

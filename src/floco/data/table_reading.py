@@ -38,7 +38,7 @@ def read_table(frame: Any, roles: Roles, where: str, *, labelled: bool) -> tuple
     roles = _resolved(roles, frame, where)
     features = _features(roles, frame, where)
     declared = _declared(roles, features)
-    cells = {f: read_cells(frame[f], f"{where}: column {f!r}", text=f in declared or None) for f in features}
+    cells = {f: read_cells(frame[f], f"{where}: column {f!r}", declared=f in declared) for f in features}
     if empty := [f for f, c in cells.items() if c.missing.all()]:
         raise FlocoError(f"{where}: no row has a value in the columns {', '.join(empty)}: leave them out")
     frame, cells = _complete(frame, cells, roles, where)
@@ -194,7 +194,7 @@ def _x(arrays: Mapping[str, Any]) -> Any:
 def _tabulate_x(arrays: dict[str, Any], roles: Roles, where: str) -> tuple[dict[str, Any], Columns | None]:
     """Return arrays whose `x` is a table with such as the network takes, if it is more than plain numbers."""
     x, x_name = _x(arrays), "x_train" if "x_train" in arrays else "x"
-    chosen = roles.named or (is_table(x) and (roles.client is not None or roles.order in x))
+    chosen = roles.named or (is_table(x) and (roles.client is not None or roles.order in x or "client" in x))
     if not is_table(x) or not (is_text_table(x) or chosen):
         if roles.named:
             raise FlocoError(
@@ -206,7 +206,11 @@ def _tabulate_x(arrays: dict[str, Any], roles: Roles, where: str) -> tuple[dict[
             f'{where}: data.target, and data.missing = "drop", need targets that are a column of the table'
         )
     made, table = read_table(x, roles, f"{where}: {x_name}", labelled=True)
-    if is_table(arrays.get("x_test")):
+    if twice := [n for n in made if n != "x" and n in arrays]:
+        raise FlocoError(f"{where}: {x_name} has a column {twice[0]} already: leave out one of the two")
+    if "x_test" in arrays:
+        if not is_table(arrays["x_test"]):
+            raise FlocoError(f"{where}: x_test must be a table, as x_train, got {type(arrays['x_test']).__name__}")
         made["x_test"] = table.encode(arrays["x_test"], f"{where}: x_test")
     return {**arrays, **made, x_name: made["x"]}, table
 
@@ -223,4 +227,4 @@ def _with_ids(frame: pd.DataFrame, ids: Any, where: str) -> pd.DataFrame:
 
 def is_text_table(x: Any) -> bool:
     """Return whether x is a table with columns that are not plain numbers."""
-    return is_table(x) and any(getattr(d, "kind", "O") not in "iuf" or d.kind == "O" for d in x.dtypes)
+    return is_table(x) and any(getattr(d, "kind", "O") not in "iuf" for d in x.dtypes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,16 +13,6 @@ from floco.data.cells import EXACT, check_words, is_missing, kind_of, numbers
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Encoding(Protocol):
-    """How rows of a table become samples and targets; see `tables.Columns`."""
-
-    def encode(self, frame: Any, where: str) -> Any:
-        """Return the samples of a table."""
-
-    def targets(self, frame: Any, where: str) -> np.ndarray | None:
-        """Return the targets of a table, or None if it has none."""
 
 
 def is_table(x: Any) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from floco.core.errors import FlocoError, warn
 from floco.data.cells import Cells, is_missing, read_cells
-from floco.data.schema import Form
 from floco.data.table_roles import Roles, checked_frame, read_targets
 
 if TYPE_CHECKING:
@@ -42,12 +41,12 @@ class Columns:
         """Each category as `COLUMN=CATEGORY`, as `data.levels` has them."""
         return tuple(f"{name}={level}" for name, levels in self.levels.items() for level in levels)
 
-    def named(self, name: str, form: Form) -> Form:
-        """Return the form of an input with the names of its channels: numbers first, then one for each category."""
+    def channels(self, name: str) -> dict[str, Any]:
+        """Return what a `Form` says of an input: `features`, numbers first, and the number of `flags`, or nothing."""
         if name not in ("", NUMBERS):
-            return form
+            return {}
         flags = self.pairs if self.roles.categories == "one-hot" else ()
-        return replace(form, features=(*self.plain, *flags), flags=len(flags))
+        return {"features": (*self.plain, *flags), "flags": len(flags)}
 
     def encode(self, frame: pd.DataFrame, where: str) -> Any:
         """Return samples (N, C) float64, or with `categories = "ids"` a dict of numbers (N, F) and ids (N,) int64.
@@ -73,7 +72,7 @@ class Columns:
         where = f"{where}: column {name!r}"
         if column.isna().all() and name not in self.levels:
             return Cells(np.full(len(column), np.nan))
-        cells = read_cells(column, where, text=True if name in self.levels else None)
+        cells = read_cells(column, where, declared=name in self.levels)
         if cells.text and name not in self.levels and not cells.missing.all():
             raise FlocoError(
                 f"{where} must hold numbers, as the training data; got {str(cells.values[~cells.missing][0])!r}"

@@ -15,7 +15,6 @@ from floco.core.task import Labels
 from floco.data.arrays import CHANNELS, channels_first
 from floco.data.federation import Client, Federation, Sums, sum_channels
 from floco.data.schema import Form
-from floco.data.tables import Columns
 from floco.runs.config import Config
 from floco.tasks import Classification
 
@@ -34,6 +33,7 @@ DTYPES = {"uint8": torch.uint8, "int64": torch.int64, "float32": torch.float32}
 _NUMBERS = 10**7  # most values in a sample or a target, of all columns together
 _OUTPUTS = 10**5  # most outputs of a network
 _COLUMNS = 1000  # most inputs of a network
+_SHAPES, _TEXTS = "a shape of at most 8 dimensions, each from 1 to 2**31 - 1", "of at most 1000 characters"
 _SUM, _SQUARE = 1e30, 1e60  # sums must be below, of values and of squares
 
 
@@ -86,7 +86,7 @@ def tell(config: Config, federation: Federation, client: Client) -> SiteFacts:
         told.append(layout)
     names = [] if config.data.labels else list(federation.names)
     target = {"shape": list(y.shape[1:]), "dtype": str(y.dtype).removeprefix("torch."), "names": names}
-    table = [*federation.table.features, *federation.table.pairs] if isinstance(federation.table, Columns) else []
+    table = [] if federation.table is None else [*federation.table.features, *federation.table.pairs]
     plain = {"inputs": _kind(federation.x), "columns": told, "table": table}
     return {**plain, "target": target, "statistics": list(statistics)}
 
@@ -109,14 +109,18 @@ def check_facts(told: SiteFacts, config: Config, n: int) -> SiteFacts:
     """
     inputs, many = told["inputs"], told["columns"]
     names = [c["name"] for c in many]
-    if inputs not in ("one", "tuple", "dict") or not 1 <= len(names) <= _COLUMNS or len(set(names)) < len(names):
-        raise _strange()
-    if (inputs == "one") != (names == [""]) or not all(_is_shape(c["shape"]) for c in many):
-        raise _strange()
+    known = inputs in ("one", "tuple", "dict") and (inputs == "one") == (names == [""])
+    if not known or not 1 <= len(names) <= _COLUMNS or len(set(names)) < len(names):
+        raise FlocoError(
+            f"its samples must have one input, or several inputs with names of their own, {_COLUMNS} at most; "
+            f"got {inputs!r:.20} of {len(names)}"
+        )
+    if wrong := [c["shape"] for c in many if not _is_shape(c["shape"])]:
+        raise FlocoError(f"its samples must have {_SHAPES}, got {wrong[0]!r:.100}")
     _check_inputs(inputs, many, config)
     checked = [_check_column(c, config, n) for c in many]
     if len(told["table"]) > _OUTPUTS or not all(map(_is_text, told["table"])):
-        raise _strange()
+        raise FlocoError(f"the columns and categories of its table must be at most {_OUTPUTS} texts, {_TEXTS}")
     target = _check_target(told["target"], config)
     y = torch.zeros(1, *target["shape"], dtype=DTYPES[target["dtype"]])
     statistics = [float(v) for v in told["statistics"]]
@@ -148,7 +152,10 @@ def _check_inputs(inputs: str, many: Sequence[SiteFacts], config: Config) -> Non
 def _check_column(told: SiteFacts, config: Config, n: int) -> SiteFacts:
     name, dtype, channels, shape = (told[key] for key in ("name", "dtype", "channels", "shape"))
     if dtype not in DTYPES or channels not in CHANNELS or not _is_text(name) or not (shape or dtype == "int64"):
-        raise _strange()
+        raise FlocoError(
+            f"the type {dtype!r:.20} of an input must be one of {', '.join(DTYPES)}, its channels {channels!r:.20} one "
+            f"of {', '.join(CHANNELS)}, and its name {_TEXTS}; only ids may have no dimension"
+        )
     made = {"name": name, "shape": shape, "dtype": dtype, "channels": channels}
     features = told["features"]
     layout = channels_first(torch.empty(1, *shape, device="meta"), channels).shape
@@ -172,7 +179,7 @@ def _check_target(told: SiteFacts, config: Config) -> SiteFacts:
     shape, dtype, names = told["shape"], told["dtype"], told["names"]
     most = max(_NUMBERS, math.prod(config.flower.shape))
     if dtype not in ("int64", "float32") or not _is_shape(shape) or not all(map(_is_text, names)):
-        raise _strange()
+        raise FlocoError(f"its targets must be int64 or float32, with {_SHAPES}, and names {_TEXTS}")
     if math.prod(shape) > most or len(names) > _OUTPUTS:
         raise FlocoError(f"a target may have {most} values and {_OUTPUTS} names at most")
     named = config.data.labels or tuple(names)
@@ -184,10 +191,6 @@ def _check_target(told: SiteFacts, config: Config) -> SiteFacts:
 
 def _is_shape(shape: Any) -> bool:
     return isinstance(shape, list) and len(shape) <= 8 and all(type(v) is int and 1 <= v < 2**31 for v in shape)
-
-
-def _strange() -> FlocoError:
-    return FlocoError("it has another version of floco")
 
 
 def _is_text(value: Any) -> bool:

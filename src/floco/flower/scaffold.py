@@ -13,7 +13,6 @@ from typing import Any
 from floco.core.errors import FlocoError
 from floco.data.models import find_ids
 from floco.data.schema import Form
-from floco.data.tables import Columns
 from floco.flower.facts import check_settings, lacking
 from floco.runs import source
 from floco.runs.config import REGISTRIES, Config
@@ -140,7 +139,7 @@ def share_schema(config: Config) -> Config:
     samples = source.samples(config)
     labels, forms = samples.schema.labels, samples.schema.forms
     data = replace(config.data, labels=labels.values) if config.task.named else config.data
-    if isinstance(samples.table, Columns):
+    if samples.table is not None:
         data = replace(data, features=samples.table.features, levels=samples.table.pairs)
     ids = config.model.ids or tuple(find_ids(samples.schema).values())
     flower = replace(config.flower, shape=forms.shape if isinstance(forms, Form) else ())

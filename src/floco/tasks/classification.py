@@ -97,7 +97,7 @@ class Classification(Task):
         elif names is not None:
             if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(names):
                 wanted = f"whole numbers from 0 to {len(names) - 1}"
-                raise FlocoError(f"{where}: with names, labels must be {wanted}, got {y.min()} to {y.max()}")
+                raise FlocoError(f"{where}: with names, labels must be {wanted}, got {known[0]} to {known[-1]}")
             known = np.arange(len(names))
         texts = tuple(map(str, np.asarray(names).tolist() if names is not None and not given else known.tolist()))
         if len(set(texts)) < len(texts):
@@ -140,10 +140,6 @@ class Classification(Task):
         total, classes = sum(sums), len(labels.names)
         counts = [*sums, *[0.0] * (classes - len(sums))]
         return replace(self, class_weights=tuple(total / (classes * n) if n else 1.0 for n in counts))
-
-    def outputs(self, targets: torch.Tensor, labels: Labels) -> int:
-        """Return the number of classes."""
-        return len(labels.names)
 
     def check(self, outputs: torch.Tensor, targets: torch.Tensor, labels: Labels, when: str) -> None:
         """Raise if outputs are not (n, C)."""

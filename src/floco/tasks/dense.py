@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from floco.core.errors import FlocoError
 from floco.core.settings import setting
 from floco.core.task import Labels, Task
-from floco.tasks.endings import doubt_probabilities
+from floco.tasks.endings import batch_of, doubt_probabilities
 from floco.tasks.guess import FrequencyGuess
 from floco.tasks.labels import check_labels, plain_labels
 
@@ -61,16 +61,15 @@ class Dense(Task, ABC):
 
     def labels(self, values: Any, where: str, given: Sequence[str] = (), names: Any = None) -> Labels:
         """Return the classes: those `given`, those that `names` numbers, or the labels that occur, sorted."""
-        if names is not None and not given:
-            texts = tuple(map(str, np.asarray(names).tolist()))
-            return Labels(texts, tuple(map(str, range(len(texts)))))
         y = self._read(values, where)
-        if not given:
+        if numbered := names is not None and not given:
+            given = tuple(map(str, np.asarray(names).tolist()))
+        elif not given:
             self._check_missing(y, where)
             given = tuple(str(v) for v in np.unique(y).tolist() if v != self.ignore)
         if len(given) < 2 or len(set(given)) < len(given):
             raise FlocoError(f"{where}: labels must be of 2 classes at least, each named once, got {', '.join(given)}")
-        return Labels(tuple(given), tuple(given))
+        return Labels(tuple(given), tuple(map(str, range(len(given)))) if numbered else tuple(given))
 
     def targets(self, values: Any, where: str, labels: Labels) -> torch.Tensor:
         """Return class numbers (N, ...) int64 of labels; -100 where the label is `ignore`.
@@ -117,17 +116,13 @@ class Dense(Task, ABC):
         """Return the places of each class."""
         return tuple(targets[targets != IGNORED].bincount(minlength=labels).tolist())
 
-    def outputs(self, targets: torch.Tensor, labels: Labels) -> int:
-        """Return the number of classes."""
-        return len(labels.names)
-
     def check(self, outputs: torch.Tensor, targets: torch.Tensor, labels: Labels, when: str) -> None:
         """Raise if outputs do not have the logits of all classes for each place."""
         n, places, classes = len(targets), tuple(targets.shape[1:]), len(labels.names)
         wanted = (n, classes, *places) if self.dims == 3 else (n, *places, classes)
         if outputs.shape != wanted:
-            shape, got = ", ".join(map(str, wanted[1:])), ", ".join(map(str, outputs.shape[1:]))
-            raise FlocoError(f"the model must give logits of shape (n, {shape}){when}, got (n, {got})")
+            shape, got = batch_of(wanted[1:]), batch_of(outputs.shape[1:])
+            raise FlocoError(f"the model must give logits of shape {shape}{when}, got {got}")
 
     def guess(self, targets: torch.Tensor, parts: Sequence[torch.Tensor], labels: Labels) -> FrequencyGuess:
         """Return how well the labels of each part are predicted by their frequencies in the others."""

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+
+
+def batch_of(shape: Sequence[int]) -> str:
+    """Return the shape of a batch of n samples in words.
+
+    >>> batch_of((3, 8))
+    '(n, 3, 8)'
+    """
+    return f"({', '.join(['n', *map(str, shape)])})"
 
 
 def doubt_probabilities(outputs: torch.Tensor, operation: str, applied: str) -> str:

@@ -56,6 +56,12 @@ def _objects(y: np.ndarray, where: str) -> np.ndarray:
     raise FlocoError(f"{where} must be all whole numbers or all text, got objects of {names}: are 1 and '1' the same?")
 
 
+def with_blanks(texts: np.ndarray) -> str | None:
+    """Return a text that occurs both with and without blanks around it, if there is one."""
+    plain, times = np.unique(np.char.strip(np.unique(texts)), return_counts=True)
+    return str(plain[times > 1][0]) if (times > 1).any() else None
+
+
 def check_labels(y: np.ndarray, where: str, known: Collection[str] = ()) -> None:
     """Raise if labels contain a marker of missing values that is not among the `known` classes.
 
@@ -63,11 +69,9 @@ def check_labels(y: np.ndarray, where: str, known: Collection[str] = ()) -> None
     include 254, and texts such as "", "nan" or "NA".
     """
     if y.dtype.kind == "U":
-        values = np.unique(y)
-        plain, times = np.unique(np.char.strip(values), return_counts=True)
-        if (times > 1).any() and not set(values.tolist()) <= set(known):
+        if (twice := with_blanks(y)) is not None and not set(np.unique(y).tolist()) <= set(known):
             raise FlocoError(
-                f"{where}: the label {str(plain[times > 1][0])!r} occurs with and without blanks around it: is that "
+                f"{where}: the label {twice!r} occurs with and without blanks around it: is that "
                 "one class? Take the blanks away, or name all classes in data.labels (labels=...)"
             )
         marks = [t for t in _NO_LABEL if t not in known and (np.char.strip(y) == t).any()]
@@ -110,12 +114,8 @@ def client_ids(values: Any, where: str) -> np.ndarray:
     if ids.dtype.kind == "U":
         if empty := int(np.isin(np.char.strip(ids), _NO_TEXT).sum()):
             raise _missing(where, empty, len(ids), "empty, or text such as 'nan'")
-        values = np.unique(ids)
-        plain, times = np.unique(np.char.strip(values), return_counts=True)
-        if (times > 1).any():
-            raise FlocoError(
-                f"{where}: {str(plain[times > 1][0])!r} occurs with and without blanks around it: is that one client?"
-            )
+        if (twice := with_blanks(ids)) is not None:
+            raise FlocoError(f"{where}: {twice!r} occurs with and without blanks around it: is that one client?")
     return ids
 
 

@@ -16,7 +16,7 @@ from floco.core.errors import FlocoError
 from floco.core.inputs import array, headings
 from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.task import Labels, Task
-from floco.tasks.endings import doubt_probabilities
+from floco.tasks.endings import batch_of, doubt_probabilities
 from floco.tasks.guess import FrequencyGuess
 
 _KEPT = 13  # bits of a float32 that are dropped: logits closer than a thousandth of their size are equal
@@ -208,9 +208,9 @@ class Multilabel(Task):
     def check(self, outputs: torch.Tensor, targets: torch.Tensor, labels: Labels, when: str) -> None:
         """Raise if outputs are not (n, L)."""
         if outputs.shape != targets.shape:
-            wanted, got = f"(n, {targets.shape[1]})", f"(n, {', '.join(map(str, outputs.shape[1:]))})"
+            wanted, got = batch_of(targets.shape[1:]), batch_of(outputs.shape[1:])
             raise FlocoError(
-                f"for {targets.shape[1]} labels the model must give logits of shape {wanted}{when}, {got=!s}"
+                f"for {targets.shape[1]} labels the model must give logits of shape {wanted}{when}, got {got}"
             )
 
     def guess(self, targets: torch.Tensor, parts: Sequence[torch.Tensor], labels: Labels) -> FrequencyGuess:

@@ -16,7 +16,7 @@ from floco.core.inputs import array, by_name, headings
 from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.settings import setting
 from floco.core.task import Labels, Task
-from floco.tasks.endings import doubt_positive
+from floco.tasks.endings import batch_of, doubt_positive
 from floco.tasks.guess import MeanGuess
 
 _LOSSES: dict[str, Any] = {"mse": mse_loss, "mae": l1_loss, "huber": huber_loss}
@@ -146,8 +146,8 @@ class Regression(Task):
         if self.mean and len(self.mean) != d:
             raise FlocoError(f"task.mean and task.std must have one value for each of {d} targets, got {self.mean}")
         if tuple(outputs.shape) not in {(n, d), *([(n,)] if d == 1 else [])}:
-            shape = tuple(outputs.shape[1:])
-            raise FlocoError(f"for {d} targets the model must give outputs of shape (n, {d}){when}, got (n, *{shape})")
+            got = batch_of(outputs.shape[1:])
+            raise FlocoError(f"for {d} targets the model must give outputs of shape (n, {d}){when}, got {got}")
 
     def _scaled(self, y: torch.Tensor) -> torch.Tensor:
         """Return standardised targets (n, d)."""
@@ -191,13 +191,12 @@ class Regression(Task):
         """Return the names of several targets, if the source has them."""
         several = headings(values) if np.ndim(values) == 2 and np.shape(values)[1] > 1 else None
         names = several if names is None else names
-        return Labels() if names is None else Labels(tuple(map(str, np.asarray(names).tolist())))
-
-    def present(self, predictions: torch.Tensor, labels: Labels) -> dict[str, Any]:
-        """Return one column of predictions for each target."""
-        d = predictions.shape[1]
-        names = ["prediction"] if d == 1 else labels.names or [f"prediction_{i}" for i in range(d)]
-        return dict(zip(names, predictions.T.tolist(), strict=True))
+        if names is None:
+            return Labels()
+        texts, y = tuple(map(str, np.asarray(names).tolist())), array(values, where)
+        if y.ndim > 1 and (len(set(texts)) < len(texts) or len(texts) != y.shape[1]):
+            raise FlocoError(f"{where} must have one name for each target, got shape {y.shape} and {', '.join(texts)}")
+        return Labels(texts)
 
     def guess(self, targets: torch.Tensor, parts: Sequence[torch.Tensor], labels: Labels) -> MeanGuess:
         """Return how well the targets of each part are predicted by the mean of the others."""
