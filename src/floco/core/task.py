@@ -144,7 +144,7 @@ class Task(Settings, ABC):
 
     def outputs(self, targets: torch.Tensor, labels: Labels) -> int:
         """Return the number of outputs that a network needs for a sample."""
-        return len(labels.names) if self.named and labels.names else targets[0].numel()
+        return targets[0].numel()
 
     def frequencies(self, targets: torch.Tensor, labels: int) -> tuple[int, ...]:
         """Return how often each label occurs in targets (n, ...), of which there are `labels`; (): numbers."""

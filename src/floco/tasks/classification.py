@@ -141,6 +141,10 @@ class Classification(Task):
         counts = [*sums, *[0.0] * (classes - len(sums))]
         return replace(self, class_weights=tuple(total / (classes * n) if n else 1.0 for n in counts))
 
+    def outputs(self, targets: torch.Tensor, labels: Labels) -> int:
+        """Return the number of classes."""
+        return len(labels.names)
+
     def check(self, outputs: torch.Tensor, targets: torch.Tensor, labels: Labels, when: str) -> None:
         """Raise if outputs are not (n, C)."""
         n, classes = len(targets), len(labels.names)

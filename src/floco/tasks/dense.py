@@ -116,6 +116,10 @@ class Dense(Task, ABC):
         """Return the places of each class."""
         return tuple(targets[targets != IGNORED].bincount(minlength=labels).tolist())
 
+    def outputs(self, targets: torch.Tensor, labels: Labels) -> int:
+        """Return the number of classes."""
+        return len(labels.names)
+
     def check(self, outputs: torch.Tensor, targets: torch.Tensor, labels: Labels, when: str) -> None:
         """Raise if outputs do not have the logits of all classes for each place."""
         n, places, classes = len(targets), tuple(targets.shape[1:]), len(labels.names)

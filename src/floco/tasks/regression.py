@@ -189,13 +189,14 @@ class Regression(Task):
 
     def labels(self, values: Any, where: str, given: Sequence[str] = (), names: Any = None) -> Labels:
         """Return the names of several targets, if the source has them."""
-        several = headings(values) if np.ndim(values) == 2 and np.shape(values)[1] > 1 else None
-        names = several if names is None else names
+        shape = np.shape(values)
+        several = len(shape) == 2 and shape[1] > 1
+        names = headings(values) if names is None and several else names
         if names is None:
             return Labels()
-        texts, y = tuple(map(str, np.asarray(names).tolist())), array(values, where)
-        if y.ndim > 1 and (len(set(texts)) < len(texts) or len(texts) != y.shape[1]):
-            raise FlocoError(f"{where} must have one name for each target, got shape {y.shape} and {', '.join(texts)}")
+        texts = tuple(map(str, np.asarray(names).tolist()))
+        if several and (len(set(texts)) < len(texts) or len(texts) != shape[1]):
+            raise FlocoError(f"{where} must have one name for each target, got shape {shape} and {', '.join(texts)}")
         return Labels(texts)
 
     def guess(self, targets: torch.Tensor, parts: Sequence[torch.Tensor], labels: Labels) -> MeanGuess:
