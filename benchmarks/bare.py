@@ -63,7 +63,7 @@ def flights_net() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(33, 128), nn.LeakyReLU(), nn.Linear(128, 1))
 
 
-# Flights to 105 airports, in proportion to the 336,776 flights from New York in 2013 (datasets.py).
+# Flights to 105 airports, in proportion to the 336,776 flights from New York in 2013 (fetch.py).
 AIRPORTS = (
     *(5132, 5112, 4803, 4605, 4181, 4176, 3958, 3580, 3482, 2882, 2786, 2595, 2424, 2217, 2158, 2137, 2133, 1946, 1880),
     *(1781, 1728, 1693, 1390, 1383, 1358, 1288, 1221, 1170, 1165, 1128, 1050, 1046, 856, 854, 832, 813, 808, 769, 733),

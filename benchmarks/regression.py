@@ -1,6 +1,6 @@
 """MathAchieve: mixed models and pooled ones beside federated ones on the same rows: python benchmarks/regression.py
 
-Needs data/mathachieve.npz (datasets.py) and the extra `bench` (statsmodels). Three seeds, each with its own test rows:
+Needs data/mathachieve.npz (fetch.py) and the extra `bench` (statsmodels). Three seeds, each with its own test rows:
 a fifth of each school's pupils. Federated methods and the pooled network are those of tasks.py, with six settings
 tried for each on parts cut from the training parts. Nothing is tuned for the statistical models:
 

