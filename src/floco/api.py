@@ -21,9 +21,9 @@ from floco.data.federation import Federation
 from floco.data.partition import Natural
 from floco.engines.engine import start_engine
 from floco.runs import session, source
-from floco.runs.checkpoint import run_directory
 from floco.runs.config import Config, Data, Model, RunSettings, check_importable
 from floco.runs.machine import device
+from floco.runs.reading import find_run, read_run
 from floco.runs.results import Run
 from floco.server import rounds as loop
 from floco.server.evaluation import Evaluation
@@ -32,16 +32,15 @@ from floco.storage.memories import Memories
 
 
 def open_run(path: Path | str) -> Run:
-    """Return a run at its last checkpoint, from a run directory or a site's state directory.
+    """Return a run at its last checkpoint, from a run directory, a bundle or a site's state directory.
 
-    The models are on the CPU if the run's device is not available.
+    Nothing is written or locked. Neither the data nor the code of the network are needed; what needs samples, e.g. the
+    best mixture, loads them, and raises if they are not here. The models are on the CPU if the run's device is not
+    available.
     """
-    directory = run_directory(Path(path))
-    config, store = session.reopen(directory)
-    with closing(store):
-        setup = session.prepare(session.move_here(config))
-        session.check(store, setup)
-        return Run(setup, store.load(config.run.memory_budget), directory, source.show_source(config))
+    directory = find_run(Path(path))
+    config, setup, progress = read_run(directory)
+    return Run(setup, progress, directory, source.show_source(config))
 
 
 def _configured(

@@ -10,14 +10,12 @@ runs.csv methods.csv pairs.csv history.csv clients.csv   tables, rewritten after
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from floco.analysis import pairs, tables, tuning
 from floco.analysis.tables import Results
@@ -31,7 +29,7 @@ from floco.runs import session, source
 from floco.runs.config import REGISTRIES, Config
 from floco.runs.toml import as_dict, parse
 from floco.server.progress import Progress
-from floco.storage.files import csv_text, read_json, replace_file, to_json, write_file
+from floco.storage.files import csv_text, lock_folder, read_json, replace_file, to_json, write_file
 
 FORMAT = 1
 Start = Callable[[str, Path, Setup, Progress], session.Watch]
@@ -121,7 +119,7 @@ def create(path: Path, configs: Mapping[str, Config], seeds: int, *, tune: bool 
 
 def is_comparison(path: Path) -> bool:
     """Return whether a directory holds a comparison."""
-    return (path / "comparison.json").is_file()
+    return os.path.isfile(path / "comparison.json")
 
 
 def reopen(path: Path) -> Comparison:
@@ -155,7 +153,8 @@ def run_all(comparison: Comparison, start: Start, tried: Callable[[str], None]) 
         FlocoError: the data have changed since the comparison was started.
         RunFailed: the tables cannot be written.
     """
-    with _locked(comparison.path):
+    lock = lock_folder(comparison.path)
+    try:
         federations = _Federations(comparison)
         failures: list[Row] = []
         for (method, seed), path in comparison.runs.items():
@@ -173,19 +172,6 @@ def run_all(comparison: Comparison, start: Start, tried: Callable[[str], None]) 
             except OSError as error:
                 raise RunFailed(f"cannot write to {comparison.path}: {error.strerror or error}") from error
         return failures
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise FlocoError(f"{path} is in use by another process; wait for it, or stop it first") from error
-    except OSError as error:
-        raise FlocoError(f"cannot write to {path}: {error.strerror or error}") from error
-    try:
-        yield
     finally:
         lock.release()
 

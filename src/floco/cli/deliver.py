@@ -1,4 +1,4 @@
-"""Use of trained models: `floco export`, `predict`, `place`."""
+"""Use of trained models: `floco export`, `predict`, `place`, `bundle`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from floco.core.errors import FlocoError
 if TYPE_CHECKING:
     from floco.runs.results import Run
 
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a bundle of one.")]
 Client = Annotated[str | None, typer.Option("--client", metavar="ID", help="Whose model.")]
 Global = Annotated[bool, typer.Option("--global", help="The global model.")]
 _FORMAT = "Default: by the suffix of PATH, else safetensors."
@@ -22,7 +22,9 @@ Format = Annotated[str | None, typer.Option("--format", metavar="safetensors|pt2
 _AT = "Floco and Floco+: the model at the client's center, or the best mixture for its training part."
 At = Annotated[str, typer.Option("--at", metavar="center|best", help=_AT)]
 Everyone = Annotated[bool, typer.Option("--all", help="Every client's model, and the global one.")]
-ModelPath = Annotated[Path | None, typer.Option("-o", metavar="PATH", help="File or folder. Default: RUN/models.")]
+ModelPath = Annotated[
+    Path | None, typer.Option("-o", metavar="PATH", help="File or folder. Default: RUN/models; none for a bundle.")
+]
 _NEWCOMER = (
     "The newcomer's samples x (or x.NAME for several inputs) and targets y in an npz file, in the format of the run's "
     "data; of tables, a .csv, .parquet or .json file with the same columns, in any order."
@@ -37,6 +39,7 @@ _INPUT = (
 Input = Annotated[Path, typer.Argument(metavar="INPUT", help=_INPUT)]
 _TABLE = "Write one line per sample: label and probabilities; .npz: arrays. Default: print the first lines."
 TablePath = Annotated[Path | None, typer.Option("-o", metavar="OUT.csv|npz", help=_TABLE)]
+ZipPath = Annotated[Path | None, typer.Option("-o", metavar="FILE.zip", help="The file. Default: RUN.zip, here.")]
 Draws = Annotated[int, typer.Option(min=0, help="Average this many models of the client's subregion.")]
 
 
@@ -56,7 +59,7 @@ def export(
     with report_errors(debug, as_json):
         if [client is not None, global_, everyone].count(True) != 1:
             raise FlocoError("name one of --client ID, --global and --all")
-        files = _opened(path).export(out or path / "models", None if everyone else [client], kind=kind, at=at)
+        files = _opened(path).export(out or _models(path), None if everyone else [client], kind=kind, at=at)
         size = sum(f.stat().st_size for f in files)
         what, where = ("models", files[0].parent) if len(files) > 1 else ("model", files[0])
         say(f"{len(files)} {what} with cards ({size / 1e6:.1f} MB): {where}")
@@ -122,7 +125,24 @@ def place(
         if client is not None:
             emit(as_json, **_check(run, client, arrays))
         else:
-            emit(as_json, **_place(run, arrays, data, out or path / "models", kind))
+            emit(as_json, **_place(run, arrays, data, out or _models(path), kind))
+
+
+@app.command()
+def bundle(path: RunPath, out: ZipPath = None, as_json: Json = False, debug: Debug = False) -> None:
+    """Write a run as one file without anybody's data, which all commands that read runs take in its place."""
+    with report_errors(debug, as_json):
+        from floco.runs.bundle import bundle as write
+
+        file = write(path, out or Path(f"{path.resolve().name}.zip"))
+        say(f"the bundle is {file} ({file.stat().st_size / 1e6:.1f} MB)")
+        emit(as_json, file=file)
+
+
+def _models(path: Path) -> Path:
+    if path.is_file():
+        raise FlocoError(f"{path} is a bundle, into which nothing is written: say with -o where models are to go")
+    return path / "models"
 
 
 def _place(run: Run, arrays: dict[str, Any], data: Path, out: Path, kind: str | None) -> dict[str, Any]:

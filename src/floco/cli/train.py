@@ -128,7 +128,9 @@ def resume(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs or comparisons.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Directories of runs or comparisons, or bundles.")
+    ],
     out: Annotated[Path | None, _PAGE] = None,
     as_json: Json = False,
     debug: Debug = False,

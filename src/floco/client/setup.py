@@ -20,6 +20,7 @@ from floco.core.network import Network
 from floco.core.task import Task
 from floco.core.values import ClientInfo, Facts, Predict, Tensors, Training, fast_copy
 from floco.data.federation import Federation
+from floco.data.known import Known
 
 _REMEMBERED = 2000  # clients with cached facts
 
@@ -63,6 +64,10 @@ class Setup:
         """Check that the method can learn the task."""
         if self.algorithm.labelled and not self.task.labelled:
             raise FlocoError(f"{self.algorithm.name} needs class frequencies, and task {self.task.name} has no classes")
+
+    def with_samples(self, what: str) -> Setup:
+        """Return the setup with the samples of its clients; raises if they are not here, and `what` needs them."""
+        return replace(self, federation=self.federation.with_samples(what))
 
     def facts(self, client: str, round_: int | None = None) -> Facts:
         """Return what the algorithm may know of `client` when it trains in a round; None: in an evaluation."""
@@ -122,7 +127,7 @@ class Setup:
     @cached_property
     def _cut(self) -> tuple[BodyAndHead | None, bool]:
         head = self.network.layout.head
-        if not head:
+        if not head or self.network.traits is not None:
             return None, False
         module = self.network.twin(self.device, train=False)
         layer = module.get_submodule(head[0].rpartition(".")[0])
@@ -130,7 +135,12 @@ class Setup:
         split = BodyAndHead(module, layer, make_predictor(module, self._names, self.training, self.device), upper)
         one, g = self.initial(), torch.Generator().manual_seed(0)
         other = {**one, **{n: torch.randn(one[n].shape, generator=g).to(self.device) for n in head}}
-        tried = rows(self.federation.x, choose_rows(self.federation, 2 * CHUNK))
+        here = not isinstance(self.federation, Known)
+        tried = (
+            rows(self.federation.x, choose_rows(self.federation, 2 * CHUNK))
+            if here
+            else self.federation.schema.made_up(2 * CHUNK)
+        )
         agrees = split.agrees(one, other, [self.inputs(raw) for raw in chunks(tried, CHUNK)])
         return split if agrees else None, agrees is False
 

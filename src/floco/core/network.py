@@ -21,6 +21,15 @@ Factory = Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What a graph does not say of the module that it was traced from."""
+
+    layout: Layout
+    text: str
+    """The module's layers."""
+
+
+@dataclass(frozen=True)
 class Network:
     """An unmodified module and its tensors by name; the module's own values never change."""
 
@@ -30,6 +39,14 @@ class Network:
     """Names of tensors with loaded values, which the initialiser must not redraw."""
     sample: Inputs | None = field(default=None, repr=False, compare=False)
     """Inputs (n, ...) for the forward pass that finds the head; None: trace the module symbolically, if possible."""
+
+    traits: Traits | None = None
+    """Those of the original, if the module is only its graph for evaluation; None: it is the original."""
+
+    @property
+    def text(self) -> str:
+        """The layers of the module."""
+        return str(self.module) if self.traits is None else self.traits.text
 
     @cached_property
     def parameters(self) -> Tensors:
@@ -45,6 +62,8 @@ class Network:
     @cached_property
     def layout(self) -> Layout:
         """The names of the tensors; the head is the linear layer that gives the logits."""
+        if self.traits is not None:
+            return self.traits.layout
         parameters = self.parameters
         layer = head_layer(self.module, self.sample)
         if layer is None:
@@ -64,12 +83,21 @@ class Network:
             train: whether it is in training mode.
             own: whether it has its own tensors; otherwise it shares the module's on the CPU.
         """
+        if train:
+            self._check_class("training needs")
         shared = (*self.module.parameters(), *self.module.buffers()) if device.type == "cpu" and not own else ()
         copied = copy.deepcopy(self.module, {id(t): t for t in shared}).to(device).train(train)
         if train and self.module.training:
             for mine, given in zip(copied.modules(), self.module.modules(), strict=True):
                 mine.training = mine.training and given.training
         return copied
+
+    def _check_class(self, what: str) -> None:
+        if self.traits is not None:
+            raise FlocoError(
+                f"{what} the network as its own code makes it, and here is only its graph for predictions: "
+                "use the run where model.name can be imported"
+            )
 
     def holding(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
         """Return a copy of the module in eval mode with these parameters and buffers; other names are ignored."""
@@ -113,6 +141,7 @@ class Network:
         Raises:
             FlocoError: strict, and values were loaded, there is no initialiser, or it gives the same values every time.
         """
+        self._check_class("other initial values need")
         if not strict:
             drawable = [n for n in names if self.factory is not None or _resettable(self.module, n)]
             names = [n for n in drawable if n not in self.loaded]

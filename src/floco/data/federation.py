@@ -84,10 +84,30 @@ class Federation:
         union = torch.cat([c.test for c in self.clients])
         return rows(self.x, union), self.y[union]
 
+    def with_samples(self, what: str) -> Federation:
+        """Return the federation with its samples, which are here (see `Known`); `what` needs them."""
+        return self
+
+    def around(self, x: Inputs, y: torch.Tensor, clients: Sequence[Client]) -> Federation:
+        """Return a federation of other raw samples and targets in the same form."""
+        alike = {n: getattr(self, n) for n in ("names", "forms", "values", "task", "augment", "table")}
+        return Federation(x, y, tuple(clients), **alike)
+
+    @property
+    def tested(self) -> int | None:
+        """Number of samples of the global test set; None: there is none."""
+        return None if self.y_test is None else len(self.y_test)
+
+    @property
+    def target(self) -> tuple[int, ...]:
+        """Shape of one sample's target."""
+        return tuple(self.y.shape[1:])
+
     @property
     def shape(self) -> Any:
         """Shape of one network input; of several, a tuple or dict of shapes."""
-        return like(self.x, {name: tuple(column.shape[1:]) for name, column in columns(self.sample).items()})
+        one = self.sample
+        return like(one, {name: tuple(column.shape[1:]) for name, column in columns(one).items()})
 
     @property
     def classes(self) -> int:

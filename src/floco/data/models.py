@@ -15,7 +15,7 @@ from floco.core.inputs import columns
 from floco.core.network import Factory
 from floco.core.objects import load_object
 from floco.data.federation import Federation
-from floco.data.schema import Schema
+from floco.data.schema import Form, Schema
 
 
 def _xavier(module: nn.Module) -> nn.Module:
@@ -164,7 +164,7 @@ def model(name: str, federation: Federation, ids: Sequence[int] = ()) -> Factory
 
     `ids` are the numbers of ids that each input of ids may have (empty: one more than the largest in the data).
     """
-    outputs, single = federation.outputs, isinstance(federation.x, torch.Tensor)
+    outputs, single = federation.outputs, isinstance(federation.schema.forms, Form)
     numbers = count_ids(federation, ids)
     if name not in (*MODELS, "gru"):
         return factory(name, federation.shape, outputs, numbers)
@@ -179,7 +179,7 @@ def model(name: str, federation: Federation, ids: Sequence[int] = ()) -> Factory
     if isinstance(numbers, int) and name == "gru":
         if form.ranges[0][0] < 0:
             raise FlocoError(f"model gru takes ids from 0 on, and the data have {form.ranges[0][0]:g}")
-        return lambda: Recurrent(numbers, outputs, each=federation.y.ndim > 1)
+        return lambda: Recurrent(numbers, outputs, each=bool(federation.target))
     if form.channels == "kept":
         *rest, channels = federation.shape
         build = factory(name, (channels, *rest), outputs)
@@ -211,6 +211,6 @@ def count_ids(federation: Federation, ids: Sequence[int] = ()) -> int | dict[str
             where = f"the data have ids up to {there - 1}" + (f" in {name}" if name else "")
             raise FlocoError(f"{where}, and with model.ids = {most} they are from 0 to {most - 1}")
     made = dict(zip(found, ids, strict=True)) if ids else found
-    if isinstance(federation.x, torch.Tensor):
+    if isinstance(federation.schema.forms, Form):
         return max(made[""], federation.outputs) if made else 0
     return made

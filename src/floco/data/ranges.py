@@ -1,4 +1,4 @@
-"""Whether later samples have the range of the training data, channel by channel."""
+"""The range of the training data, channel by channel: whether later samples have it, and samples made up in it."""
 
 from __future__ import annotations
 
@@ -77,3 +77,14 @@ def _warn_of_little(raw: torch.Tensor, known: torch.Tensor, where: str, names: S
 
 def _name(channel: int, names: Sequence[str]) -> str:
     return repr(names[channel]) if names else str(channel)
+
+
+def draw_in_range(ranges: Sequence[tuple[float, float]], shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Return made-up samples of a shape (N, C, ...), the same ones every time; one range of ids is that of all."""
+    low, high = torch.tensor(ranges, dtype=torch.float64).T
+    if dtype != torch.int64:
+        low, high = (ends.view(1, -1, *(1,) * (len(shape) - 2)) for ends in (low, high))
+    drawn = torch.rand(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = not dtype.is_floating_point
+    made: torch.Tensor = low + drawn * (high - low + whole)
+    return (made.floor().minimum(high) if whole else made).to(dtype)

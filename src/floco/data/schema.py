@@ -15,7 +15,7 @@ from floco.core.errors import FlocoError, warn
 from floco.core.inputs import Inputs, array, columns, count, like
 from floco.core.task import Labels, Task
 from floco.data.arrays import as_in_source, channels_first, check_index, column_names, fill, float32, writeable
-from floco.data.ranges import check_range
+from floco.data.ranges import check_range, draw_in_range
 from floco.data.table_roles import is_table
 from floco.data.tables import Columns
 
@@ -163,6 +163,11 @@ class Form:
         check_range(raw, self.ranges, where, far, offset=self.offset, names=self.features)
         return raw if holes is None else raw.masked_fill(channels_first(torch.from_numpy(holes), self.channels), np.nan)
 
+    def made_up(self, n: int) -> torch.Tensor:
+        """Return n raw samples (n, C, ...) drawn from the ranges of the channels, always the same ones."""
+        layout = channels_first(torch.empty(n, *self.shape, device="meta"), self.channels).shape
+        return draw_in_range(self.ranges, layout, torch.float32 if self.offset else getattr(torch, self.dtype))
+
     def _ids(self, x: np.ndarray, where: str) -> torch.Tensor:
         ((low, high),) = self.ranges
         if x.dtype.kind not in "iu" or x.min() < min(0, low):
@@ -216,6 +221,10 @@ class Schema:
             )
         made = {n: form.samples(given[n], f"{where} {n}".strip(), far=far) for n, form in forms.items()}
         return equally_long(like(self.forms, made), where)
+
+    def made_up(self, n: int) -> Inputs:
+        """Return n raw samples that are nobody's; see `Form.made_up`."""
+        return like(self.forms, {name: form.made_up(n) for name, form in columns(self.forms).items()})
 
     def targets(self, y: Any, where: str) -> torch.Tensor:
         """Return checked targets (N, ...), for classification class numbers (N,) of labels or label names."""

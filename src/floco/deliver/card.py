@@ -39,7 +39,7 @@ def card(setup: Setup, title: str, score: Score | None, versions: Mapping[str, A
         "task": {"name": task.name, "metrics": task.metrics.plain(), **plain(task)},
         "outputs": list(task.graph_names),
         "labels": schema.labels._asdict(),
-        "network": {"layers": str(network.module), "parameters": parameters},
+        "network": {"layers": network.text, "parameters": parameters},
         "algorithm": {"name": algorithm.name, **plain(algorithm)},
         "training": plain(setup.training),
         "seed": setup.seed,

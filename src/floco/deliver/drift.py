@@ -91,6 +91,7 @@ def drift(setup: Setup, progress: Progress, client: str, x: Inputs, y: torch.Ten
             f'client "{client}" has no center yet, so that there is nothing to check: the clients were not assigned, '
             "or it has sent no signal since"
         )
+    setup = setup.with_samples(f'comparing new data with the test part of client "{client}"')
     test = setup.federation.client(client).test
     known = rows(setup.federation.x, test), setup.federation.y[test]
     if min(len(y), len(test)) < _LEAST:

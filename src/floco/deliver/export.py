@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from floco.client.predict import judge
 from floco.client.setup import Setup
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, warn
 from floco.core.inputs import rows
 from floco.core.random import one_thread
 from floco.core.values import Tensors
@@ -23,6 +22,8 @@ from floco.server.progress import Progress
 from floco.storage.files import checksum, file_name, replace_file, to_json
 
 GLOBAL = "global"
+Measured = Callable[[str | None], dict[str, Any] | None]
+"""Function from a client, or None for the global model, to the metrics of an evaluation; None: there was none."""
 
 
 def choose_file(path: Path, name: str, kind: str | None) -> tuple[Path, str]:
@@ -58,6 +59,7 @@ def export(
     versions: Mapping[str, Any],
     kind: str | None = None,
     at: str = "center",
+    measured: Measured | None = None,
 ) -> list[Path]:
     """Write models of clients, each with a card as JSON and Markdown, and return the model files.
 
@@ -70,6 +72,7 @@ def export(
         versions: versions of packages and machine, for the cards.
         kind: one of `FORMATS` (None: the ending of `path`, or safetensors).
         at: see `personal.deliver`.
+        measured: a model's metrics in the run's last evaluation, for the cards if the samples are not here.
 
     Raises:
         FlocoError: an unknown client, a missing model, an existing file, or a format that does not support the network.
@@ -87,12 +90,13 @@ def export(
     if len(clients) > 1 and len({file for file, _ in targets}) < len(clients):
         raise FlocoError(f"-o {path} is one file, and there are {len(clients)} models: give a folder")
     write = make_writer(setup, targets[0][1])
+    setup, measured = _with_test_parts(setup, measured)
     done: list[Path] = []
     try:
         for client, (file, made) in zip(clients, targets, strict=True):
             with one_thread():
                 tensors, mixture = deliver(setup, progress, client, at=at)
-                facts = _card(setup, progress, client, tensors, source, versions)
+                facts = _card(setup, progress, client, tensors, source, versions, measured)
             if mixture is not None:
                 facts |= {"at": at, "mixture": mixture.tolist()}
             done.append(file)
@@ -124,7 +128,7 @@ def export_placed(
     chosen, title = placed.chosen, f'Model of the newcomer "{name}"'
     more = {"client": name, "round": round_, "mixture": placed.center.tolist(), "placed_by": chosen.rule}
     facts: Card = card(setup, title, None, versions, **more)
-    alone = replace(setup.federation, y=targets)
+    alone = setup.federation.around(targets[:0], targets, ())
     facts["data"] = data_facts(alone, torch.arange(len(targets)), source)
     facts["tested_on"] = "samples left out in turn"
     facts["left_out"] = [
@@ -148,23 +152,41 @@ def save(setup: Setup, tensors: Tensors, facts: Card, file: Path, kind: str, wri
         for path, content in ((as_json, to_json(facts)), (as_text, markdown(facts).encode()), (file, data)):
             replace_file(path, content)
     except OSError as error:
-        raise FlocoError(f"cannot write {file}: {error.strerror or error}") from error
+        raise FlocoError(f"cannot write {file}: {error.strerror or error}; choose another place with -o") from error
+
+
+def _with_test_parts(setup: Setup, measured: Measured | None) -> tuple[Setup, Measured | None]:
+    """Return the setup with samples, and None; or, if they are not here, what the run has measured before."""
+    try:
+        return setup.with_samples("measuring models for their cards"), None
+    except FlocoError as error:
+        warn(f"{error}; the cards have the metrics of the run's last evaluation instead")
+        return setup, measured or (lambda client: None)
 
 
 def _card(
-    setup: Setup, progress: Progress, client: str | None, tensors: Tensors, source: str, versions: Mapping[str, Any]
+    setup: Setup,
+    progress: Progress,
+    client: str | None,
+    tensors: Tensors,
+    source: str,
+    versions: Mapping[str, Any],
+    measured: Measured | None,
 ) -> Card:
     federation = setup.federation
     more: dict[str, Any] = {"client": client, "round": progress.round}
     if client is None:
         title, train = "The global model", torch.cat([c.train for c in federation.clients])
-        x, y = federation.common_test
-        where = "the clients' own test parts together" if federation.x_test is None else "the global test part"
+        where = "the clients' own test parts together" if federation.tested is None else "the global test part"
     else:
         own = federation.client(client)
         title, train, where = f'Model of client "{client}"', own.train, "its own test part"
-        x, y = rows(federation.x, own.test), federation.y[own.test]
         more["participated"] = progress.participated.get(client, 0)
+    data = data_facts(federation, train, source)
+    if measured is not None:
+        found = measured(client)
+        where = "the run directory" if found is None else f"{where}, in the run's last evaluation"
+        return {**card(setup, title, None, versions, **more), "metrics": found, "data": data, "tested_on": where}
+    x, y = federation.common_test if client is None else (rows(federation.x, own.test), federation.y[own.test])
     score = judge(in_float32(setup), [tensors], x, y)[0] if len(y) else None
-    facts = card(setup, title, score, versions, **more)
-    return {**facts, "data": data_facts(federation, train, source), "tested_on": where}
+    return {**card(setup, title, score, versions, **more), "data": data, "tested_on": where}

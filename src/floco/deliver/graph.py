@@ -6,7 +6,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
 from floco.core.head import outputs_of
-from floco.core.inputs import arguments, columns, like, rows
+from floco.core.inputs import arguments, columns, like
 from floco.data.schema import Schema
 from floco.storage.files import to_safetensors
 
@@ -62,7 +62,7 @@ def make_writer(setup: Setup, kind: str) -> Writer:
     if kind not in FORMATS:
         raise FlocoError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
     schema = setup.federation.schema
-    raw, forms = columns(rows(setup.federation.x, slice(3))), columns(schema.forms)
+    raw, forms = columns(schema.made_up(3)), columns(schema.forms)  # a pt2 file has its samples inside: nobody's
     samples = tuple(forms[name].restored(column).contiguous() for name, column in raw.items())
     initial = setup.network.holding({**setup.network.parameters, **setup.network.buffers})
     graph = _traced(Portable(initial, schema), samples, kind)
@@ -87,23 +87,22 @@ def make_writer(setup: Setup, kind: str) -> Writer:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporters' warnings, which are about operators of other packages."""
-    log = logging.getLogger("torch.onnx")
-    level = log.level
-    log.setLevel(logging.ERROR)
+def quiet_exporters() -> Iterator[None]:
+    """Silence what exporters print: about operators of other packages, and of networks that they cannot trace."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.setLevel(level)
+        logging.disable(before)
 
 
 def _traced(model: Portable, samples: tuple[torch.Tensor, ...], kind: str) -> Any:
     n = torch.export.Dim("n")
     try:
-        with _quiet():
+        with quiet_exporters():
             return torch.export.export(model.eval(), samples, dynamic_shapes=(tuple({0: n} for _ in samples),))
     except Exception as error:
         raise FlocoError(
@@ -119,7 +118,7 @@ def _pt2(graph: Any) -> Callable[[Mapping[str, torch.Tensor]], bytes]:
             trained = isinstance(old, nn.Parameter)
             graph.state_dict[name] = nn.Parameter(new, requires_grad=old.requires_grad) if trained else new
         buffer = io.BytesIO()
-        with _quiet():
+        with quiet_exporters():
             torch.export.save(graph, buffer)
         return buffer.getvalue()
 
@@ -127,7 +126,7 @@ def _pt2(graph: Any) -> Callable[[Mapping[str, torch.Tensor]], bytes]:
 
 
 def _run_pt2(data: bytes, samples: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    with _quiet(), torch.no_grad():
+    with quiet_exporters(), torch.no_grad():
         found: torch.Tensor = torch.export.load(io.BytesIO(data)).module()(*samples)[1]
     return found
 
@@ -143,7 +142,7 @@ def _onnx(
         raise FlocoError(f"--format onnx needs {error.name}, not installed here: pip install 'floco[onnx]'") from error
     names: dict[str, Any] = {"input_names": inputs, "output_names": list(outputs)}
     try:
-        with _quiet():
+        with quiet_exporters():
             made = torch.onnx.export(graph, samples, dynamo=True, optimize=False, verbose=False, **names)
     except Exception as error:
         reason = str(error).splitlines()[0]

@@ -123,7 +123,7 @@ def _alone(setup: Setup, x: Inputs, y: torch.Tensor, parts: list[torch.Tensor]) 
     everything = torch.arange(len(y))
     clients = [Client(_NAME, everything, everything)]
     clients += [Client(f"{_NAME}-{i}", everything[~torch.isin(everything, part)], part) for i, part in enumerate(parts)]
-    federation = replace(setup.federation, x=x, y=y, clients=tuple(clients), x_test=None, y_test=None, held_out=())
+    federation = setup.federation.around(x, y, clients)
     return replace(setup, federation=federation, training=replace(setup.training, schedule="constant", warmup=0))
 
 

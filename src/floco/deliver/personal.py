@@ -88,6 +88,8 @@ def _tensors(setup: Setup, progress: Progress, client: str) -> Tensors:
             f'client "{client}" was held out of this run and has no model of its own: '
             "place it, with floco place or run.place"
         )
+    if setup.algorithm.adapt(setup.facts(client)):
+        setup = setup.with_samples(f'the model of client "{client}" is trained on its samples at every use, which')
     message = setup.algorithm.message(progress.state, client, "evaluate")
     return adapt(setup, client, message, progress.memories.get(client))
 
@@ -101,6 +103,7 @@ def find_point(
     simplex, center = mixing.point(_tensors(setup, progress, client))
     if at == "center":
         return mixing, simplex, center
+    setup = setup.with_samples(f'the best mixture for the training part of client "{client}"')
     train = setup.federation.client(client).train
     mixtures = Mixtures(setup, mixing, simplex, rows(setup.federation.x, train))
     return mixing, simplex, mixtures.best(setup.federation.y[train], near=center)

@@ -1,6 +1,7 @@
 """Run directories: a kill at any moment loses at most the rounds since the last checkpoint.
 
 config.toml environment.json run.json                 written once, with the directory
+federation.json network.pt2                           likewise: what reading needs in place of data and code
 history.csv clients.csv failures.csv timings.csv      append-only; truncated to the checkpoint on resume
 checkpoint/<round>/state.safetensors progress.json    immutable
 checkpoint/memories/<client>.<round>.safetensors      immutable, one version per client in use
@@ -16,17 +17,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
-
-from filelock import FileLock, Timeout
 
 from floco.core.errors import FlocoError, RunFailed
-from floco.core.values import Row, ServerState, Tensors
+from floco.core.values import Row
 from floco.server.evaluation import Counts
 from floco.server.progress import Progress
 from floco.storage.files import (
     csv_text,
     file_name,
+    lock_folder,
     read_json,
     read_tensors,
     replace_file,
@@ -35,31 +34,35 @@ from floco.storage.files import (
     write_file,
     write_tensors,
 )
-from floco.storage.memories import BUDGET, Memories, Memory
+from floco.storage.memories import BUDGET, LeftOut, Memories, Memory
+from floco.storage.states import flat_state, state_of
 
 FORMAT = 7  # 6: run.json names method and metrics; [data.split] is a table. 7: progress.json says last_trained
+BUNDLE = "bundle.json"
+"""File that only a bundle has: what was left out."""
 _TABLES = ("history", "clients", "failures", "timings")
 
 
 class Store:
-    """One run directory, locked while it is open."""
+    """One run directory, locked while it is open, unless it is only read."""
 
-    def __init__(self, path: Path, *, wait: float = 0) -> None:
-        """Open and lock an existing run directory; wait up to `wait` seconds for the lock."""
+    def __init__(self, path: Path, *, wait: float = 0, read: bool = False) -> None:
+        """Open an existing run directory; unless to `read` it, lock it, and wait up to `wait` seconds for the lock."""
         self.path = path
-        if not (path / "run.json").is_file():
-            raise FlocoError(f"{path} is no run directory: it has no run.json")
+        if os.path.isfile(path):
+            raise FlocoError(f"{path} is a file: a bundle is for reading only, continue the run that it was made of")
+        if not os.path.isfile(path / "run.json"):
+            raise FlocoError(f"{path} is no run directory, or cannot be read: it has no run.json")
         self.facts: dict[str, Any] = read_json(path / "run.json")
         if self.facts.get("format") != FORMAT:
             raise FlocoError(
                 f"{path} has format {self.facts.get('format')}, this version of floco reads format {FORMAT}; "
                 "use the version named in its environment.json"
             )
-        self._lock = FileLock(path / ".lock")
-        try:
-            self._lock.acquire(timeout=wait)
-        except Timeout as error:
-            raise FlocoError(f"{path} is in use by another process; wait for it, or stop it first") from error
+        self.bundled = read_json(path / BUNDLE) if (path / BUNDLE).is_file() else {}
+        if self.bundled and not read:
+            raise FlocoError(f"{path} was a bundle, which is for reading only: continue the run that it was made of")
+        self._lock = None if read else lock_folder(path, wait)
         self._memories: dict[str, int] = {}
         self._checksums: dict[str, str] = {}  # of the memories' files, by client
         self._round: int | None = None
@@ -67,7 +70,7 @@ class Store:
         self._changed: set[str] = set()
 
     @staticmethod
-    def create(path: Path, texts: Mapping[str, str], facts: Mapping[str, Any], start: Progress) -> None:
+    def create(path: Path, files: Mapping[str, str | bytes], facts: Mapping[str, Any], start: Progress) -> None:
         """Create a resumable run directory atomically; `path` must not exist, or be an empty folder."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             instead = f"choose another place, or continue the run in it: floco resume {path}"
@@ -80,8 +83,8 @@ class Store:
             partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=inside))
             partial.chmod(0o755)
             (partial / "checkpoint" / "memories").mkdir(parents=True)
-            for name, text in texts.items():
-                write_file(partial / name, text.encode())
+            for name, data in files.items():
+                write_file(partial / name, data if isinstance(data, bytes) else data.encode())
             write_file(partial / "run.json", to_json({"format": FORMAT, **facts}))
             store = Store(partial)
             store._save(start)
@@ -101,7 +104,8 @@ class Store:
 
     def close(self) -> None:
         """Unlock the directory."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def add(self, table: str, rows: Iterable[Row]) -> None:
         """Add rows to a table; they are written with the next checkpoint."""
@@ -129,12 +133,12 @@ class Store:
         for client in sorted(self._changed):
             memory = progress.memories.of(client)
             assert memory is not None
-            self._checksums[client] = write_tensors(self._memory_file(client, number), memory.tensors)
-            memory.stored(self._memory_file(client, number))
+            self._checksums[client] = write_tensors(self.memory_file(client, number), memory.tensors)
+            memory.stored(self.memory_file(client, number))
         folder = base / str(number)
         shutil.rmtree(folder, ignore_errors=True)  # remains of a killed attempt
         folder.mkdir()
-        written = write_tensors(folder / "state.safetensors", _flat(progress.state))
+        written = write_tensors(folder / "state.safetensors", flat_state(progress.state))
         checksums = {"state": written, "memories": self._checksums}
         facts = {n: dict(getattr(progress, n)) for n in ("participated", "last_trained")}
         facts |= {"counts": asdict(progress.counts), "memories": versions, "sizes": sizes, "checksums": checksums}
@@ -149,7 +153,7 @@ class Store:
 
     def amend(self, counts: Counts, *tables: str) -> None:
         """Add the pending rows of some tables to the current checkpoint, atomically."""
-        number, facts = self._latest()
+        number, facts = self.latest()
         sizes = {**facts["sizes"], **{table: self._append(table) for table in tables}}
         file = self.path / "checkpoint" / str(number) / "progress.json"
         replace_file(file, to_json({**facts, "sizes": sizes, "counts": asdict(counts)}))
@@ -165,42 +169,57 @@ class Store:
         self._pending[table] = []
         return size
 
-    def _memory_file(self, client: str, number: int) -> Path:
+    def memory_file(self, client: str, number: int) -> Path:
+        """Return the file of what a client kept after round `number`."""
         return self.path / "checkpoint" / "memories" / f"{file_name(client)}.{number}.safetensors"
 
     def _forget(self, versions: Mapping[str, int], number: int) -> None:
         """Delete files of the previous checkpoint that the current one does not use."""
         for client, before in self._memories.items():
             if versions.get(client) != before:
-                self._memory_file(client, before).unlink(missing_ok=True)
+                self.memory_file(client, before).unlink(missing_ok=True)
         if self._round not in (None, number):
             shutil.rmtree(self.path / "checkpoint" / str(self._round), ignore_errors=True)
 
-    def _latest(self) -> tuple[int, dict[str, Any]]:
-        """Return the round of the current checkpoint, and its facts."""
-        base = self.path / "checkpoint"
+    def _number(self) -> int:
+        """Return the round of the current checkpoint."""
         try:
-            number = int((base / "latest").read_text())
+            return int((self.path / "checkpoint" / "latest").read_text())
         except (OSError, ValueError) as error:
             raise FlocoError(f"{self.path} has no whole checkpoint: {error}") from error
-        return number, read_json(base / str(number) / "progress.json")
+
+    def latest(self) -> tuple[int, dict[str, Any]]:
+        """Return the round of the current checkpoint, and its facts."""
+        number = self._number()
+        return number, read_json(self.path / "checkpoint" / str(number) / "progress.json")
 
     def load(self, budget: int = BUDGET) -> Progress:
         """Return the progress of the last checkpoint, with up to `budget` MB of memories in RAM; writes nothing."""
-        number, facts = self._latest()
+        while True:
+            number = self._number()
+            try:
+                return self._load(budget)
+            except FlocoError:
+                if number == self._number():  # else: the run goes on, and has replaced these files
+                    raise
+
+    def _load(self, budget: int) -> Progress:
+        number, facts = self.latest()
         self._memories, self._checksums, self._round = facts["memories"], facts["checksums"]["memories"], number
         base = self.path.resolve() / "checkpoint"
         tensors = read_tensors(base / str(number) / "state.safetensors", facts["checksums"]["state"])
-        files = {client: self._memory_file(client, n).resolve() for client, n in self._memories.items()}
-        for client, file in files.items():
-            read_tensors(file, self._checksums[client])  # find damaged files now, not as a failure of the client
-        memories = Memories({c: Memory(None, file) for c, file in files.items()}, budget=budget, folder=base)
-        state, counts = _state(tensors, number), Counts(**facts["counts"])
+        files = {client: self.memory_file(client, n).resolve() for client, n in self._memories.items()}
+        kept: dict[str, Memory] = {c: LeftOut(c) for c in files if self.bundled.get("memories") == "left out"}
+        for client in files.keys() - kept.keys():
+            read_tensors(files[client], self._checksums[client])  # find damaged files now, not when the client fails
+            kept[client] = Memory(None, files[client])
+        memories = Memories({c: kept[c] for c in files}, budget=budget, folder=base)
+        state, counts = state_of(tensors, number), Counts(**facts["counts"])
         return Progress(state, memories, facts["participated"], facts["last_trained"], counts)
 
     def rewind(self) -> None:
         """Truncate the tables to the last checkpoint, and delete the remains of a later one."""
-        number, facts = self._latest()
+        number, facts = self.latest()
         for table, size in facts["sizes"].items():
             path = self.path / f"{table}.csv"
             if not path.is_file() or path.stat().st_size < size:
@@ -212,36 +231,9 @@ class Store:
         base = self.path / "checkpoint"
         if not (base / "memories").is_dir():
             raise FlocoError(f"{base / 'memories'} is missing: the run was changed, and cannot be continued")
-        used = {self._memory_file(c, n) for c, n in facts["memories"].items()}
+        used = {self.memory_file(c, n) for c, n in facts["memories"].items()}
         for path in [p for p in base.iterdir() if p.is_dir() and p.name not in (str(number), "memories")]:
             shutil.rmtree(path)
         for path in [*(base / "memories").iterdir(), base / "latest.new"]:
             if path not in used:
                 path.unlink(missing_ok=True)
-
-
-def run_directory(path: Path) -> Path:
-    """Return the run directory at a path: the path itself or, in a Flower site's state directory, its last run."""
-    current = path / "current"
-    return path / current.read_text().strip() if current.is_file() and not (path / "run.json").exists() else path
-
-
-def _flat(state: ServerState) -> Tensors:
-    """Return all tensors of a state under `shared/`, `kept/` and `client/ID/`: the inverse of `_state`."""
-    groups = {"shared": state.shared, "kept": state.kept}
-    groups |= {f"client/{quote(c, safe='')}": tensors for c, tensors in state.by_client.items()}
-    return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
-
-
-def _state(flat: Tensors, number: int) -> ServerState:
-    shared: Tensors = {}
-    kept: Tensors = {}
-    by_client: dict[str, Tensors] = {}
-    for name, tensor in flat.items():
-        kind, _, rest = name.partition("/")
-        if kind == "client":
-            client, _, leaf = rest.partition("/")
-            by_client.setdefault(unquote(client), {})[leaf] = tensor
-        else:
-            (shared if kind == "shared" else kept)[rest] = tensor
-    return ServerState(shared, kept, by_client, number)

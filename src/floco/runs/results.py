@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,8 @@ class Run:
     def personal(self, client: str, *, at: str = "center") -> nn.Module:
         """Return a client's own model: an ordinary module of the user's class, for normalised inputs, in eval mode.
 
+        Where that class cannot be imported, it is the module of its graph, with the same names of tensors.
+
         It is the model of the evaluations. With Floco and Floco+, `at="best"` returns the best mixture for the client's
         training part instead of its center (docs/models.md).
         """
@@ -158,7 +161,21 @@ class Run:
             at: as in `personal`.
         """
         more: dict[str, Any] = {"source": self.source, "versions": environment(), "kind": kind, "at": at}
-        return export(self.setup, self.progress, clients, Path(path), **more)
+        return export(self.setup, self.progress, clients, Path(path), measured=self._measured, **more)
+
+    def _measured(self, client: str | None) -> dict[str, Any] | None:
+        """Return the metrics of a model in the evaluation after the last round, None if there was none."""
+        if client is None:
+            table, which, federation = self.history, "global", self.setup.federation
+            n = federation.tested if federation.tested is not None else sum(len(c.test) for c in federation.clients)
+        else:
+            table, which, n = self.clients, "personal", len(self.setup.federation.client(client).test)
+            table = table[table["client"] == client] if len(table) else table
+        last = table[table["round"] == self.progress.round] if len(table) else table
+        if not len(last):
+            return None
+        row = {m: float(last[f"{m}_{which}"].iloc[-1]) for m in self.setup.task.metrics}
+        return {"samples": n, **{m: value if math.isfinite(value) else None for m, value in row.items()}}
 
     def place(self, x: Any, y: Any) -> Placement:
         """Return a place on the simplex and a model for a newcomer.

@@ -13,12 +13,15 @@ from typing import Any
 
 from floco.client.fitness import check_model
 from floco.client.setup import Setup
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, warn
 from floco.core.network import build_network
 from floco.core.settings import flatten
 from floco.core.values import Row
 from floco.data.federation import Federation
+from floco.data.known import describe as describe_federation
+from floco.data.models import MODELS
 from floco.data.models import model as named_model
+from floco.deliver.network import write_graph
 from floco.deliver.newcomers import newcomer_rows
 from floco.engines.engine import resolve, start_engine
 from floco.runs.checkpoint import Store
@@ -29,8 +32,10 @@ from floco.runs.toml import as_dict, parse, read, to_toml
 from floco.runs.trackers import Tracker, open_trackers, track
 from floco.server import rounds as loop
 from floco.server.progress import Plan, Progress
-from floco.storage.files import csv_text, read_tensors, replace_file
+from floco.storage.files import csv_text, read_tensors, replace_file, to_json
 
+KNOWN, GRAPH = "federation.json", "network.pt2"
+"""Files of a run directory; see `portrait`."""
 Watch = Callable[[Progress], None]
 """Called after every round, e.g. to show progress."""
 
@@ -53,15 +58,6 @@ def assemble(config: Config, made: Federation) -> Setup:
     return Setup(made, net, algorithm, config.training, config.seed, device(config.run.device))
 
 
-def move_here(config: Config) -> Config:
-    """Return the configuration for using a run's models: on the CPU if the run's device is not available."""
-    try:
-        device(config.run.device)
-    except FlocoError:
-        return replace(config, run=replace(config.run, device="cpu"))
-    return config
-
-
 def resolve_engine(config: Config, setup: Setup) -> Config:
     """Return the configuration with engine and workers resolved, so that a resumed run uses the same ones."""
     kind, workers = resolve(setup, config.run.engine, config.run.workers)
@@ -73,8 +69,28 @@ def create(config: Config, setup: Setup, path: Path) -> None:
     facts = {"config": _plain(config), "data": setup.federation.fingerprint(), "model": setup.network.fingerprint()}
     facts |= {**describe(config), "network": setup.network.shape_hash(), "clients": len(setup.clients)}
     versions = json.dumps(environment(), indent=1, sort_keys=True) + "\n"
-    texts = {"config.toml": to_toml(config), "environment.json": versions}
-    Store.create(path, texts, facts, loop.initialize(setup))
+    files: dict[str, str | bytes] = {
+        "config.toml": to_toml(config),
+        "environment.json": versions,
+        **portrait(config, setup),
+    }
+    Store.create(path, files, facts, loop.initialize(setup))
+
+
+def portrait(config: Config, setup: Setup) -> dict[str, bytes]:
+    """Return the files with which a run can be read without its data, and without the code of a network of one's own.
+
+    Warns if there can be no graph of the network.
+    """
+    known = describe_federation(setup.federation)
+    files: dict[str, bytes] = {}
+    if config.model.name not in (*MODELS, "gru") or config.model.weights is not None:
+        try:
+            files[GRAPH] = write_graph(setup.network, setup.federation)
+        except FlocoError as error:
+            known["no_graph"] = str(error)
+            warn(f"this run can be read only where model.name can be imported, as its network has no graph: {error}")
+    return {KNOWN: to_json(known), **files}
 
 
 def _plain(config: Config) -> Any:
@@ -120,7 +136,12 @@ def check(store: Store, setup: Setup) -> None:
             f"the model of {store.path} has changed since the run was started (layers or initial values): restore it, "
             "or start a new run; pass a function, if its values are random"
         )
-    if setup.federation.fingerprint() != store.facts["data"]:
+    check_data(store, setup.federation)
+
+
+def check_data(store: Store, federation: Federation) -> None:
+    """Raise if a run's data differ from those it was started with."""
+    if federation.fingerprint() != store.facts["data"]:
         raise FlocoError(
             f"the data of {store.path} have changed since the run was started (samples, labels, splits, or the "
             "libraries that split them); restore them, or start a new run"

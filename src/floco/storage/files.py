@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 
 from floco.core.errors import FlocoError
 from floco.core.values import Row, Tensors
@@ -42,6 +43,9 @@ def read_tensors(path: Path, expected: str | None = None) -> Tensors:
     try:
         data = path.read_bytes()
         tensors: Tensors = safetensors.torch.load(data)
+    except FileNotFoundError as error:
+        again = "if the run goes on, it has replaced this file, and is to be opened again"
+        raise FlocoError(f"{path} is missing: {again}; otherwise restore it from a copy") from error
     except Exception as error:
         raise FlocoError(f"{path} cannot be read as safetensors: {error}") from error
     if expected is not None and checksum(data) != expected:
@@ -78,6 +82,22 @@ def replace_file(path: Path, data: bytes) -> None:
     except OSError:
         new.unlink(missing_ok=True)
         raise
+
+
+def lock_folder(path: Path, wait: float = 0) -> FileLock:
+    """Return the lock of a folder, locked; wait up to `wait` seconds for it.
+
+    Raises:
+        FlocoError: another process has it, or the folder cannot be written to.
+    """
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout as error:
+        raise FlocoError(f"{path} is in use by another process; wait for it, or stop it first") from error
+    except OSError as error:
+        raise FlocoError(f"cannot write to {path}: {error.strerror or error}") from error
+    return lock
 
 
 def sync_folder(path: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from floco.core.errors import FlocoError
 from floco.core.values import Tensors
 from floco.storage.files import read_tensors, to_safetensors
 
@@ -64,6 +65,22 @@ class Memory:
     def by_file(self) -> tuple[type[Memory], tuple[Tensors | None, Path | None]]:
         """Return how to rebuild this object in a worker process, which reads the file if there is one."""
         return Memory, (self._tensors if self._file is None else None, self._file)
+
+
+class LeftOut(Memory):
+    """What a client keeps, where a bundle does not have it."""
+
+    def __init__(self, client: str) -> None:
+        super().__init__(None)
+        self._client = client
+
+    @property
+    def tensors(self) -> Tensors:
+        """Raise, saying what is missing."""
+        raise FlocoError(
+            f'what client "{self._client}" keeps to itself is not in this bundle, as a method of your own may keep '
+            "samples: its model is only in the run directory"
+        )
 
 
 class Memories(Mapping[str, Tensors]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -19,9 +20,8 @@ from floco.analysis.tables import Results
 from floco.api import open_run
 from floco.core.errors import FlocoError
 from floco.core.values import Row
+from floco.runs.reading import find_run, read_settings
 from floco.runs.results import Run
-from floco.runs.source import PYTHON
-from floco.runs.toml import parse
 from floco.storage.files import csv_text, read_json, write_file
 
 _METRICS = (
@@ -68,7 +68,9 @@ def write(paths: Sequence[Path], out: Path) -> Path:
         if measured:
             write_file(out.with_name(f"{out.stem}-landscape.csv"), csv_text(measured, header=True).encode())
     except OSError as error:
-        raise FlocoError(f"cannot write the report {out}: {error.strerror or error}") from error
+        raise FlocoError(
+            f"cannot write the report {out}: {error.strerror or error}; choose another place with -o"
+        ) from error
     return out
 
 
@@ -76,15 +78,15 @@ def _expand(paths: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """Return the run directories in `paths`, including those of comparisons, and the comparisons' methods in order."""
     found: list[Path] = []
     order: list[str] = []
-    for path in paths:
+    for path in map(find_run, paths):
         if comparison.is_comparison(path):
             made = comparison.reopen(path)
             found += made.runs.values()
             order += made.configs
-        elif (path / "run.json").is_file():
+        elif os.path.isfile(path / "run.json"):
             found.append(path)
         else:
-            missing = "it has no run.json and no comparison.json"
+            missing = "it has no run.json and no comparison.json that can be read"
             raise FlocoError(f"{path} is neither a run directory nor that of a comparison: {missing}")
     return found, order
 
@@ -101,7 +103,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _on_simplex(path: Path) -> bool:
     try:
-        return parse(_config(path)).algorithm.mixing is not None
+        return read_settings(path, read_json(path / "run.json")).algorithm.mixing is not None
     except FlocoError:  # a class that is not importable here; `_opened` says so
         return False
 
@@ -112,9 +114,7 @@ def _environment(path: Path) -> str:
 
 
 def _opened(path: Path) -> tuple[Run | None, str]:
-    """Return a run with its data and models, or why it cannot be opened."""
-    if _config(path)["data"]["source"] == PYTHON:
-        return None, "the run was started from Python, and its data are not on disk"
+    """Return a run with its models, or why it cannot be opened."""
     try:
         return open_run(path), ""
     except FlocoError as error:

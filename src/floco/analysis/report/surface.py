@@ -14,6 +14,7 @@ from floco.analysis.report.page import Section, plots, text
 from floco.analysis.report.simplex import edges, plane, simplex, subregions
 from floco.analysis.tables import Results
 from floco.client.predict import judge
+from floco.core.errors import FlocoError
 from floco.core.mixing import Mixing
 from floco.core.values import Row, Tensors
 from floco.runs.checkpoint import Store
@@ -54,6 +55,10 @@ def loss(run: Run, mixing: Mixing, results: Results) -> tuple[Section, list[Row]
     if run.setup.local_buffers:
         why = 'with training.buffers = "local" the shared simplex has no statistics of its own'
         return Section(title, text(f"Not shown: {why}.")), []
+    try:
+        run = replace(run, setup=run.setup.with_samples("the loss over the simplex"))
+    except FlocoError as error:
+        return Section(title, text(f"Not shown: {error}.")), []
     found = landscape(run.setup, mixing, run.progress.state)
     network = _fedavg(run, results)
     score = None if network is None else judge(run.setup, [network], *common_sample(run.setup.federation))[0]
@@ -96,7 +101,7 @@ def _in_words(found: Landscape, reference: tuple[float, float] | None) -> str:
 
 def _between(run: Run, results: Results) -> tuple[str, list[Row]]:
     """Return the loss on lines between FedAvg networks with different initial weights, as HTML and as rows."""
-    if run.setup.federation.x_test is None:
+    if run.setup.federation.tested is None:
         why = "there is no global test part, and the test samples of one seed are training samples of another"
         return text(f"The barrier between independently trained networks is not shown: {why}."), []
     chosen = {seed: path for (name, seed), path in results.paths.items() if name == "fedavg"}
@@ -125,7 +130,7 @@ def _model(path: Path) -> str:
 
 def _network(run: Run, path: Path) -> Tensors | None:
     """Return the global model of a FedAvg run, None if its network has other shapes."""
-    with closing(Store(path)) as store:
+    with closing(Store(path, read=True)) as store:
         state = store.load().state
     shapes = {n: t.shape for n, t in {**run.setup.network.parameters, **run.setup.network.buffers}.items()}
     if {n: t.shape for n, t in state.shared.items()} != shapes:

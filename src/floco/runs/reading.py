@@ -1,0 +1,135 @@
+"""A run as others read it: without its data, its code, a lock or permission to write."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import zipfile
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from floco.client.setup import Setup
+from floco.core.errors import FlocoError, warn
+from floco.core.network import Network
+from floco.core.settings import build
+from floco.data.federation import Federation
+from floco.data.known import Known
+from floco.deliver.network import read_graph
+from floco.runs import source
+from floco.runs.checkpoint import Store
+from floco.runs.config import Config
+from floco.runs.machine import device
+from floco.runs.session import GRAPH, KNOWN, assemble, check, check_data, prepare
+from floco.runs.toml import parse
+from floco.server.progress import Progress
+from floco.storage.files import read_json
+
+
+def find_run(path: Path) -> Path:
+    """Return the run directory at a path.
+
+    It is the path itself; of a bundle, a temporary folder with its contents, until the process ends; of a Flower site's
+    state directory, that of its last run.
+    """
+    if os.path.isfile(path):  # unlike Path.is_file, False for what may not be read
+        return _unpacked(path)
+    current = path / "current"
+    return path / current.read_text().strip() if os.path.isfile(current) and not (path / "run.json").exists() else path
+
+
+def _unpacked(path: Path) -> Path:
+    try:
+        with zipfile.ZipFile(path) as bundle:
+            folder = Path(tempfile.mkdtemp(prefix="floco-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            bundle.extractall(folder / path.stem)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise FlocoError(f"{path} is neither a run directory nor a bundle of one: {error}") from error
+    return folder / path.stem
+
+
+def read_run(path: Path) -> tuple[Config, Setup, Progress]:
+    """Return configuration, setup and last progress of a run directory.
+
+    The setup's federation has no samples, and loads them when something needs them (`Setup.with_samples`).
+
+    Raises:
+        FlocoError: the run cannot be read, or needs code that is not importable here: a method or task of one's own,
+            or a network that has no graph.
+    """
+    with closing(Store(path, read=True)) as store:
+        config = _here(read_settings(path, store.facts))
+        setup = _setup(path, config, store)
+        return config, setup, store.load(config.run.memory_budget)
+
+
+def read_settings(path: Path, facts: dict[str, Any]) -> Config:
+    """Return the settings of a run from its run.json; a split of one's own is only needed with the samples."""
+    if facts["data"] == source.SITES:
+        where = "the data of this run and its models are at its sites"
+        raise FlocoError(f"{path}: {where}: use the state directory of a site")
+    stored = facts["config"]
+    try:
+        return parse(stored)
+    except FlocoError:
+        return parse({**stored, "data": {**stored["data"], "split": {}}})
+
+
+def _here(config: Config) -> Config:
+    """Return the configuration for using a run's models: on the CPU if the run's device is not available."""
+    try:
+        device(config.run.device)
+    except FlocoError:
+        return replace(config, run=replace(config.run, device="cpu"))
+    return config
+
+
+def _setup(path: Path, config: Config, store: Store) -> Setup:
+    if not (path / KNOWN).is_file():  # a run of an earlier version
+        setup = prepare(config)
+        check(store, setup)
+        return setup
+
+    def load() -> Federation:
+        made = source.federation(parse(store.facts["config"]))
+        check_data(store, made)
+        return made
+
+    told = read_json(path / KNOWN)
+    known = Known(told, build(type(config.task), told["task"]), load)
+    try:
+        setup = assemble(config, known)
+        problem = _changed(config, setup.network, store)
+    except FlocoError as error:
+        problem = str(error) if config.model.name != source.PYTHON else "it was given in Python, not by name"
+    if not problem:
+        return setup
+    if not (path / GRAPH).is_file():
+        why = told.get("no_graph", "it is one of floco's own")
+        raise FlocoError(f"{path}: the network of this run is not here: {problem}; nor is its graph: {why}")
+    if config.model.name != source.PYTHON:
+        warn(f"{problem}; predicting with the graph in its {GRAPH}")
+    network = _graph(path / GRAPH)
+    method = config.algorithm.resolved(config.training, network.layout)
+    return Setup(known, network, method, config.training, config.seed)
+
+
+def _graph(file: Path) -> Network:
+    try:
+        return read_graph(file.read_bytes())
+    except Exception as error:  # whatever torch.export raises
+        raise FlocoError(f"{file} cannot be read as a graph: {type(error).__name__}: {error}") from error
+
+
+def _changed(config: Config, network: Network, store: Store) -> str:
+    """Return how a network differs from the run's; "" if it does not.
+
+    That of a module of one's own must have the same initial values, as some may never be trained.
+    """
+    own = ":" in config.model.name
+    same = network.fingerprint() == store.facts["model"] if own else network.shape_hash() == store.facts["network"]
+    return "" if same else f"the model of {store.path} has changed since the run was started (layers or initial values)"
