@@ -607,15 +607,13 @@ def test_questions_and_answers_survive_the_way(site_alone: Any) -> None:
     assert (hidden.scores.global_ + hidden.scores.global_).balanced_accuracy is None
 
 
-def test_a_state_directory_is_read_by_one_at_a_time(site_alone: Any) -> None:
+def test_a_state_directory_is_written_by_one_at_a_time_and_read_meanwhile(site_alone: Any) -> None:
     _, site, _, ask = site_alone
     answer(site, ask())
     with closing(Store(site.state / "run1")):
         with pytest.raises(FlocoError, match="in use by another process"):
-            package.open_run(site.state)
-        with pytest.raises(FlocoError, match="in use by another process"):
             Store(site.state / "run1", wait=0.1)
-    assert package.open_run(site.state).progress.round == 2
+        assert package.open_run(site.state).progress.round == 2
 
 
 def test_an_app_needs_what_all_sites_share(tmp_path: Path) -> None:
