@@ -4,6 +4,7 @@ import datetime
 import decimal
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ BAD = {  # what is refused, in which role
         "comma",
         "names",
     },
-    "target": {"float", "whole float", "datetime", "zoned", "date", "mixed", "Decimal", "list", "holes", "NA", "comma"}
+    "target": {"float", "datetime", "zoned", "date", "mixed", "Decimal", "list", "holes", "NA", "comma"}
     | {"nearly"},
     "client": {"float", "datetime", "zoned", "date", "mixed", "Decimal", "list", "holes"},
     "order": {"text", "categorical", "string", "mixed", "list", "holes", "NA", "nearly", "comma", "names"},
@@ -385,7 +386,7 @@ def test_later_rows_with_unknown_or_missing_values_are_told_or_filled(run: Path)
     hollow = rows.assign(age=["NA"] * 6, sex=[f"kind {i}" for i in range(6)])
     with pytest.warns(UserWarning, match="6 of 6 rows have a category"):
         assert opened.predict(hollow, "east")["probability"].notna().all()
-    with pytest.raises(FlocoError, match="column 'age' must hold numbers, as the training data; got 'old'"):
+    with pytest.raises(FlocoError, match="column 'age' must hold numbers, as the training data; got 'old': if .* data.levels"):
         opened.predict(rows.assign(age="old"), "east")
     with pytest.warns(UserWarning, match="channel 'age'|'sex'"), pytest.raises(FlocoError, match="in channel 'age'"):
         opened.predict(rows.assign(age=4e4), "east")
@@ -509,6 +510,55 @@ def test_later_targets_are_read_as_those_of_the_training_data() -> None:
     assert found.dtype == np.float64
     assert table.targets(frame.assign(weight=None), "t") is None
     assert table.targets(frame.drop(columns="weight"), "t") is None
+
+
+LABELS: dict[str, tuple[Any, Any]] = {  # of two classes, and the labels of another class
+    "integers": (I % 2, 5),
+    "floats": (I % 2 * 1.0, 5.0),
+    "text": ((I % 2).astype(str), "5"),
+    "text of floats": ((I % 2 * 1.0).astype(str), "5.0"),
+}
+
+
+@pytest.mark.parametrize("later", LABELS)
+@pytest.mark.parametrize("first", LABELS)
+def test_a_whole_number_is_one_label_however_a_table_has_it(first: str, later: str) -> None:
+    frame = patients().drop(columns=["day", "state"])
+    made = floco.load(frame.assign(label=LABELS[first][0]), target="label")
+    assert made.names == ("0", "1")
+    assert made.table is not None
+
+    def targets(labels: Any) -> Any:
+        return made.schema.targets(made.table.targets(frame.assign(label=labels), "t"), "t")
+
+    good, other = LABELS[later]
+    assert targets(good).tolist() == (I % 2).tolist()
+    with pytest.raises(FlocoError, match="does not know: 5"):
+        targets([other] * N)
+    words = floco.load(frame.assign(label=np.where(I % 4 > 1, "none", LABELS[first][0].astype(str))), target="label")
+    assert words.names == ("0", "1", "none")  # among words, too
+
+
+@pytest.mark.parametrize("train", ["i8", "f4", "f8"])
+@pytest.mark.parametrize("test", ["i8", "f4", "f8"])
+def test_whole_floats_of_arrays_are_labels_in_training_and_test_part(train: str, test: str) -> None:
+    x, y = np.random.default_rng(0).normal(size=(N, 3)), I % 2
+    made = floco.load({"x_train": x, "y_train": y.astype(train), "x_test": x, "y_test": y.astype(test)})
+    assert made.names == ("0", "1")
+    assert made.y.tolist() == np.asarray(made.y_test).tolist() == y.tolist()
+
+
+def test_many_whole_numbers_as_labels_are_questioned_and_floats_refused() -> None:
+    x = np.arange(300.0)[:, None]
+    with pytest.warns(UserWarning, match="y holds 150 different whole numbers, .* set task.name = regression"):
+        floco.load((x, np.arange(300) // 2))
+    with pytest.raises(FlocoError, match="holds 30 different whole numbers, .* = regression; .* without a point"):
+        floco.load((x, np.arange(300) // 10 * 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        floco.load((x, np.arange(300) // 3))
+        floco.load((x, np.arange(300) // 2), labels=[str(i) for i in range(150)])
+        floco.load((x, np.arange(300) // 10 * 1.0), labels=[str(i) for i in range(30)])
 
 
 def test_a_series_of_ids_in_another_order_than_the_rows_is_refused() -> None:

@@ -176,7 +176,7 @@ REFUSED: dict[str, tuple[Task, Any, str]] = {
     "numbers that float32 rounds": (Regression(), 1.7e9 + np.arange(9.0), "subtract a constant"),
     "a number beyond float32": (Regression(), [1e300, 1.0], "infinite"),
     "counts for labels": (Multilabel(), [[0, 2], [1, 0]], "0 (absent) and 1 (present) only, got 2"),
-    "labels without columns": (Multilabel(), [0, 1], "(N, L)"),
+    "labels without columns": (Multilabel(), [0, 1], "task.name = classification"),
     "missing among labels": (Multilabel(), [[0, np.nan], [1, 0]], "missing"),
     "255 in a mask": (Segmentation(), [[[0, 1, 2, 255]]], "task.ignore"),
     "one class": (Segmentation(), [[[1, 1]]], "2 classes at least"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ def is_table(x: Any) -> bool:
     return hasattr(x, "columns") and hasattr(x, "iloc")
 
 
+_POINT = re.compile(r"([+-]?\d+)\.0+")
 CATEGORIES, MISSING = ("one-hot", "ids"), ("error", "drop", "mean")
 """Choices of `data.categories` and `data.missing`."""
 
@@ -75,11 +77,15 @@ def _numeric(values: np.ndarray, where: str) -> np.ndarray:
     if {t.lower() for t in texts} <= {"true", "false"}:
         return np.array([t.lower() == "true" for t in texts])
     bad = sorted({t for t in texts if numbers([t]) is None})
-    raise FlocoError(f"{where} must hold numbers, got {', '.join(map(repr, bad[:5]))}")
+    shown = ", ".join(map(repr, bad[:5]))
+    raise FlocoError(f"{where} must hold numbers, got {shown}; words are labels of task.name = classification")
 
 
 def plain_column(column: pd.Series[Any], *, ids: bool = False) -> np.ndarray:
-    """Return labels or ids: whole numbers in canonical form as int64, others as they are."""
+    """Return labels or ids: whole numbers in canonical form as int64, others as they are.
+
+    Among words, a whole number written as 1.0 is the text 1, as where all are numbers.
+    """
     if column.dtype.kind in "iu" and not column.isna().any():
         return column.to_numpy(np.uint64 if column.dtype.kind == "u" and column.max() > 2**63 - 1 else np.int64)
     if column.dtype.kind == "f" and not column.isna().any():
@@ -102,7 +108,9 @@ def _from_texts(texts: np.ndarray) -> np.ndarray:
         pass
     found = numbers(texts.tolist())
     exact = found is not None and np.abs(found).max(initial=0) < EXACT  # ids are not rounded
-    return found if found is not None and exact else texts
+    if found is not None and exact:
+        return found
+    return np.array([m[1] if (m := _POINT.fullmatch(t)) else t for t in texts.tolist()])
 
 
 def times(column: pd.Series[Any], where: str) -> np.ndarray:

@@ -172,7 +172,11 @@ class Multilabel(Task):
         """Return the labels' names: those `given`, those of the source, or their numbers."""
         y, names = array(values, where), headings(values) if names is None else names
         if y.ndim != 2 or y.shape[1] < 1:
-            raise FlocoError(f"{where} must be rows of 0 and 1, (N, L) for L labels, got shape {y.shape}")
+            one = "; one label, present or absent, is a classification of two classes: task.name = classification"
+            raise FlocoError(
+                f"{where} must be rows of 0 and 1, (N, L) for L labels, in a table a column for each, got shape "
+                f"{y.shape}{one if y.ndim == 1 else ''}"
+            )
         texts = tuple(map(str, given or (range(y.shape[1]) if names is None else np.asarray(names).tolist())))
         if given and names is not None and tuple(map(str, np.asarray(names).tolist())) != texts:
             shown = ", ".join(map(str, np.asarray(names).tolist()))
