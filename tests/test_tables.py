@@ -17,6 +17,7 @@ from torch import nn
 
 import floco
 from conftest import floco as command
+from floco.client import predict
 from floco.core.errors import FlocoError
 from floco.data.samples import Samples
 from floco.data.schema import Normalization
@@ -353,6 +354,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = command("run", *chosen, "--out", folder / "run")
     assert done.exit_code == 0, done.output
     return folder / "run"
+
+
+@pytest.mark.filterwarnings("always:.*left out. further")
+@pytest.mark.parametrize("end", [[], ["-o", "p.csv"], ["-o", "p.npz"]], ids=["print", "csv", "npz"])
+def test_predictions_metrics_and_arrays_come_from_one_pass_with_one_warning(
+    end: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, real = [], predict.compute_outputs_of_each
+
+    def counting(setup: Any, models: Any, x: Any) -> Any:
+        sizes.append(len(x))
+        return real(setup, models, x)
+
+    monkeypatch.setattr(predict, "compute_outputs_of_each", counting)
+    monkeypatch.chdir(tmp_path)
+    write(holed().head(12).assign(further=1), "csv", tmp_path)
+    done = command("predict", run, "t.csv", "--client", "east", *end)
+    assert done.exit_code == 0, done.output
+    assert "compared with y: accuracy" in done.output
+    assert (sizes.count(12), done.stderr.count("left out: further")) == (1, 1)
 
 
 @pytest.mark.filterwarnings("always:.*left out. further")

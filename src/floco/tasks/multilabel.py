@@ -163,8 +163,8 @@ class Multilabel(Task):
         return outputs.sigmoid()
 
     def present(self, predictions: torch.Tensor, labels: Labels) -> dict[str, Any]:
-        """Return the labels with a probability of at least 1/2, separated by blanks, and all probabilities."""
-        chosen = [" ".join(n for n, p in zip(labels.names, row, strict=True) if p >= 0.5) for row in predictions]
+        """Return the labels with a probability of at least 1/2, in a list, and all probabilities."""
+        chosen = [[n for n, p in zip(labels.names, row, strict=True) if p >= 0.5] for row in predictions]
         columns = zip(labels.names, predictions.T, strict=True)
         return {"labels": chosen, **{f"p({name})": column.tolist() for name, column in columns}}
 
