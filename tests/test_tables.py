@@ -123,8 +123,7 @@ BAD = {  # what is refused, in which role
         "comma",
         "names",
     },
-    "target": {"float", "datetime", "zoned", "date", "mixed", "Decimal", "list", "holes", "NA", "comma"}
-    | {"nearly"},
+    "target": {"float", "datetime", "zoned", "date", "mixed", "Decimal", "list", "holes", "NA", "comma"} | {"nearly"},
     "client": {"float", "datetime", "zoned", "date", "mixed", "Decimal", "list", "holes"},
     "order": {"text", "categorical", "string", "mixed", "list", "holes", "NA", "nearly", "comma", "names"},
 }
@@ -407,7 +406,7 @@ def test_later_rows_with_unknown_or_missing_values_are_told_or_filled(run: Path)
     hollow = rows.assign(age=["NA"] * 6, sex=[f"kind {i}" for i in range(6)])
     with pytest.warns(UserWarning, match="6 of 6 rows have a category"):
         assert opened.predict(hollow, "east")["probability"].notna().all()
-    with pytest.raises(FlocoError, match="column 'age' must hold numbers, as the training data; got 'old': if .* data.levels"):
+    with pytest.raises(FlocoError, match="'age' must hold numbers, as the training data; got 'old': if .* data.levels"):
         opened.predict(rows.assign(age="old"), "east")
     with pytest.warns(UserWarning, match="channel 'age'|'sex'"), pytest.raises(FlocoError, match="in channel 'age'"):
         opened.predict(rows.assign(age=4e4), "east")
@@ -651,6 +650,41 @@ def test_ids_beside_a_table_or_a_pair_are_its_clients() -> None:
         assert floco.load(given, client=ids, **more).split(floco.Natural()).ids == ("a", "b")
     with pytest.raises(FlocoError, match="one id for each of the 40 rows"):
         floco.load(frame, target="state", client=ids[1:])
+
+
+BESIDE: dict[str, Any] = {  # a role, given as values beside a table that has them: the source and arguments of load
+    "client": lambda t, as_: ((t, {"target": "state", "client": as_(t["ward"])}), "client", "ward"),
+    "client of a pair": lambda t, as_: (
+        ((t.drop(columns="state"), t["state"]), {"client": as_(t["ward"])}),
+        "client",
+        "ward",
+    ),
+    "target": lambda t, as_: (((t, as_(t["state"])), {}), "target", "state"),
+    "target of numbers": lambda t, as_: (((t[["age", "visits"]], as_(t["visits"])), {}), "target", "visits"),
+    "order": lambda t, as_: (({"x": t, "y": I % 2, "when": as_(t["age"])}, {"order": "when"}), "order", "age"),
+}
+
+
+@pytest.mark.parametrize("as_", [lambda s: s, np.asarray, list], ids=["Series", "array", "list"])
+@pytest.mark.parametrize("role", BESIDE)
+def test_a_column_that_is_given_beside_its_table_is_no_feature_and_that_is_said(role: str, as_: Any) -> None:
+    (source, more), what, name = BESIDE[role](patients().drop(columns="day"), as_)
+    with pytest.warns(UserWarning, match=f"the {what} given beside the table is its column '{name}', which is no feat"):
+        made = floco.load(source, **more)
+    assert not [f for f in made.forms[""].features if f.split("=")[0] == name]
+    assert {f.split("=")[0] for f in made.forms[""].features} >= {"age", "visits"} - {name}
+
+
+def test_a_column_given_as_a_series_is_named_and_a_feature_if_it_is_listed() -> None:
+    frame = patients()
+    named = floco.load(frame, target="state", client="ward", order="day")
+    given = floco.load(frame, target=frame["state"], client="ward", order=frame["day"])  # type: ignore[arg-type]
+    assert given.split(floco.Natural()).fingerprint() == named.split(floco.Natural()).fingerprint()
+    kept = floco.load(frame, target="state", client=frame["ward"], features=["age", "ward"])
+    assert kept.forms[""].features == ("age", "ward=east", "ward=west")
+    for role in ("target", "order"):
+        with pytest.raises(FlocoError, match=f"{role} must be the name of a column, got a Series that is no column"):
+            floco.load(frame, **{"target": "state", role: pd.Series(range(N))})
 
 
 def test_the_column_client_of_a_table_beside_targets_is_no_feature() -> None:

@@ -38,7 +38,9 @@ _INPUT = (
     ".parquet or .json file with the same columns, in any order. Labels y, if present, are compared."
 )
 Input = Annotated[Path, typer.Argument(metavar="INPUT", help=_INPUT)]
-_TABLE = "Write one line per sample: label (several: a JSON list) and probabilities; .npz: arrays. Default: print the first."
+_TABLE = (
+    "Write one line per sample: label (several: a JSON list), probabilities; .npz: arrays. Default: print the first."
+)
 TablePath = Annotated[Path | None, typer.Option("-o", metavar="OUT.csv|npz", help=_TABLE)]
 Draws = Annotated[int, typer.Option(min=0, help="Average this many models of the client's subregion.")]
 
@@ -93,7 +95,8 @@ def predict(
             rest = f"\n... {len(table)} in all; -o FILE.csv writes them" if len(table) > 10 else ""
             say(_in_words(table.head(10).round(4)).to_string() + rest)
         else:
-            _write(out, _packed(answer.arrays) if out.suffix == ".npz" else _in_words(table).to_csv(index=False).encode())
+            as_arrays = out.suffix == ".npz"
+            _write(out, _packed(answer.arrays) if as_arrays else _in_words(table).to_csv(index=False).encode())
             say(f"{len(table)} predictions: {out}")
         if metrics:
             shown = (f"{n.replace('_', ' ')} {run.setup.task.metrics.text(n, v)}" for n, v in metrics.items())

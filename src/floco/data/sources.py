@@ -21,7 +21,7 @@ from floco.data.reading import Arrays, read_samples
 from floco.data.samples import Samples
 from floco.data.table_files import SUFFIXES, TABLES, read_frame
 from floco.data.table_reading import tabulate
-from floco.data.table_roles import CATEGORIES, MISSING, Roles
+from floco.data.table_roles import CATEGORIES, MISSING, Roles, name_of
 from floco.tasks import TASKS
 
 _KINDS, _CHANNELS = ("auto", "images", "features", "ids"), ("auto", "first", "last")
@@ -58,6 +58,7 @@ def load(
         task: what is learned, or its word, e.g. "regression" (None: classification).
         target: of a table, the column of the targets, or several.
         client: name of the column of client ids (None: "client", if there is one), or the ids themselves, (N,).
+            Of what is given beside a table and is one of its columns, that column is no feature.
         features: of a table, the columns that are features (empty: all others).
         order: the column by which `split` orders the samples; it is no feature unless it is named as one.
         categories: of a table, how text becomes inputs: "one-hot" channels of 0 and 1, or "ids" (N,) beside "numbers".
@@ -71,6 +72,7 @@ def load(
     torch.Size([1797, 1, 8, 8])
     """
     task, labels = _task(task), _names(labels)
+    target, order = name_of(target, source, "target"), name_of(order, source, "order")
     options = {"kind": kind, "channels": channels, "categories": categories, "missing": missing}
     choices = {"kind": _KINDS, "channels": _CHANNELS, "categories": CATEGORIES, "missing": MISSING}
     for key, value in options.items():

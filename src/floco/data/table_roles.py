@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from floco.core.errors import FlocoError, nearest
-from floco.data.cells import EXACT, check_words, is_missing, kind_of, numbers
+from floco.core.errors import FlocoError, nearest, warn
+from floco.core.inputs import array
+from floco.data.cells import EXACT, check_words, is_missing, kind_of, numbers, to_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +51,50 @@ def checked_frame(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise FlocoError(f"{where}: several columns have the same name: {', '.join(map(repr, repeated))}")
     return frame.set_axis(names, axis=1).reset_index(drop=True)
+
+
+def find_column(frame: Any, values: Any) -> str | None:
+    """Return the name of the column that has these values (N,), if there is one."""
+    given = array(values, "values").astype(object)
+    if given.shape != (len(frame),):
+        return None
+    for i, name in enumerate(frame.columns):
+        column = frame.iloc[:, i].astype(object)
+        if all(to_text(v) == to_text(t) for v, t in zip(column, given, strict=True)):
+            return str(name).strip()
+    return None
+
+
+def without_given(arrays: dict[str, Any], roles: Roles, where: str) -> dict[str, Any]:
+    """Return arrays whose tables of samples lack the columns that are given beside them as target, client or order."""
+    given = {"target": arrays.get("y_train", arrays.get("y")), "client": arrays.get("client")}
+    given |= {"order": arrays.get(roles.order or "")}
+    if not is_table(x := arrays.get("x_train", arrays.get("x"))):
+        return arrays
+    same = {find_column(x, values): what for what, values in given.items() if values is not None}
+    lost = {name: what for name, what in same.items() if name and name not in roles.features}
+    for name, what in lost.items():
+        say_same(where, what, name)
+    tables = {n: t for n, t in arrays.items() if n in ("x", "x_train", "x_test") and is_table(t)}
+    return arrays | {n: t.loc[:, [str(c).strip() not in lost for c in t.columns]] for n, t in tables.items() if lost}
+
+
+def say_same(where: str, what: str, name: str) -> None:
+    """Warn that a column is no feature, as its values are given beside the table."""
+    warn(f"{where}: the {what} given beside the table is its column {name!r}, which is no feature")
+
+
+def name_of(values: Any, frame: Any, key: str) -> Any:
+    """Return the name of the column that a Series is; what is none, as it is.
+
+    Raises:
+        FlocoError: a Series that is no column of the table.
+    """
+    if not hasattr(values, "iloc"):
+        return values
+    if (name := find_column(frame, values) if is_table(frame) else None) is None:
+        raise FlocoError(f"{key} must be the name of a column, got a Series that is no column of a table")
+    return name
 
 
 def read_targets(frame: pd.DataFrame, roles: Roles, where: str, *, labelled: bool = True) -> np.ndarray:
