@@ -23,7 +23,7 @@ from floco.deliver.personal import deliver, outputs, predict_mean, prediction_ta
 from floco.deliver.placement import Placement
 from floco.runs.machine import environment
 from floco.runs.source import PYTHON
-from floco.server.progress import Progress
+from floco.server.progress import FAILURE, Progress
 from floco.storage.files import read_json
 from floco.storage.tables import read_table
 
@@ -69,11 +69,17 @@ class Run:
     """Source of the data, for the cards of exported models."""
     rows: dict[str, list[Row]] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        """Return the method, the rounds, the counts of the federation, and the directory."""
+        rounds = f"round {self.progress.round} of {self.setup.training.rounds}"
+        where = "" if self.path is None else f", {str(self.path)!r}"
+        return f"Run({self.setup.algorithm}, {rounds}, {self.setup.federation}{where})"
+
     def _table(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
         if self.path is None:
-            return pd.DataFrame(self.rows[name])
+            return pd.DataFrame(self.rows[name], columns=None if name != "failures" else FAILURE)
         return read_table(self.path / f"{name}.csv")
 
     @property
