@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from floco.core.errors import FlocoError, nearest, warn
-from floco.core.objects import load_object
+from floco.core.objects import check_call, load_object
 from floco.core.task import Task
 from floco.data.given import as_arrays
 from floco.data.image_folder import read_folder
@@ -127,8 +127,9 @@ def _open(source: str, roles: Roles, channels: str) -> Any:
         if (kind := {**SUFFIXES, ".npz": "npz"}.get(Path(source).suffix.lower())) is not None:
             raise FlocoError(f"data.source must say what a file is: {kind}:{source}")
         raise FlocoError(f"data.source must be {forms}, got {source!r}{nearest(scheme, known)}")
+    check_call(function := load_object(source, "data.source"), source, "data.source", "no arguments")
     try:
-        return load_object(source, "data.source")()
+        return function()
     except FlocoError:
         raise
     except Exception as error:
@@ -149,10 +150,13 @@ def read_npz(path: str, what: str = "data.source") -> Arrays:
     if not zipfile.is_zipfile(path):
         ends = ", ".join(SUFFIXES)
         raise FlocoError(
-            f"{what}: {path} cannot be read as npz: it is no such file, or not all of one; tables end in {ends}"
+            f"{what}: {path} cannot be read as npz: it is no such file, or not all of one; tables end in {ends}, and "
+            "arrays are written with numpy.savez(path, x=..., y=...)"
         )
     try:
         return read_members(Path(path))
+    except FlocoError:
+        raise
     except Exception as error:
         raise FlocoError(f"{what}: {path} cannot be read as npz: {error}; it must hold plain arrays") from error
 
