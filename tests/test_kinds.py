@@ -1,5 +1,7 @@
 """Equal numbers are equal inputs, in whatever type, role and source; and values as numpy has them are settings."""
 
+import io
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 import floco
+from conftest import floco as command
+from conftest import write_blobs
 from floco.core.errors import FlocoError
 from floco.core.settings import checked
 from floco.core.values import Training
@@ -287,6 +291,73 @@ def test_pictures_that_may_be_either_way_round_are_refused(
             assert floco.load(given, channels=channels).x.shape == expected
     else:
         assert floco.load(given).x.shape == (shape if first else moved)
+
+
+def packed(save: Any, **arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    save(file, **arrays)
+    return file.getvalue()
+
+
+WRONG: dict[str, tuple[str, Any, str]] = {  # what a file is, and what `floco predict` says of it
+    "objects": ("x.npz", lambda p: np.savez(p, x=NUMBERS.astype(object)), "x holds Python objects .*astype"),
+    "objects beside": ("x.npz", lambda p: np.savez(p, x=NUMBERS, more=np.array([None])), "more holds Python objects"),
+    "a table as npz": ("x.npz", lambda p: p.write_text("a,b\n1,2\n"), "no such file, .* tables end in .csv, .*savez"),
+    "an npz as table": (
+        "x.csv",
+        lambda p: p.write_bytes(packed(np.savez, x=NUMBERS)),
+        "no text but a zip archive",
+    ),
+    "one array": ("x.npy", lambda p: np.save(p, NUMBERS), "cannot be read as npz: .* numpy.savez"),
+    "one array as table": (
+        "x.csv",
+        lambda p: p.write_bytes(packed(np.save, arr=NUMBERS)),
+        "no text but one array",
+    ),
+    "a table of Parquet": ("x.json", lambda p: p.write_bytes(b"PAR1"), "is no text but Parquet"),
+    "a table for arrays": ("x.csv", lambda p: p.write_text("a,b\n1,2\n"), "is a table, and the data of .* are arrays"),
+}
+
+
+@pytest.fixture(scope="module")
+def of_arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on arrays, from the command line."""
+    folder = tmp_path_factory.mktemp("arrays")
+    write_blobs(folder / "data.npz")
+    chosen = [f"data.source=npz:{folder / 'data.npz'}", "data.split=natural", "training.rounds=1"]
+    chosen += ["algorithm.name=fedavg", "run.engine=serial"]
+    done = command("run", *(p for c in chosen for p in ("-s", c)), "--out", folder / "run")
+    assert done.exit_code == 0, done.output
+    return folder / "run"
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_predict_says_what_is_wrong_with_a_file_in_our_words(kind: str, of_arrays: Path, tmp_path: Path) -> None:
+    name, write, says = WRONG[kind]
+    write(tmp_path / name)
+    done = command("predict", of_arrays, tmp_path / name, "--global")
+    assert done.exit_code == 2
+    assert re.search(says, done.stderr)
+    assert "pickle" not in done.stderr
+
+
+FUNCTIONS = [  # a setting that names a function, what is said of the call, and the function's parameters
+    ("data.source", "make", r"no arguments, and has make\(path, scale\): missing"),
+    ("model.name", "make", r"those of shape, .* of its parameters, and has make\(path, scale\): missing"),
+    ("data.augment", "one", r"\(batch, generator\), and has one\(batch\): too many"),
+]
+
+
+@pytest.mark.parametrize(("setting", "name", "says"), FUNCTIONS)
+def test_a_function_of_another_signature_hears_what_it_is_called_with(
+    setting: str, name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd.py").write_text("def make(path, scale): pass\ndef one(batch): return batch\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd", raising=False)
+    done = command("run", "-s", f"{setting}=odd:{name}", "--out", tmp_path / "run")
+    assert done.exit_code == 2
+    assert re.search(f"{setting} = 'odd:{name}' is called with {says}", done.stderr)
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.csv.gz", "x.feather", "x.txt"])

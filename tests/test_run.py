@@ -1,5 +1,8 @@
 """The Python interface as a user meets it."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -75,6 +78,32 @@ def test_an_unknown_client_is_named_with_those_there_are() -> None:
     run = floco.fit(small_net, blobs(), floco.FedAvg(), **QUICK)
     with pytest.raises(FlocoError, match="no client 'nord'; there are north, south"):
         run.personal("nord")
+
+
+def test_what_is_printed_of_data_and_runs_are_counts_and_never_values() -> None:
+    x = np.full((40, 3), 987.5) + np.arange(40)[:, None] / 8
+    arrays = {"x_train": x, "y_train": np.array(["secret", "other"] * 20), "client": np.repeat(["n", "s"], 20)}
+    samples = floco.load({**arrays, "x_test": x[:9], "y_test": arrays["y_train"][:9]})
+    federation = samples.split(floco.Natural())
+    run = floco.fit(floco.model("mlp", federation), federation, floco.FedAvg(), **QUICK)
+    shown = [repr(v) for v in (samples, federation, federation.clients[0], run)]
+    assert shown[0] == "Samples(40 samples (3,), 9 of a test part, task classification, 2 classes, columns client)"
+    counts = "2 clients, 32 training and 8 test samples, 9 samples of a global test part"
+    assert shown[1] == f"Federation({counts}, task classification, 2 classes, inputs (3,))"
+    assert shown[2] == "Client('n', 16 training and 4 test samples)"
+    assert shown[3] == f"Run(FedAvg(), round 4 of 4, {shown[1]})"
+    for value in (run.setup, run):
+        assert not [word for word in ("secret", "987", "tensor(") if word in repr(value)]
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["directory", "memory"])
+def test_the_table_of_failures_has_its_columns_though_nothing_failed(kept: bool, tmp_path: Path) -> None:
+    out = tmp_path / "run" if kept else None
+    run = floco.fit(small_net, blobs(), floco.FedAvg(), out=out, **QUICK)
+    assert run.failures.columns.tolist() == ["round", "client", "reason"]
+    assert not len(run.failures)
+    if out is not None:
+        assert (out / "failures.csv").read_text() == "round,client,reason\n"
 
 
 def test_a_failing_client_is_in_the_table_of_failures() -> None:

@@ -4,6 +4,7 @@ import datetime
 import decimal
 import json
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 import floco
 from conftest import floco as command
+from floco.client import predict
 from floco.core.errors import FlocoError
 from floco.data.samples import Samples
 from floco.data.schema import Normalization
@@ -121,8 +123,7 @@ BAD = {  # what is refused, in which role
         "comma",
         "names",
     },
-    "target": {"float", "whole float", "datetime", "zoned", "date", "mixed", "Decimal", "list", "holes", "NA", "comma"}
-    | {"nearly"},
+    "target": {"float", "datetime", "zoned", "date", "mixed", "Decimal", "list", "holes", "NA", "comma"} | {"nearly"},
     "client": {"float", "datetime", "zoned", "date", "mixed", "Decimal", "list", "holes"},
     "order": {"text", "categorical", "string", "mixed", "list", "holes", "NA", "nearly", "comma", "names"},
 }
@@ -355,6 +356,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("always:.*left out. further")
+@pytest.mark.parametrize("end", [[], ["-o", "p.csv"], ["-o", "p.npz"]], ids=["print", "csv", "npz"])
+def test_predictions_metrics_and_arrays_come_from_one_pass_with_one_warning(
+    end: list[str], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, real = [], predict.compute_outputs_of_each
+
+    def counting(setup: Any, models: Any, x: Any) -> Any:
+        sizes.append(len(x))
+        return real(setup, models, x)
+
+    monkeypatch.setattr(predict, "compute_outputs_of_each", counting)
+    monkeypatch.chdir(tmp_path)
+    write(holed().head(12).assign(further=1), "csv", tmp_path)
+    done = command("predict", run, "t.csv", "--client", "east", *end)
+    assert done.exit_code == 0, done.output
+    assert "compared with y: accuracy" in done.output
+    assert (sizes.count(12), done.stderr.count("left out: further")) == (1, 1)
+
+
+@pytest.mark.filterwarnings("always:.*left out. further")
 @pytest.mark.parametrize("scheme", SOURCES[1:])
 def test_predictions_go_by_the_names_of_columns(scheme: str, run: Path, tmp_path: Path) -> None:
     rows = holed().head(12)
@@ -385,7 +406,7 @@ def test_later_rows_with_unknown_or_missing_values_are_told_or_filled(run: Path)
     hollow = rows.assign(age=["NA"] * 6, sex=[f"kind {i}" for i in range(6)])
     with pytest.warns(UserWarning, match="6 of 6 rows have a category"):
         assert opened.predict(hollow, "east")["probability"].notna().all()
-    with pytest.raises(FlocoError, match="column 'age' must hold numbers, as the training data; got 'old'"):
+    with pytest.raises(FlocoError, match="'age' must hold numbers, as the training data; got 'old': if .* data.levels"):
         opened.predict(rows.assign(age="old"), "east")
     with pytest.warns(UserWarning, match="channel 'age'|'sex'"), pytest.raises(FlocoError, match="in channel 'age'"):
         opened.predict(rows.assign(age=4e4), "east")
@@ -511,6 +532,55 @@ def test_later_targets_are_read_as_those_of_the_training_data() -> None:
     assert table.targets(frame.drop(columns="weight"), "t") is None
 
 
+LABELS: dict[str, tuple[Any, Any]] = {  # of two classes, and the labels of another class
+    "integers": (I % 2, 5),
+    "floats": (I % 2 * 1.0, 5.0),
+    "text": ((I % 2).astype(str), "5"),
+    "text of floats": ((I % 2 * 1.0).astype(str), "5.0"),
+}
+
+
+@pytest.mark.parametrize("later", LABELS)
+@pytest.mark.parametrize("first", LABELS)
+def test_a_whole_number_is_one_label_however_a_table_has_it(first: str, later: str) -> None:
+    frame = patients().drop(columns=["day", "state"])
+    made = floco.load(frame.assign(label=LABELS[first][0]), target="label")
+    assert made.names == ("0", "1")
+    assert made.table is not None
+
+    def targets(labels: Any) -> Any:
+        return made.schema.targets(made.table.targets(frame.assign(label=labels), "t"), "t")
+
+    good, other = LABELS[later]
+    assert targets(good).tolist() == (I % 2).tolist()
+    with pytest.raises(FlocoError, match="does not know: 5"):
+        targets([other] * N)
+    words = floco.load(frame.assign(label=np.where(I % 4 > 1, "none", LABELS[first][0].astype(str))), target="label")
+    assert words.names == ("0", "1", "none")  # among words, too
+
+
+@pytest.mark.parametrize("train", ["i8", "f4", "f8"])
+@pytest.mark.parametrize("test", ["i8", "f4", "f8"])
+def test_whole_floats_of_arrays_are_labels_in_training_and_test_part(train: str, test: str) -> None:
+    x, y = np.random.default_rng(0).normal(size=(N, 3)), I % 2
+    made = floco.load({"x_train": x, "y_train": y.astype(train), "x_test": x, "y_test": y.astype(test)})
+    assert made.names == ("0", "1")
+    assert made.y.tolist() == np.asarray(made.y_test).tolist() == y.tolist()
+
+
+def test_many_whole_numbers_as_labels_are_questioned_and_floats_refused() -> None:
+    x = np.arange(300.0)[:, None]
+    with pytest.warns(UserWarning, match="y holds 150 different whole numbers, .* set task.name = regression"):
+        floco.load((x, np.arange(300) // 2))
+    with pytest.raises(FlocoError, match="holds 30 different whole numbers, .* = regression; .* without a point"):
+        floco.load((x, np.arange(300) // 10 * 1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        floco.load((x, np.arange(300) // 3))
+        floco.load((x, np.arange(300) // 2), labels=[str(i) for i in range(150)])
+        floco.load((x, np.arange(300) // 10 * 1.0), labels=[str(i) for i in range(30)])
+
+
 def test_a_series_of_ids_in_another_order_than_the_rows_is_refused() -> None:
     frame = patients().drop(columns=["day", "ward"])
     ids = pd.Series(np.repeat(["a", "b"], N // 2), index=frame.index[::-1])
@@ -580,6 +650,41 @@ def test_ids_beside_a_table_or_a_pair_are_its_clients() -> None:
         assert floco.load(given, client=ids, **more).split(floco.Natural()).ids == ("a", "b")
     with pytest.raises(FlocoError, match="one id for each of the 40 rows"):
         floco.load(frame, target="state", client=ids[1:])
+
+
+BESIDE: dict[str, Any] = {  # a role, given as values beside a table that has them: the source and arguments of load
+    "client": lambda t, as_: ((t, {"target": "state", "client": as_(t["ward"])}), "client", "ward"),
+    "client of a pair": lambda t, as_: (
+        ((t.drop(columns="state"), t["state"]), {"client": as_(t["ward"])}),
+        "client",
+        "ward",
+    ),
+    "target": lambda t, as_: (((t, as_(t["state"])), {}), "target", "state"),
+    "target of numbers": lambda t, as_: (((t[["age", "visits"]], as_(t["visits"])), {}), "target", "visits"),
+    "order": lambda t, as_: (({"x": t, "y": I % 2, "when": as_(t["age"])}, {"order": "when"}), "order", "age"),
+}
+
+
+@pytest.mark.parametrize("as_", [lambda s: s, np.asarray, list], ids=["Series", "array", "list"])
+@pytest.mark.parametrize("role", BESIDE)
+def test_a_column_that_is_given_beside_its_table_is_no_feature_and_that_is_said(role: str, as_: Any) -> None:
+    (source, more), what, name = BESIDE[role](patients().drop(columns="day"), as_)
+    with pytest.warns(UserWarning, match=f"the {what} given beside the table is its column '{name}', which is no feat"):
+        made = floco.load(source, **more)
+    assert not [f for f in made.forms[""].features if f.split("=")[0] == name]
+    assert {f.split("=")[0] for f in made.forms[""].features} >= {"age", "visits"} - {name}
+
+
+def test_a_column_given_as_a_series_is_named_and_a_feature_if_it_is_listed() -> None:
+    frame = patients()
+    named = floco.load(frame, target="state", client="ward", order="day")
+    given = floco.load(frame, target=frame["state"], client="ward", order=frame["day"])  # type: ignore[arg-type]
+    assert given.split(floco.Natural()).fingerprint() == named.split(floco.Natural()).fingerprint()
+    kept = floco.load(frame, target="state", client=frame["ward"], features=["age", "ward"])
+    assert kept.forms[""].features == ("age", "ward=east", "ward=west")
+    for role in ("target", "order"):
+        with pytest.raises(FlocoError, match=f"{role} must be the name of a column, got a Series that is no column"):
+            floco.load(frame, **{"target": "state", role: pd.Series(range(N))})
 
 
 def test_the_column_client_of_a_table_beside_targets_is_no_feature() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
 import re
 from pathlib import Path
@@ -176,7 +178,7 @@ REFUSED: dict[str, tuple[Task, Any, str]] = {
     "numbers that float32 rounds": (Regression(), 1.7e9 + np.arange(9.0), "subtract a constant"),
     "a number beyond float32": (Regression(), [1e300, 1.0], "infinite"),
     "counts for labels": (Multilabel(), [[0, 2], [1, 0]], "0 (absent) and 1 (present) only, got 2"),
-    "labels without columns": (Multilabel(), [0, 1], "(N, L)"),
+    "labels without columns": (Multilabel(), [0, 1], "task.name = classification"),
     "missing among labels": (Multilabel(), [[0, np.nan], [1, 0]], "missing"),
     "255 in a mask": (Segmentation(), [[[0, 1, 2, 255]]], "task.ignore"),
     "one class": (Segmentation(), [[[1, 1]]], "2 classes at least"),
@@ -295,6 +297,29 @@ def test_predictions_as_arrays_have_a_label_for_every_place(name: str) -> None:
         assert (data.schema.targets(found["y"], "y") == classes).all()
     else:
         assert set(found) == {"predictions"}
+
+
+@pytest.mark.parametrize("name", ["multilabel", "tokens"])
+def test_labels_with_any_characters_are_told_apart_in_predictions(name: str, tmp_path: Path) -> None:
+    names = ["a b", 'a", "b', "[]"][: 2 if name == "multilabel" else 3]
+    if name == "multilabel":
+        data = {**arrays(name), "names": np.array(names)}
+    else:
+        data = {**arrays(name), "y": np.array(names)[arrays(name)["x"] % 3]}
+    np.savez(tmp_path / "d.npz", **data)
+    chosen = [f"data.source=npz:{tmp_path / 'd.npz'}", f"task.name={name}", f"model.name={MODELS[name]}"]
+    chosen += ["data.split=natural", "training.rounds=1", "run.engine=serial", "algorithm.name=fedavg", "training.lr=1"]
+    assert command("run", *(p for c in chosen for p in ("-s", c)), "--out", tmp_path / "run").exit_code == 0
+    np.savez(tmp_path / "new.npz", x=data["x"][:9])
+    ask = ("predict", tmp_path / "run", tmp_path / "new.npz", "--global")
+    assert command(*ask, "-o", tmp_path / "p.csv").exit_code == 0
+    shown, made = command(*ask), command(*ask, "--json")
+    with (tmp_path / "p.csv").open(newline="") as file:
+        written = [json.loads(row["labels"]) for row in csv.DictReader(file)]
+    assert written == [row["labels"] for row in json.loads(made.stdout)["predictions"]]
+    assert {label for row in written for label in row} <= set(names)
+    assert max(map(len, written)) > 1
+    assert json.dumps(written[0]) in shown.stdout
 
 
 @pytest.mark.parametrize(

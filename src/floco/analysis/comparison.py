@@ -167,7 +167,8 @@ def run_all(comparison: Comparison, start: Start, tried: Callable[[str], None]) 
             except FlocoError as error:
                 failures.append({"method": method, "seed": seed, "reason": str(error)})
             try:
-                replace_file(comparison.path / "failures.csv", csv_text(failures, header=True).encode())
+                text = csv_text(failures, header=True, columns=("method", "seed", "reason"))
+                replace_file(comparison.path / "failures.csv", text.encode())
                 pairs.write(results(comparison), comparison.path, next(iter(comparison.configs)))
             except OSError as error:
                 raise RunFailed(f"cannot write to {comparison.path}: {error.strerror or error}") from error

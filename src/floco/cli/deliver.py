@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,8 @@ from floco.cli.console import Debug, Json, app, emit, out_console, report_errors
 from floco.core.errors import FlocoError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from floco.runs.results import Run
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or a bundle of one.")]
@@ -37,7 +40,9 @@ _INPUT = (
     ".parquet or .json file with the same columns, in any order. Labels y, if present, are compared."
 )
 Input = Annotated[Path, typer.Argument(metavar="INPUT", help=_INPUT)]
-_TABLE = "Write one line per sample: label and probabilities; .npz: arrays. Default: print the first lines."
+_TABLE = (
+    "Write one line per sample: label (several: a JSON list), probabilities; .npz: arrays. Default: print the first."
+)
 TablePath = Annotated[Path | None, typer.Option("-o", metavar="OUT.csv|npz", help=_TABLE)]
 ZipPath = Annotated[Path | None, typer.Option("-o", metavar="FILE.zip", help="The file. Default: RUN.zip, here.")]
 Draws = Annotated[int, typer.Option(min=0, help="Average this many models of the client's subregion.")]
@@ -87,14 +92,14 @@ def predict(
         if out is not None and out.suffix not in (".csv", ".npz"):
             raise FlocoError(f"the file of predictions must end in .csv, or in .npz for arrays, got {out}")
         run, arrays = _both(path, data, "x")
-        more: dict[str, Any] = {"client": client, "at": at, "mixtures": mixtures}
-        table = run.predict(arrays["x"], **more)
-        metrics = {} if "y" not in arrays or mixtures else run.evaluate(arrays["x"], arrays["y"], client, at=at)
+        answer = run.answer(arrays["x"], arrays.get("y"), client=client, at=at, mixtures=mixtures)
+        table, metrics = answer.table, answer.metrics
         if out is None:
             rest = f"\n... {len(table)} in all; -o FILE.csv writes them" if len(table) > 10 else ""
-            say(table.head(10).round(4).to_string() + rest)
+            say(_in_words(table.head(10).round(4)).to_string() + rest)
         else:
-            _write(out, table.to_csv(index=False).encode() if out.suffix == ".csv" else _packed(run, arrays["x"], more))
+            as_arrays = out.suffix == ".npz"
+            _write(out, _packed(answer.arrays) if as_arrays else _in_words(table).to_csv(index=False).encode())
             say(f"{len(table)} predictions: {out}")
         if metrics:
             shown = (f"{n.replace('_', ' ')} {run.setup.task.metrics.text(n, v)}" for n, v in metrics.items())
@@ -204,12 +209,17 @@ def _arrays(path: Path, *needed: str) -> dict[str, Any]:
     return arrays
 
 
-def _packed(run: Run, x: Any, more: dict[str, Any]) -> bytes:
+def _in_words(table: pd.DataFrame) -> pd.DataFrame:
+    """Return predictions with lists of labels as JSON, which is clear whatever characters labels have."""
+    return table.map(lambda cell: json.dumps(cell, ensure_ascii=False) if isinstance(cell, list) else cell)
+
+
+def _packed(arrays: dict[str, Any]) -> bytes:
     import io
 
     import numpy as np
 
-    file, arrays = io.BytesIO(), dict[str, Any](run.predict_arrays(x, **more))
+    file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
 

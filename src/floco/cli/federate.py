@@ -22,7 +22,10 @@ def new(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a Flower app for a run, which flwr run starts."""
+    """Write a Flower app for a run, which flwr run starts.
+
+    Its README.md says how to start SuperLink and SuperNodes; a second SuperNode on one machine needs --port.
+    """
     with report_errors(debug, as_json):
         _needs_flower()
         from floco.flower.scaffold import write

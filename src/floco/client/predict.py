@@ -52,10 +52,14 @@ def judge(setup: Setup, models: Sequence[Tensors], x: Inputs, y: torch.Tensor) -
     Raises:
         FlocoError: an output is not finite.
     """
-    found = compute_outputs_of_each(setup, models, x)
-    if not all(bool(torch.isfinite(f).all()) for f in found):
+    return [score(setup, found, y) for found in compute_outputs_of_each(setup, models, x)]
+
+
+def score(setup: Setup, outputs: torch.Tensor, y: torch.Tensor) -> Score:
+    """Return the metrics of outputs (n, ...) for targets y; raises as `judge` does."""
+    if not torch.isfinite(outputs).all():
         raise FlocoError(f"the model gives non-finite logits; try a smaller training.lr (got {setup.training.lr})")
-    return [setup.task.score(f, y) for f in found]
+    return setup.task.score(outputs, y)
 
 
 def find_global_model(setup: Setup, message: Message) -> Tensors | None:

@@ -102,6 +102,6 @@ def arguments(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, torch
     return (inputs, {}) if isinstance(inputs, tuple) else ((inputs,), {})
 
 
-def shapes(inputs: Inputs) -> str:
-    """Return the shapes of inputs in words."""
-    return ", ".join(f"{name} {tuple(c.shape)}".strip() for name, c in columns(inputs).items())
+def shapes(inputs: Inputs, first: int = 0) -> str:
+    """Return the shapes of inputs, from dimension `first` on, in words."""
+    return ", ".join(f"{name} {tuple(c.shape[first:])}".strip() for name, c in columns(inputs).items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -31,6 +32,19 @@ def load_object(path: str, key: str) -> Any:
     if not callable(found := getattr(holder, name)):
         raise FlocoError(f"{key} = {path!r} must be a function, got {type(found).__name__}")
     return found
+
+
+def check_call(function: Any, path: str, key: str, gets: str, *args: Any, **kwargs: Any) -> None:
+    """Raise if a user's function cannot be called with these arguments, which `gets` says in words."""
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # of C, without one
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = path.partition(":")[2]
+        raise FlocoError(f"{key} = {path!r} is called with {gets}, and has {name}{signature}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

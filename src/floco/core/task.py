@@ -101,7 +101,7 @@ class Task(Settings, ABC):
         return outputs
 
     def present(self, predictions: torch.Tensor, labels: Labels) -> dict[str, Any]:
-        """Return the columns of `floco predict`, n values each, from predictions (n, ...)."""
+        """Return the columns of `floco predict`, n values each, from predictions (n, ...); several labels as a list."""
         flat = predictions.reshape(len(predictions), -1)
         numbered = ["prediction"] if flat.shape[1] == 1 else [f"prediction_{i}" for i in range(flat.shape[1])]
         names = labels.names if 1 < len(labels.names) == flat.shape[1] else numbered

@@ -10,8 +10,10 @@ import torch
 
 from floco.core.errors import FlocoError, some
 from floco.core.inputs import Inputs, columns, count
+from floco.data.describe import channel_name
 from floco.data.federation import Federation
 from floco.data.holdout import rank
+from floco.data.leaks import find_leaks
 from floco.data.moments import Moments, find_moments, odd_clients
 from floco.data.spelling import find_doubles
 
@@ -20,11 +22,8 @@ BLOCK = 4096
 _COARSE = 3  # samples are coarse if the distinct ones occur this often on average
 _GRAVE = 0.01  # duplicates are grave from this share of the test samples on
 _UNEQUAL = 20  # sizes that differ by this factor are said
-_TELLS = 0.995  # share of a variance that a single column may not explain
 _LARGE = 2**32  # bytes of data up to which a run looks at them before it starts
 _SOME = 200  # samples of a client in which another unit is seen
-_VALUES = 2**25  # values of an input in which leaks are looked for
-_FEW = 20  # samples from which on a column can be said to tell the label
 _TIMES = ("time", "timestamp", "date", "datetime", "day", "when", "position")  # names of columns of time
 
 
@@ -47,10 +46,10 @@ def audit(federation: Federation, others: Mapping[str, np.ndarray] | None = None
         *_scales(federation, moments),
         *_constant(federation, moments),
         *_classes(federation),
-        *_leaks(federation),
+        *(Finding("leak", text) for text in find_leaks(federation)),
         *_order(federation, others or {}),
         *_sizes(federation),
-        *(Finding("spelling", text, True) for text in find_doubles(federation)),
+        *_spelling(federation),
     ]
     return sorted(found, key=lambda f: not f.grave)
 
@@ -61,8 +60,7 @@ def audit_gravely(federation: Federation) -> list[Finding]:
         text = f"data of {size / 2**30:.0f} GB are not searched for repeated samples and other units before a run"
         return [Finding("unchecked", text, True)]
     moments = {name: find_moments(x, federation.clients, _SOME) for name, x in _numbers(federation).items()}
-    spelling = [Finding("spelling", text, True) for text in find_doubles(federation)]
-    return [f for f in (*_duplicates(federation), *_scales(federation, moments), *spelling) if f.grave]
+    return [f for f in (*_duplicates(federation), *_scales(federation, moments), *_spelling(federation)) if f.grave]
 
 
 def _numbers(federation: Federation) -> dict[str | None, torch.Tensor]:
@@ -134,7 +132,7 @@ def _scales(federation: Federation, moments: Mapping[str | None, Moments]) -> It
     told: dict[str, str] = {}
     for name, found in moments.items():
         for client, channel, mine, theirs in odd_clients(found):
-            where = _channel(federation, name, channel)
+            where = channel_name(federation, name, channel)
             told.setdefault(
                 federation.clients[client].id,
                 f"has mean {mine[0]:.4g}, deviation {mine[1]:.4g} in {where}, others {theirs[0]:.4g}, {theirs[1]:.4g}",
@@ -147,22 +145,12 @@ def _scales(federation: Federation, moments: Mapping[str | None, Moments]) -> It
         )
 
 
-def _channel(federation: Federation, name: str | None, channel: int) -> str:
-    """Return what a channel of a column is called; None: of the targets."""
-    if name is None:
-        names = federation.names or range(channel + 1)
-        return "the target" if federation.y.ndim == 1 else f'target "{names[channel]}"'
-    form = columns(federation.schema.forms)[name]
-    own = f'"{form.features[channel]}"' if len(form.features) > channel else f"channel {channel}"
-    return f"{own} of {name}" if name else own
-
-
 def _constant(federation: Federation, moments: Mapping[str | None, Moments]) -> Iterator[Finding]:
     for name, found in moments.items():
         same = np.flatnonzero(np.fmin.reduce(found.low) == np.fmax.reduce(found.high)).tolist()
         if same:
             all_ = found.low.shape[1]
-            shown = some([_channel(federation, name, c) for c in same])
+            shown = some([channel_name(federation, name, c) for c in same])
             yield Finding("constant", f"{len(same)} of {all_} channels or features never vary in training: {shown}")
 
 
@@ -178,48 +166,6 @@ def _classes(federation: Federation) -> Iterator[Finding]:
         ids = some([c.id for c, is_ in zip(federation.clients, unknown, strict=True) if is_], 3)
         text = f"in {n} of {len(unknown)} clients the test part has classes that the training part has not: {ids}"
         yield Finding("classes", text)
-
-
-def _leaks(federation: Federation) -> Iterator[Finding]:
-    """Yield columns of a table that nearly are the target, or the number of the row."""
-    train = torch.cat([c.train for c in federation.clients])
-    if len(train) < _FEW or federation.y.ndim > 1:
-        return
-    for name, x in columns(federation.x).items():
-        if x.ndim != 2:
-            continue
-        chosen = train[:: -(-len(train) * x.shape[1] // _VALUES)]
-        values, y = x[chosen].double(), federation.y[chosen]
-        for what, target in (
-            ("the target", y if federation.task.labelled else y.double()),
-            ("the number of the row in its source", chosen.double()),
-        ):
-            close = (_explained(values, target) >= _TELLS).nonzero().flatten().tolist()
-            if close:
-                shown = some([_channel(federation, name, c) for c in close])
-                text = f"{shown} nearly tell{'s' * (len(close) == 1)} {what}: is it known when the model is used?"
-                yield Finding("leak", text)
-
-
-def _explained(values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Return the share of the variance of values (n, F), some missing (NaN), that a target explains, (F,).
-
-    The target is a class number or a number for each of the n samples.
-    """
-    known = (~values.isnan()).double()
-    centered = (values - values.nanmean(0)).nan_to_num(nan=0.0)
-    total = centered.square().sum(0)
-    if target.dtype == torch.int64:
-        sums, n = (
-            torch.zeros(int(target.max()) + 1, values.shape[1], dtype=torch.float64).index_add_(0, target, part)
-            for part in (centered, known)
-        )
-        found = (sums.square() / n.clamp(min=1)).sum(0)
-    else:
-        line = target - target.mean()
-        spread = line.square() @ known - (line @ known).square() / known.sum(0).clamp(min=1)
-        found = (line @ centered).square() / spread.clamp(min=1e-300)
-    return torch.where(total > 0, found / total, 0.0)
 
 
 def _order(federation: Federation, others: Mapping[str, np.ndarray]) -> Iterator[Finding]:
@@ -238,6 +184,10 @@ def _order(federation: Federation, others: Mapping[str, np.ndarray]) -> Iterator
         if late:
             text = f"by the column {name}, {late} of {len(parts)} clients train on samples later than some they test on"
             yield Finding("order", f"{text}: if that is time, set data.order = {name}")
+
+
+def _spelling(federation: Federation) -> Iterator[Finding]:
+    yield from (Finding("spelling", text, True) for text in find_doubles(federation))
 
 
 def _sizes(federation: Federation) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 
 from floco.core.errors import FlocoError, nearest
 from floco.core.inputs import Inputs, columns, each, shapes
-from floco.core.objects import load_object
+from floco.core.objects import check_call, load_object
 from floco.core.random import global_stream
 from floco.core.values import fast_copy
 
@@ -79,7 +79,10 @@ def find_augment(given: str | Change | None) -> Augment | None:
     if not isinstance(given, str):
         return Augment(_name(given), given)
     check_name(given)
-    return Augment(given, _KNOWN[given] if given in _KNOWN else load_object(given, "data.augment"))
+    if given in _KNOWN:
+        return Augment(given, _KNOWN[given])
+    check_call(change := load_object(given, "data.augment"), given, "data.augment", "(batch, generator)", None, None)
+    return Augment(given, change)
 
 
 def check_augment(augment: Augment, batch: Inputs, channels: str, y: torch.Tensor) -> None:

@@ -42,6 +42,16 @@ def describe_targets(federation: Federation, indices: torch.Tensor) -> dict[str,
     return {name: _spread(y[indices].double()) for name, y in _targets(federation).items()}
 
 
+def channel_name(federation: Federation, name: str | None, channel: int) -> str:
+    """Return what a channel of a column is called; None: of the targets."""
+    if name is None:
+        names = federation.names or range(channel + 1)
+        return "the target" if federation.y.ndim == 1 else f'target "{names[channel]}"'
+    form = columns(federation.schema.forms)[name]
+    own = f'"{form.features[channel]}"' if len(form.features) > channel else f"channel {channel}"
+    return f"{own} of {name}" if name else own
+
+
 def _spread(y: torch.Tensor) -> dict[str, float | None]:
     if not y.numel():
         return dict.fromkeys(("mean", "std", "low", "high"))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from floco.core.errors import FlocoError, some
-from floco.core.inputs import Inputs, columns, count, like, rows
+from floco.core.inputs import Inputs, columns, count, like, rows, shapes
 from floco.core.random import one_thread
 from floco.core.task import Labels, Task
 from floco.core.values import ClientInfo
@@ -35,6 +35,10 @@ class Client:
     """(n_test,) int64; empty: the client trains and is not evaluated."""
     when: torch.Tensor | None = None
     """(n_train,) int64: temporal rank of each training sample; None: no order."""
+
+    def __repr__(self) -> str:
+        """Return id and counts."""
+        return f"Client({self.id!r}, {len(self.train)} training and {len(self.test)} test samples)"
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,15 @@ class Federation:
         if len(set(ids)) < len(ids):
             repeated = sorted({i for i in ids if ids.count(i) > 1})
             raise FlocoError(f"each client needs an id of its own, got {some(repeated)} more than once")
+
+    def __repr__(self) -> str:
+        """Return counts, and nothing of the data."""
+        train, test = (sum(len(getattr(c, part)) for c in self.clients) for part in ("train", "test"))
+        held = f" and {len(self.held_out)} held out" if self.held_out else ""
+        whole = "" if self.y_test is None else f", {len(self.y_test)} samples of a global test part"
+        kinds = f", {self.classes} classes" if self.classes else ""
+        sizes = f"{len(self.clients)} clients{held}, {train} training and {test} test samples{whole}"
+        return f"Federation({sizes}, task {self.task.name}{kinds}, inputs {shapes(self.x, 1)})"
 
     @cached_property
     def infos(self) -> tuple[ClientInfo, ...]:

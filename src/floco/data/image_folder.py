@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from floco.core.errors import FlocoError, warn
-from floco.data.images import PICTURES, few, stacked
+from floco.core.errors import FlocoError, some, warn
+from floco.data.images import PICTURES, stacked
 
 _TRAIN, _TEST = ("train", "training"), ("test", "testing")
 _SPLITS = {*_TRAIN, *_TEST, "val", "valid", "validation", "dev", "eval"}
@@ -49,7 +49,7 @@ def read_folder(folder: str) -> dict[str, Any]:
     if strange := sorted(set(y[n:].tolist()) - set(y[:n].tolist())):
         raise FlocoError(
             f"{where}: classes of the test part must be among those of the training part; "
-            f"{few(strange)} of {files[n].parts[0]} are not in {files[0].parts[0]}"
+            f"{some(strange)} of {files[n].parts[0]} are not in {files[0].parts[0]}"
         )
     x = stacked(((f.as_posix(), partial(Image.open, root / f)) for f in files), where)
     one = {"x": x, "y": y}
@@ -74,19 +74,19 @@ def _below(root: Path, where: str) -> tuple[list[Path], list[Path]]:
     endings = {e for e, f in Image.registered_extensions().items() if f in {*Image.OPEN, "MPO"} - _NOT_DECODED}
     pictures, others = ([f for f in files if (f.suffix.lower() in endings) is wanted] for wanted in (True, False))
     if not pictures:
-        besides = f" among {len(others)} files: {few(others)}" if others else ""
+        besides = f" among {len(others)} files: {some(others)}" if others else ""
         raise FlocoError(
             f"{where} must hold pictures, CLASS/picture.png or train/CLASS/picture.png, and there is none{besides}"
         )
     if loose := [f for f in pictures if len(f.parts) == 1]:
         raise FlocoError(
-            f"{where}: pictures must be in a folder that is named after their class; {few(loose)} are in none: "
+            f"{where}: pictures must be in a folder that is named after their class; {some(loose)} are in none: "
             "move them into one, or away"
         )
     if others:
         warn(
             f"{where}: {len(others)} of {len(files)} files are left out, because they do not have the ending "
-            f"of a picture format: {few(others)}"
+            f"of a picture format: {some(others)}"
         )
     return pictures, [f for f, is_folder in found if is_folder]
 
@@ -118,7 +118,7 @@ def _check_splits(files: Sequence[Path], tops: Sequence[str], where: str) -> Non
         raise FlocoError(f"{where}: there must be one folder for each split, got {' and '.join(twice)}: merge them")
     if loose := [f for f in files if len(f.parts) == 2]:
         raise FlocoError(
-            f"{found}, so pictures must be in SPLIT/CLASS, and {few(loose)} are in no class: move them into one; "
+            f"{found}, so pictures must be in SPLIT/CLASS, and {some(loose)} are in no class: move them into one; "
             "if the folders are classes, rename one"
         )
 
@@ -130,17 +130,17 @@ def _warn_of_layout(
     kinds = sorted({f.parts[level] for f in files})
     full = {p for f in files for p in f.parents}
     if empty := [d for d in folders if len(d.parts) <= level + 1 and d not in full]:
-        warn(f"{where}: folders that hold no picture are left out: {few(empty)}")
+        warn(f"{where}: folders that hold no picture are left out: {some(empty)}")
     below = {t: {f.parts[level + 1] for f in files if f.parts[level] == t and len(f.parts) > level + 2} for t in kinds}
     if len(kinds) > 1 and len(common := set.intersection(*below.values())) > 1:
         warn(
-            f"{where}: the classes are {few(kinds)}, and each of them has folders {few(sorted(common))}: if those are "
-            "the classes, and the outer ones sites, read them by a function of your own (module:function)"
+            f"{where}: the classes are {some(kinds)}, and each of them has folders {some(sorted(common))}: if those "
+            "are the classes, and the outer ones sites, read them by a function of your own (module:function)"
         )
     flat = {f.parts[0] for f in files if len(f.parts) == 2}
     if not level and (suspects := [t for t in tops if t.lower() in _SPLITS and t not in flat]):
-        others = few(t for t in tops if t.lower() not in _SPLITS)
+        others = some(t for t in tops if t.lower() not in _SPLITS)
         warn(
-            f"{where}: {few(suspects)} is read as a class and not as a split, because there are folders beside it "
+            f"{where}: {some(suspects)} is read as a class and not as a split, because there are folders beside it "
             f"that are no split: {others}"
         )

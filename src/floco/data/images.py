@@ -15,7 +15,6 @@ from floco.core.errors import FlocoError, some, warn
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-few = partial(some, most=3)
 PICTURES = "pictures"
 """Name beside arrays that says that x holds pictures as files have them, channels last."""
 
@@ -112,12 +111,12 @@ def _decoded(named: Iterable[tuple[str, Callable[[], Image]]], where: str) -> li
     if broken:
         count, reason = f"{len(broken)} of {len(pictures) + len(broken)}", next(iter(broken.values()))
         raise FlocoError(
-            f"{where}: {count} pictures cannot be read: {few(broken)} ({reason}); replace them, or move them away"
+            f"{where}: {count} pictures cannot be read: {some(broken)} ({reason}); replace them, or move them away"
         )
     if short := [p.name for p in pictures if p.shortened]:
         warn(
             f"{where}: {len(short)} of {len(pictures)} pictures have 16 bits for each of several channels, "
-            f"of which the upper 8 are read: {few(short)}"
+            f"of which the upper 8 are read: {some(short)}"
         )
     return pictures
 
@@ -159,7 +158,7 @@ def _common_mode(pictures: Sequence[_Picture], where: str) -> str:
     count = Counter(p.mode for p in pictures)
     scales = {k: [p.name for p in pictures if (p.mode if p.mode in "IF" else "") == k] for k in ("", "I", "F")}
     if sum(map(bool, scales.values())) > 1:
-        shown = ", ".join(f"{_MODES[k][0] if k else '8-bit'} are {few(names)}" for k, names in scales.items() if names)
+        shown = ", ".join(f"{_MODES[k][0] if k else '8-bit'} are {some(names)}" for k, names in scales.items() if names)
         raise FlocoError(f"{where}: all pictures must have one scale; {shown}: convert them to one depth first")
     mode = max(count, key=list(_MODES).index)
     if len(count) > 1:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from floco.core.errors import warn
+from floco.core.errors import FlocoError, warn
 
 LARGE = 2**29  # bytes from which an array of an npz file is mapped, not read
 _KEPT = (np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.int64))  # types that need no conversion
@@ -45,7 +45,8 @@ def read_members(path: Path) -> dict[str, Any]:
     A mapped array must stay as it is while a run uses it.
 
     Raises:
-        ValueError, OSError: the file is no npz file, or holds objects.
+        FlocoError: an array holds objects.
+        ValueError, OSError: the file is no npz file.
     """
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file, zipfile.ZipFile(path) as archive:
         made: dict[str, Any] = {}
@@ -58,8 +59,18 @@ def read_members(path: Path) -> dict[str, Any]:
                     f"{path}: {name} is read into memory; uncompressed (numpy.savez) and as float32, uint8 or int64, "
                     "an array of this size stays in its file"
                 )
-            made[name] = file[name] if mapped is None else mapped
+            made[name] = _member(path, file, name) if mapped is None else mapped
         return made
+
+
+def _member(path: Path, file: Any, name: str) -> Any:
+    try:
+        return file[name]
+    except ValueError as error:
+        kinds = "numbers, e.g. x.astype('float32'), or text, y.astype(str)"
+        raise FlocoError(
+            f"{path}: {name} holds Python objects (not read, as that can run code) or is damaged: write {kinds}"
+        ) from error
 
 
 def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from torch import nn
 from floco.core.errors import FlocoError, nearest
 from floco.core.inputs import columns
 from floco.core.network import Factory
-from floco.core.objects import load_object
+from floco.core.objects import check_call, load_object
 from floco.data.federation import Federation
 from floco.data.schema import Form, Schema
 
@@ -148,6 +148,8 @@ def factory(name: str, shape: tuple[int, ...], classes: int, ids: int | dict[str
     accepted = inspect.signature(function).parameters
     offered = {"shape": shape, "classes": classes, "outputs": classes, "ids": ids}
     given = {k: v for k, v in offered.items() if k in accepted}
+    gets = "those of shape, classes (or outputs) and ids that are names of its parameters"
+    check_call(function, name, "model.name", gets, **given)
     return lambda: function(**given)
 
 

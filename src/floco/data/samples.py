@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from floco.core.errors import FlocoError, nearest
-from floco.core.inputs import Inputs, columns
+from floco.core.inputs import Inputs, columns, shapes
 from floco.core.random import one_thread
 from floco.core.settings import checked
 from floco.core.task import Labels, Task, add_statistics
@@ -47,6 +47,13 @@ class Samples:
     """The column by which `split` orders the samples, unless it is told another one."""
     table: Columns | None = None
     """How rows of a table become samples, if the source is one."""
+
+    def __repr__(self) -> str:
+        """Return counts, and nothing of the data."""
+        test = "" if self.y_test is None else f", {len(self.y_test)} of a test part"
+        kinds = f", {len(self.names)} classes" if self.task.labelled else ""
+        further = f", columns {', '.join(self.columns)}" if self.columns else ""
+        return f"Samples({len(self.y)} samples {shapes(self.x, 1)}{test}, task {self.task.name}{kinds}{further})"
 
     @property
     def names(self) -> tuple[str, ...]:

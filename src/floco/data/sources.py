@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from floco.core.errors import FlocoError, nearest, warn
-from floco.core.objects import load_object
+from floco.core.objects import check_call, load_object
 from floco.core.task import Task
 from floco.data.given import as_arrays
 from floco.data.image_folder import read_folder
@@ -21,7 +21,7 @@ from floco.data.reading import Arrays, read_samples
 from floco.data.samples import Samples
 from floco.data.table_files import SUFFIXES, TABLES, read_frame
 from floco.data.table_reading import tabulate
-from floco.data.table_roles import CATEGORIES, MISSING, Roles
+from floco.data.table_roles import CATEGORIES, MISSING, Roles, name_of
 from floco.tasks import TASKS
 
 _KINDS, _CHANNELS = ("auto", "images", "features", "ids"), ("auto", "first", "last")
@@ -58,6 +58,7 @@ def load(
         task: what is learned, or its word, e.g. "regression" (None: classification).
         target: of a table, the column of the targets, or several.
         client: name of the column of client ids (None: "client", if there is one), or the ids themselves, (N,).
+            Of what is given beside a table and is one of its columns, that column is no feature.
         features: of a table, the columns that are features (empty: all others).
         order: the column by which `split` orders the samples; it is no feature unless it is named as one.
         categories: of a table, how text becomes inputs: "one-hot" channels of 0 and 1, or "ids" (N,) beside "numbers".
@@ -71,6 +72,7 @@ def load(
     torch.Size([1797, 1, 8, 8])
     """
     task, labels = _task(task), _names(labels)
+    target, order = name_of(target, source, "target"), name_of(order, source, "order")
     options = {"kind": kind, "channels": channels, "categories": categories, "missing": missing}
     choices = {"kind": _KINDS, "channels": _CHANNELS, "categories": CATEGORIES, "missing": MISSING}
     for key, value in options.items():
@@ -125,8 +127,9 @@ def _open(source: str, roles: Roles, channels: str) -> Any:
         if (kind := {**SUFFIXES, ".npz": "npz"}.get(Path(source).suffix.lower())) is not None:
             raise FlocoError(f"data.source must say what a file is: {kind}:{source}")
         raise FlocoError(f"data.source must be {forms}, got {source!r}{nearest(scheme, known)}")
+    check_call(function := load_object(source, "data.source"), source, "data.source", "no arguments")
     try:
-        return load_object(source, "data.source")()
+        return function()
     except FlocoError:
         raise
     except Exception as error:
@@ -147,10 +150,13 @@ def read_npz(path: str, what: str = "data.source") -> Arrays:
     if not zipfile.is_zipfile(path):
         ends = ", ".join(SUFFIXES)
         raise FlocoError(
-            f"{what}: {path} cannot be read as npz: it is no such file, or not all of one; tables end in {ends}"
+            f"{what}: {path} cannot be read as npz: it is no such file, or not all of one; tables end in {ends}, and "
+            "arrays are written with numpy.savez(path, x=..., y=...)"
         )
     try:
         return read_members(Path(path))
+    except FlocoError:
+        raise
     except Exception as error:
         raise FlocoError(f"{what}: {path} cannot be read as npz: {error}; it must hold plain arrays") from error
 

@@ -25,6 +25,11 @@ SUFFIXES = {
     ".ndjson": "json",
 }
 """Endings of files with tables, and the scheme that reads them."""
+_FOREIGN = {
+    b"PK\3\4": "a zip archive, as npz files and workbooks are",
+    b"\x93NUMPY": "one array of NumPy",
+    b"PAR1": "Parquet",
+}
 TABLES = ("csv", "parquet", "json")
 """Schemes of `data.source` that read tables."""
 
@@ -53,8 +58,11 @@ def read_frame(path: str, scheme: str, what: str = "data.source") -> pd.DataFram
 
 
 def _text(path: str, where: str) -> str:
+    data = Path(path).read_bytes()
+    if kind := next((k for start, k in _FOREIGN.items() if data.startswith(start)), None):
+        raise FlocoError(f"{where} is no text but {kind}: arrays end in .npz, and tables are CSV, JSON or Parquet")
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FlocoError(
             f"{where} is not UTF-8 (byte {error.start}): save it as UTF-8 (Excel: CSV UTF-8), or convert it, "

@@ -14,7 +14,17 @@ from floco.core.task import Task
 from floco.data.arrays import check_index
 from floco.data.cells import Cells, read_cells, to_text
 from floco.data.given import as_arrays, dataset_frame
-from floco.data.table_roles import Roles, checked_frame, is_table, plain_column, read_targets, times
+from floco.data.table_roles import (
+    Roles,
+    checked_frame,
+    find_column,
+    is_table,
+    plain_column,
+    read_targets,
+    say_same,
+    times,
+    without_given,
+)
 from floco.data.tables import NUMBERS, Columns, check_missing
 from floco.tasks.labels import client_ids
 
@@ -175,7 +185,14 @@ def tabulate(
         if not roles.target:
             known = ", ".join(map(str, frame.columns))
             raise FlocoError(f"{where} is a table: name the column of its targets in data.target; it has {known}")
-        frame = frame if ids is None else _with_ids(frame, ids, where)
+        if ids is not None:
+            check_index(frame, ids, "client")
+            same = find_column(frame, ids)
+            if same is None or same in (*roles.features, *roles.target):
+                frame = _with_ids(frame, ids, where)
+            else:
+                say_same(where, "client", same)
+                named = replace(roles, client=same)
         return read_table(frame, named, where, labelled=task is None or task.labelled)
     arrays: dict[str, Any] = dict(as_arrays(data))
     if ids is not None:
@@ -184,7 +201,7 @@ def tabulate(
         raise FlocoError(f"data.client: {where} has no array {client!r}{nearest(client, arrays)}")
     elif client is not None and client in arrays:
         arrays["client"], named = arrays[client], roles
-    return _tabulate_x(arrays, named, where)
+    return _tabulate_x(without_given(arrays, named, where), named, where)
 
 
 def _x(arrays: Mapping[str, Any]) -> Any:
@@ -205,7 +222,8 @@ def _tabulate_x(arrays: dict[str, Any], roles: Roles, where: str) -> tuple[dict[
         raise FlocoError(
             f'{where}: data.target, and data.missing = "drop", need targets that are a column of the table'
         )
-    made, table = read_table(x, roles, f"{where}: {x_name}", labelled=True)
+    within = replace(roles, order=None) if roles.order in arrays else roles
+    made, table = read_table(x, within, f"{where}: {x_name}", labelled=True)
     if twice := [n for n in made if n != "x" and n in arrays]:
         raise FlocoError(f"{where}: {x_name} has a column {twice[0]} already: leave out one of the two")
     if "x_test" in arrays:
@@ -221,7 +239,6 @@ def _with_ids(frame: pd.DataFrame, ids: Any, where: str) -> pd.DataFrame:
         raise FlocoError(f"{where} has a column client already: give its name, or leave it out")
     if np.ndim(ids) != 1 or len(ids) != len(frame):
         raise FlocoError(f"client must be one id for each of the {len(frame)} rows, got shape {np.shape(ids)}")
-    check_index(frame, ids, "client")
     return frame.assign(client=array(ids, f"{where}: client"))
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from floco.core.errors import FlocoError, nearest
-from floco.data.cells import EXACT, check_words, is_missing, kind_of, numbers
+from floco.core.errors import FlocoError, nearest, warn
+from floco.core.inputs import array
+from floco.data.cells import EXACT, check_words, is_missing, kind_of, numbers, to_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +22,7 @@ def is_table(x: Any) -> bool:
     return hasattr(x, "columns") and hasattr(x, "iloc")
 
 
+_POINT = re.compile(r"([+-]?\d+)\.0+")
 CATEGORIES, MISSING = ("one-hot", "ids"), ("error", "drop", "mean")
 """Choices of `data.categories` and `data.missing`."""
 
@@ -50,6 +53,50 @@ def checked_frame(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     return frame.set_axis(names, axis=1).reset_index(drop=True)
 
 
+def find_column(frame: Any, values: Any) -> str | None:
+    """Return the name of the column that has these values (N,), if there is one."""
+    given = array(values, "values").astype(object)
+    if given.shape != (len(frame),):
+        return None
+    for i, name in enumerate(frame.columns):
+        column = frame.iloc[:, i].astype(object)
+        if all(to_text(v) == to_text(t) for v, t in zip(column, given, strict=True)):
+            return str(name).strip()
+    return None
+
+
+def without_given(arrays: dict[str, Any], roles: Roles, where: str) -> dict[str, Any]:
+    """Return arrays whose tables of samples lack the columns that are given beside them as target, client or order."""
+    given = {"target": arrays.get("y_train", arrays.get("y")), "client": arrays.get("client")}
+    given |= {"order": arrays.get(roles.order or "")}
+    if not is_table(x := arrays.get("x_train", arrays.get("x"))):
+        return arrays
+    same = {find_column(x, values): what for what, values in given.items() if values is not None}
+    lost = {name: what for name, what in same.items() if name and name not in roles.features}
+    for name, what in lost.items():
+        say_same(where, what, name)
+    tables = {n: t for n, t in arrays.items() if n in ("x", "x_train", "x_test") and is_table(t)}
+    return arrays | {n: t.loc[:, [str(c).strip() not in lost for c in t.columns]] for n, t in tables.items() if lost}
+
+
+def say_same(where: str, what: str, name: str) -> None:
+    """Warn that a column is no feature, as its values are given beside the table."""
+    warn(f"{where}: the {what} given beside the table is its column {name!r}, which is no feature")
+
+
+def name_of(values: Any, frame: Any, key: str) -> Any:
+    """Return the name of the column that a Series is; what is none, as it is.
+
+    Raises:
+        FlocoError: a Series that is no column of the table.
+    """
+    if not hasattr(values, "iloc"):
+        return values
+    if (name := find_column(frame, values) if is_table(frame) else None) is None:
+        raise FlocoError(f"{key} must be the name of a column, got a Series that is no column of a table")
+    return name
+
+
 def read_targets(frame: pd.DataFrame, roles: Roles, where: str, *, labelled: bool = True) -> np.ndarray:
     """Return the target columns, (N,), or (N, L) of several: labels as they are, or numbers."""
     if absent := [t for t in roles.target if t not in frame]:
@@ -75,11 +122,15 @@ def _numeric(values: np.ndarray, where: str) -> np.ndarray:
     if {t.lower() for t in texts} <= {"true", "false"}:
         return np.array([t.lower() == "true" for t in texts])
     bad = sorted({t for t in texts if numbers([t]) is None})
-    raise FlocoError(f"{where} must hold numbers, got {', '.join(map(repr, bad[:5]))}")
+    shown = ", ".join(map(repr, bad[:5]))
+    raise FlocoError(f"{where} must hold numbers, got {shown}; words are labels of task.name = classification")
 
 
 def plain_column(column: pd.Series[Any], *, ids: bool = False) -> np.ndarray:
-    """Return labels or ids: whole numbers in canonical form as int64, others as they are."""
+    """Return labels or ids: whole numbers in canonical form as int64, others as they are.
+
+    Among words, a whole number written as 1.0 is the text 1, as where all are numbers.
+    """
     if column.dtype.kind in "iu" and not column.isna().any():
         return column.to_numpy(np.uint64 if column.dtype.kind == "u" and column.max() > 2**63 - 1 else np.int64)
     if column.dtype.kind == "f" and not column.isna().any():
@@ -102,7 +153,9 @@ def _from_texts(texts: np.ndarray) -> np.ndarray:
         pass
     found = numbers(texts.tolist())
     exact = found is not None and np.abs(found).max(initial=0) < EXACT  # ids are not rounded
-    return found if found is not None and exact else texts
+    if found is not None and exact:
+        return found
+    return np.array([m[1] if (m := _POINT.fullmatch(t)) else t for t in texts.tolist()])
 
 
 def times(column: pd.Series[Any], where: str) -> np.ndarray:

@@ -75,7 +75,8 @@ class Columns:
         cells = read_cells(column, where, declared=name in self.levels)
         if cells.text and name not in self.levels and not cells.missing.all():
             raise FlocoError(
-                f"{where} must hold numbers, as the training data; got {str(cells.values[~cells.missing][0])!r}"
+                f"{where} must hold numbers, as the training data; got {str(cells.values[~cells.missing][0])!r}: if it "
+                "holds categories that are written as numbers, train with all of them in data.levels"
             )
         return cells if not cells.text or name in self.levels else Cells(np.full(len(column), np.nan))
 

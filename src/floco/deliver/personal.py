@@ -109,24 +109,27 @@ def find_point(
     return mixing, simplex, mixtures.best(setup.federation.y[train], near=center)
 
 
-def predict(
-    setup: Setup, progress: Progress, client: str | None, x: Inputs, *, at: str = "center", mixtures: int = 0
+def outputs(setup: Setup, progress: Progress, client: str | None, x: Inputs, *, at: str = "center") -> torch.Tensor:
+    """Return the outputs (n, ...) float32 of the model of `deliver` for raw samples x (n, C, ...), channels first."""
+    return compute_outputs(in_float32(setup), deliver(setup, progress, client, at=at)[0], x)
+
+
+def predict_mean(
+    setup: Setup, progress: Progress, client: str | None, x: Inputs, mixtures: int, *, at: str = "center"
 ) -> torch.Tensor:
-    """Return the predictions (n, ...) float64, e.g. probabilities, of raw samples x (n, C, ...).
+    """Return the mean predictions (n, ...) float64, e.g. probabilities, of mixtures from a client's subregion.
 
     Args:
         setup: the fixed part of the run.
         progress: the state of the run.
-        client: the client whose model predicts; None: the global model.
-        x: raw samples, channels first.
-        at: see `deliver`.
-        mixtures: number of mixtures from the client's subregion whose predictions are averaged (0: its one model).
+        client: the client.
+        x: raw samples (n, C, ...), channels first.
+        mixtures: their number.
+        at: the middle of the subregion; see `deliver`.
     """
-    if mixtures < 0:
+    if mixtures < 1:
         raise FlocoError(f"mixtures must be 0 or more, got {mixtures}")
-    tensors, _ = deliver(setup, progress, client, at=at)
-    if not mixtures:
-        return setup.task.activate(compute_outputs(in_float32(setup), tensors, x).double())
+    deliver(setup, progress, client, at=at)  # raises for what has no model
     if client is None:
         raise FlocoError("mixtures are drawn from a client's subregion: name the client; the global model has none")
     with one_thread():

@@ -82,6 +82,8 @@ At each site, with its own id, its own data and a persistent folder:
     flower-supernode --insecure --superlink 127.0.0.1:8000 \\
         --node-config 'client-id="north" data="/data/north.{ending}" state-dir="/var/lib/floco"'
 
+A second one on the same machine needs `--port 9095` (the first has 9094), and another client-id and state-dir.
+
 Then, from this folder, with `[superlink.local]`, `address = "127.0.0.1:8000"` and `insecure = true` in the file that
 `flwr config list` shows:
 

@@ -21,7 +21,7 @@ from typing import Any
 from floco.core.errors import FlocoError, RunFailed
 from floco.core.values import Row
 from floco.server.evaluation import Counts
-from floco.server.progress import Progress
+from floco.server.progress import FAILURE, Progress
 from floco.storage.files import (
     csv_text,
     file_name,
@@ -162,7 +162,8 @@ class Store:
         """Append the pending rows of a table, and return its size in bytes."""
         path, rows = self.path / f"{table}.csv", self._pending[table]
         with path.open("ab") as file:
-            file.write(csv_text(rows, header=file.tell() == 0).encode())
+            known = FAILURE if table == "failures" else ()  # the columns of the others come with their first rows
+            file.write(csv_text(rows, header=file.tell() == 0, columns=known).encode())
             file.flush()
             os.fsync(file.fileno())
             size = file.tell()

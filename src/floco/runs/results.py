@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from floco.client.predict import judge
+from floco.client.predict import score
 from floco.client.setup import Setup
 from floco.core.metrics import Metrics
 from floco.core.mixing import CENTER
@@ -20,11 +20,11 @@ from floco.core.values import Row
 from floco.deliver.drift import Drift, drift
 from floco.deliver.export import export, export_placed
 from floco.deliver.newcomers import newcomer_rows, place
-from floco.deliver.personal import deliver, in_float32, predict, prediction_table
+from floco.deliver.personal import deliver, outputs, predict_mean, prediction_table
 from floco.deliver.placement import Placement
 from floco.runs.machine import environment
 from floco.runs.source import PYTHON
-from floco.server.progress import Progress
+from floco.server.progress import FAILURE, Progress
 from floco.storage.files import read_json
 from floco.storage.tables import read_table
 
@@ -35,6 +35,27 @@ if TYPE_CHECKING:
 def read_metrics(path: Path) -> Metrics:
     """Return the metrics of a run directory."""
     return Metrics.of(read_json(path / "run.json")["metrics"])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model gives for n samples."""
+
+    setup: Setup = field(repr=False)
+    predictions: torch.Tensor
+    """(n, ...) float64, e.g. probabilities."""
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    """Metrics of the predictions, if targets were given; None where undefined."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per sample: for classification label, its probability, and those of all labels."""
+        return prediction_table(self.setup, self.predictions)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """`predictions`, and for a label at each place `y`, the labels."""
+        return self.setup.task.arrays(self.predictions, self.setup.federation.schema.labels)
 
 
 @dataclass(frozen=True)
@@ -49,11 +70,17 @@ class Run:
     """Source of the data, for the cards of exported models."""
     rows: dict[str, list[Row]] = field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        """Return the method, the rounds, the counts of the federation, and the directory."""
+        rounds = f"round {self.progress.round} of {self.setup.training.rounds}"
+        where = "" if self.path is None else f", {str(self.path)!r}"
+        return f"Run({self.setup.algorithm}, {rounds}, {self.setup.federation}{where})"
+
     def _table(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
         if self.path is None:
-            return pd.DataFrame(self.rows[name])
+            return pd.DataFrame(self.rows[name], columns=None if name != "failures" else FAILURE)
         return read_table(self.path / f"{name}.csv")
 
     @property
@@ -119,7 +146,7 @@ class Run:
         Raises:
             FlocoError: samples that do not fit the model, or a missing model.
         """
-        table = prediction_table(self.setup, self._predict(x, client, at, mixtures))
+        table = self.answer(x, client=client, at=at, mixtures=mixtures).table
         return table.set_axis(x.index, axis="index") if hasattr(x, "iloc") else table  # a DataFrame's rows by its index
 
     def predict_arrays(
@@ -129,20 +156,30 @@ class Run:
 
         Arguments are those of `predict`.
         """
-        return self.setup.task.arrays(self._predict(x, client, at, mixtures), self.setup.federation.schema.labels)
-
-    def _predict(self, x: Any, client: str | None, at: str, mixtures: int) -> torch.Tensor:
-        raw = self.setup.federation.schema.samples(x, "x")
-        return predict(self.setup, self.progress, client, raw, at=at, mixtures=mixtures)
+        return self.answer(x, client=client, at=at, mixtures=mixtures).arrays
 
     def evaluate(self, x: Any, y: Any, client: str | None = None, *, at: str = "center") -> dict[str, float | None]:
         """Return the metrics of a client's model, or the global one, on other samples; None where undefined.
 
         Raw samples x (N, ...) and targets y (N, ...) are as in the data of the run, `client` and `at` as in `predict`.
         """
-        tensors, _ = deliver(self.setup, self.progress, client, at=at)
-        found = judge(in_float32(self.setup), [tensors], *self.setup.federation.schema.labelled(x, y))
-        return self.setup.task.values(found[0])
+        return self.answer(x, y, client=client, at=at).metrics
+
+    def answer(
+        self, x: Any, y: Any = None, *, client: str | None = None, at: str = "center", mixtures: int = 0
+    ) -> Answer:
+        """Return predictions as a table and as arrays, and metrics if there are targets y, from one pass of the model.
+
+        Arguments are those of `predict` and `evaluate`; metrics are those of one model, and need `mixtures` to be 0.
+        """
+        schema, task = self.setup.federation.schema, self.setup.task
+        if mixtures:
+            raw = schema.samples(x, "x")
+            return Answer(self.setup, predict_mean(self.setup, self.progress, client, raw, mixtures, at=at))
+        raw, targets = (schema.samples(x, "x"), None) if y is None else schema.labelled(x, y)
+        found = outputs(self.setup, self.progress, client, raw, at=at)
+        metrics = {} if targets is None else task.values(score(self.setup, found, targets))
+        return Answer(self.setup, task.activate(found.double()), metrics)
 
     def export(
         self,

@@ -22,7 +22,30 @@ def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
     Keys are dotted. Overriding a name (`algorithm.name`, `data.split.name`, `task.name`) drops the file's settings of
     the other one; overriding `data.source` without a file drops the data settings of digits.toml.
+
+    Raises:
+        FlocoError: a wrong file or override; the message names which, and the key.
     """
+    raw = _merge(path, overrides)
+    try:
+        return parse(raw)
+    except FlocoError as error:
+        raise FlocoError(f"{_find_cause(path, overrides, str(error))}{error}") from error
+
+
+def _find_cause(path: Path | None, overrides: Sequence[str], message: str) -> str:
+    """Return the file, or the first override with which the error is this one, as the beginning of a message."""
+    for n in range(len(overrides) + 1):
+        try:
+            parse(_merge(path, overrides[:n]))
+        except FlocoError as error:
+            if str(error) == message:
+                return f"-s {overrides[n - 1]}: " if n else f"{path}: "
+    return ""
+
+
+def _merge(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the nested tables of a file with overrides."""
     file = Path(__file__).with_name("digits.toml") if path is None else path
     try:
         raw: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -43,7 +66,7 @@ def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
             within[leaf] = {}
     for key, value in changes:
         put(raw, key, value, f"-s {key}")
-    return parse(raw, str(path) if path is not None else "")
+    return raw
 
 
 def put(raw: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -82,45 +105,37 @@ def override(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def parse(raw: Mapping[str, Any], where: str = "") -> Config:
-    """Return the configuration from nested tables; error messages name the file `where` and the key."""
-    prefix = f"{where}: " if where else ""
+def parse(raw: Mapping[str, Any]) -> Config:
+    """Return the configuration from nested tables; error messages name the key."""
     known = ["seed", "data", "task", "model", "algorithm", "training", "run", "flower"]
     for key in raw:
         if key not in known:
-            raise FlocoError(f"{prefix}unknown key {key!r}{nearest(key, known)}")
+            raise FlocoError(f"unknown key {key!r}{nearest(key, known)}")
     for key in known[1:]:
         if not isinstance(raw.get(key, {}), Mapping):
-            raise FlocoError(f"{prefix}{key} must be a table, got {raw[key]!r}")
+            raise FlocoError(f"{key} must be a table, got {raw[key]!r}")
     tables = {key: dict(raw.get(key, {})) for key in known[1:]}
     _spell_out_split(tables)
-    split = _named("data.split", tables["data"].pop("split"), prefix)
-    sections = {key: _section(cls, key, tables[key], prefix) for key, cls in SECTIONS.items()}
+    split = _named("data.split", tables["data"].pop("split"))
+    sections = {key: _section(cls, key, tables[key]) for key, cls in SECTIONS.items()}
     sections["data"] = dataclasses.replace(sections["data"], split=split)
-    task, algorithm = (_named(key, tables[key], prefix) for key in ("task", "algorithm"))
-    try:
-        made = algorithm.resolved(sections["training"])
-        return Config(raw.get("seed", 0), task=task, algorithm=made, **sections)
-    except FlocoError as error:
-        raise FlocoError(f"{prefix}{error}") from error
+    task, algorithm = (_named(key, tables[key]) for key in ("task", "algorithm"))
+    made = algorithm.resolved(sections["training"])
+    return Config(raw.get("seed", 0), task=task, algorithm=made, **sections)
 
 
-def _named(table: str, values: Mapping[str, Any], prefix: str) -> Any:
+def _named(table: str, values: Mapping[str, Any]) -> Any:
     """Return an object of the class that a table's `name` chooses, with the other values as its settings."""
     values = dict(values)
-    try:
-        cls = REGISTRIES[table].find(values.pop("name", DEFAULTS[table]))
-    except FlocoError as error:
-        raise FlocoError(f"{prefix}{error}") from error
-    return _section(cls, table, values, prefix)
+    return _section(REGISTRIES[table].find(values.pop("name", DEFAULTS[table])), table, values)
 
 
-def _section(cls: type[T], name: str, values: Mapping[str, Any], prefix: str) -> T:
+def _section(cls: type[T], name: str, values: Mapping[str, Any]) -> T:
     try:
         return build(cls, values)
     except FlocoError as error:
         separator = ": " if str(error).startswith("unknown") else "."
-        raise FlocoError(f"{prefix}{name}{separator}{error}") from error
+        raise FlocoError(f"{name}{separator}{error}") from error
 
 
 def as_dict(config: Config) -> dict[str, Any]:

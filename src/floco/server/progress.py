@@ -9,6 +9,9 @@ from floco.core.values import Row, ServerState
 from floco.server.evaluation import Counts, Evaluation
 from floco.storage.memories import Memories
 
+FAILURE = ("round", "client", "reason")
+"""Columns of failures.csv."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -22,7 +25,7 @@ class Failure:
     @property
     def row(self) -> Row:
         """The failure as a line of failures.csv."""
-        return {"round": self.round, "client": self.client, "reason": self.reason}
+        return {name: getattr(self, name) for name in FAILURE}
 
     def __str__(self) -> str:
         """Return the failure as shown to users."""

@@ -114,14 +114,14 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=1) + "\n").encode()
 
 
-def csv_text(rows: Sequence[Row], *, header: bool) -> str:
-    """Return rows as CSV; None is an empty cell, floats have full precision."""
+def csv_text(rows: Sequence[Row], *, header: bool, columns: Sequence[str] = ()) -> str:
+    """Return rows as CSV; None is an empty cell, floats have full precision; `columns` are those of no rows."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n") if rows else None
-    if writer is not None and header:
+    names = list(rows[0]) if rows else columns
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    if header and names:
         writer.writeheader()
-    if writer is not None:
-        writer.writerows({k: repr(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    writer.writerows({k: repr(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     return buffer.getvalue()
 
 

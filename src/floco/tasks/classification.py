@@ -10,14 +10,17 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, warn
 from floco.core.metrics import Metric, Metrics, Score
 from floco.core.settings import setting
 from floco.core.task import Labels, Task
 from floco.tasks.endings import doubt_probabilities
 from floco.tasks.guess import LabelGuess
-from floco.tasks.labels import check_labels, plain_labels
+from floco.tasks.labels import check_labels, plain_labels, whole_numbers
 from floco.tasks.scores import BINS, ClassificationScore
+
+_FLOATS = 20  # different whole floats from which on they are taken for amounts
+_WHOLE = 100  # different integers from which on it is asked whether they are amounts
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Classification(Task):
         y = _read(values, where)
         known: np.ndarray = np.unique(y)
         check_labels(y, where, given)
+        if not given and names is None and y.dtype.kind in "iu":
+            _doubt_amounts(plain_labels(values, where).dtype, len(known), where)
         if given:
             known = np.asarray(given)
             if strange := sorted({str(v) for v in np.unique(y).tolist()} - set(known.tolist())):
@@ -168,14 +173,22 @@ class Classification(Task):
         return LabelGuess.of(targets, parts, len(labels.names))
 
 
+def _doubt_amounts(dtype: np.dtype[Any], different: int, where: str) -> None:
+    """Question whole numbers that are many for classes: floats are refused."""
+    text = f"{where} holds {different} different whole numbers, each of which is a class of its own"
+    remedy = "if they are amounts, set task.name = regression"
+    if dtype.kind == "f" and different > _FLOATS:
+        raise FlocoError(f"{text}; {remedy}; if they are classes, write them as integers, without a point")
+    if different > _WHOLE:
+        warn(f"{text}; {remedy}")
+
+
 def _read(values: Any, where: str) -> np.ndarray:
-    y = plain_labels(values, where)
+    y = whole_numbers(plain_labels(values, where))
     if y.ndim != 1 or y.dtype.kind not in "iubU":
         remedy = ""
         if y.dtype.kind == "f" and y.ndim == 1:
-            whole = (y == np.trunc(y)).all()
-            remedy = "if they are classes, convert them with astype(int); if they are amounts, "
-            remedy = f"; {remedy if whole else ''}set task.name = regression"
+            remedy = "; if they are amounts, set task.name = regression"
         elif y.ndim == 2 and y.shape[1] == 1:
             remedy = "; take its one column, y[:, 0]"
         elif y.ndim > 1:

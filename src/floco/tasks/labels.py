@@ -37,6 +37,13 @@ def plain_labels(values: Any, where: str) -> np.ndarray:
     return y
 
 
+def whole_numbers(y: np.ndarray) -> np.ndarray:
+    """Return floats that are all whole, and that their type tells apart, as int64; other values as they are."""
+    if y.dtype.kind != "f" or not np.isfinite(y).all() or (y != np.trunc(y)).any():
+        return y
+    return y.astype(np.int64) if np.abs(y).max(initial=0) <= _EXACT.get(y.dtype.itemsize, 2**53) else y
+
+
 def _objects(y: np.ndarray, where: str) -> np.ndarray:
     from pandas import isna  # on use: slow to import, and rarely needed
 

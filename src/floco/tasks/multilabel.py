@@ -163,8 +163,8 @@ class Multilabel(Task):
         return outputs.sigmoid()
 
     def present(self, predictions: torch.Tensor, labels: Labels) -> dict[str, Any]:
-        """Return the labels with a probability of at least 1/2, separated by blanks, and all probabilities."""
-        chosen = [" ".join(n for n, p in zip(labels.names, row, strict=True) if p >= 0.5) for row in predictions]
+        """Return the labels with a probability of at least 1/2, in a list, and all probabilities."""
+        chosen = [[n for n, p in zip(labels.names, row, strict=True) if p >= 0.5] for row in predictions]
         columns = zip(labels.names, predictions.T, strict=True)
         return {"labels": chosen, **{f"p({name})": column.tolist() for name, column in columns}}
 
@@ -172,7 +172,11 @@ class Multilabel(Task):
         """Return the labels' names: those `given`, those of the source, or their numbers."""
         y, names = array(values, where), headings(values) if names is None else names
         if y.ndim != 2 or y.shape[1] < 1:
-            raise FlocoError(f"{where} must be rows of 0 and 1, (N, L) for L labels, got shape {y.shape}")
+            one = "; one label, present or absent, is a classification of two classes: task.name = classification"
+            raise FlocoError(
+                f"{where} must be rows of 0 and 1, (N, L) for L labels, in a table a column for each, got shape "
+                f"{y.shape}{one if y.ndim == 1 else ''}"
+            )
         texts = tuple(map(str, given or (range(y.shape[1]) if names is None else np.asarray(names).tolist())))
         if given and names is not None and tuple(map(str, np.asarray(names).tolist())) != texts:
             shown = ", ".join(map(str, np.asarray(names).tolist()))

@@ -77,7 +77,7 @@ class Tokens(Dense):
         return TokensScore(len(targets), losses, len(real), int((logits.argmax(1) == real).sum()))
 
     def present(self, predictions: torch.Tensor, labels: Labels) -> dict[str, Any]:
-        """Return the most probable label of each token, separated by blanks, and their mean probability."""
+        """Return the most probable label of each token, in a list, and their mean probability."""
         most, which = predictions.max(dim=-1)
-        texts = [" ".join(labels.names[i] for i in row) for row in which.tolist()]
-        return {"labels": texts, "probability": most.mean(1).tolist()}
+        chosen = [[labels.names[i] for i in row] for row in which.tolist()]
+        return {"labels": chosen, "probability": most.mean(1).tolist()}
