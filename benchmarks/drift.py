@@ -5,7 +5,7 @@
 Needs runs of Floco after the assignment. Half of each client's test part serves as its known test part, the other half
 as its later samples. The new samples are
 
-- the client's later samples;
+- the client's later samples, for ten divisions into halves;
 - the same with other labels: the two most frequent ones swapped; all shifted, y -> y + 1 mod C; or all permuted at
   random without a fixed point;
 - half of the test part of a similar client (same two most frequent labels) or a dissimilar one (neither of them).
@@ -24,6 +24,7 @@ from floco.data.federation import Client, Federation
 from floco.deliver.drift import drift
 
 CLIENTS = 50
+DIVISIONS = 10
 
 
 def main_labels(federation: Federation, client: Client) -> list[int]:
@@ -39,35 +40,42 @@ def codes(classes: int, main: list[int], seed: int) -> dict[str, torch.Tensor]:
     permuted = torch.empty_like(order)
     permuted[order] = order.roll(1)  # one cycle through all labels: no fixed point
     return {
-        "its own": torch.arange(classes),
         "its own with two labels swapped": swapped,
         "its own with shifted labels": (torch.arange(classes) + 1) % classes,
         "its own with permuted labels": permuted,
     }
 
 
+def divide(federation: Federation, division: int) -> dict[str, tuple[torch.Tensor, ...]]:
+    """Return the known and the later half of each client's test part."""
+    g = torch.Generator().manual_seed(division)
+    return {c.id: c.test[torch.randperm(len(c.test), generator=g)].tensor_split(2) for c in federation.clients}
+
+
 def checks(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the verdict of each check of a run."""
     run = floco.open_run(path)
     federation = run.setup.federation
     clients = federation.clients
-    halves = {}
-    for c in clients:
-        order = torch.randperm(len(c.test), generator=torch.Generator().manual_seed(0))
-        halves[c.id] = c.test[order].tensor_split(2)
     main = {c.id: main_labels(federation, c) for c in clients}
-    known = tuple(replace(c, test=halves[c.id][0]) for c in clients)
-    setup = replace(run.setup, federation=replace(federation, clients=known))
-    for i, client in enumerate(clients[:CLIENTS]):
-        later, relabelled = halves[client.id][1], codes(federation.classes, main[client.id], i)
-        samples = {name: (later, code[federation.y[later]]) for name, code in relabelled.items()}
-        after = [*clients[i + 1 :], *clients[:i]]
-        like = next(c.id for c in after if set(main[c.id]) == set(main[client.id]))
-        unlike = next(c.id for c in after if not set(main[c.id]) & set(main[client.id]))
-        for name, other in (("of a client like it", like), ("of a client unlike it", unlike)):
-            samples[name] = halves[other][1], federation.y[halves[other][1]]
-        for name, (chosen, y) in samples.items():
-            verdict = drift(setup, run.progress, client.id, federation.x[chosen], y).verdict
-            yield {"run": path.name, "new samples": name, "client": client.id, "verdict": verdict}
+    for division in range(DIVISIONS):
+        halves = divide(federation, division)
+        known = tuple(replace(c, test=halves[c.id][0]) for c in clients)
+        setup = replace(run.setup, federation=replace(federation, clients=known))
+        for i, client in enumerate(clients[:CLIENTS]):
+            later = halves[client.id][1]
+            samples = {"its own": (later, federation.y[later])}
+            if division == 0:
+                recoded = codes(federation.classes, main[client.id], i).items()
+                samples |= {name: (later, code[federation.y[later]]) for name, code in recoded}
+                after = [*clients[i + 1 :], *clients[:i]]
+                like = next(c.id for c in after if set(main[c.id]) == set(main[client.id]))
+                unlike = next(c.id for c in after if not set(main[c.id]) & set(main[client.id]))
+                for name, other in (("of a client like it", like), ("of a client unlike it", unlike)):
+                    samples[name] = halves[other][1], federation.y[halves[other][1]]
+            for name, (chosen, y) in samples.items():
+                verdict = drift(setup, run.progress, client.id, federation.x[chosen], y).verdict
+                yield {"run": path.name, "new samples": name, "client": client.id, "verdict": verdict}
 
 
 if __name__ == "__main__":

@@ -33,7 +33,8 @@ _NEWCOMER = (
     "data; of tables, a .csv, .parquet or .json file with the same columns, in any order."
 )
 Newcomer = Annotated[Path, typer.Argument(metavar="DATA", help=_NEWCOMER)]
-_CHECK = "Only check whether the subregion of a known client still fits these data."
+_EXIT_CODES = {"fits": 0, "moved": 3, "strange": 4}  # of place --check
+_CHECK = "Only check whether a known client's subregion still fits these data. Exit code 0: fits, 3: moved, 4: strange."
 Check = Annotated[bool, typer.Option("--check", help=_CHECK)]
 _INPUT = (
     "Samples x (or x.NAME for several inputs) in an npz file, in the format of the run's data; of tables, a .csv, "
@@ -128,7 +129,9 @@ def place(
             raise FlocoError(f"{without}, to check a known client's subregion; omit both to place a newcomer")
         run, arrays = _both(path, data, "x", "y")
         if client is not None:
-            emit(as_json, **_check(run, client, arrays))
+            checked = _check(run, client, arrays)
+            emit(as_json, **checked)
+            raise typer.Exit(_EXIT_CODES[checked["verdict"]])
         else:
             emit(as_json, **_place(run, arrays, data, out or _models(path), kind))
 
@@ -167,6 +170,8 @@ def _check(run: Run, client: str, arrays: dict[str, Any]) -> dict[str, Any]:
 
     found = run.check(client, arrays["x"], arrays["y"])
     out_console.print(views.drift_table(found))
+    if found.classes and found.verdict == "strange":
+        out_console.print(views.drift_classes(found))
     say(f"{found.verdict}: {found.advice}")
     moved, worse = f"p = {found.p_moved:.4f}", f"p = {found.p_worse:.4f}"
     say(

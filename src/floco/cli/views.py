@@ -114,5 +114,21 @@ def drift_table(found: Drift) -> Table:
     for name in ("point", "own test part", "new data"):
         table.add_column(name, justify="left" if name == "point" else "right")
     for row in found.evidence:
-        table.add_row(escape(str(row["point"])), f"{row['loss_known']:.3f}", f"{row['loss_new']:.3f}")
+        known = "" if row["loss_known"] is None else f"{row['loss_known']:.3f}"
+        table.add_row(escape(str(row["point"])), known, f"{row['loss_new']:.3f}")
+    return table
+
+
+def drift_classes(found: Drift) -> Table:
+    """Return what the model at a client's center makes of the samples of each label, known and new."""
+    table = Table(title=f"labels that the model of client {escape(found.client)} recognises")
+    table.add_column("label")
+    for name in ("own test part", "new data"):
+        table.add_column(name, justify="right")
+    table.add_column("new data mostly taken for")
+    for row in found.classes:
+        shares = (row[f"recognised_{part}"] for part in ("known", "new"))
+        counts = (row[f"samples_{part}"] for part in ("known", "new"))
+        cells = (f"{100 * s:.0f} % of {n}" if s is not None else "none" for s, n in zip(shares, counts, strict=True))
+        table.add_row(escape(str(row["label"])), *cells, escape(str(row["mostly_taken_for"])))
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +11,15 @@ import torch
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs, rows
-from floco.core.mixing import CENTER
+from floco.core.mixing import CENTER, Mixing
 from floco.core.random import one_thread, stream
-from floco.core.values import Row
+from floco.core.values import Row, Tensors
 from floco.deliver.mixtures import Mixtures
 from floco.deliver.personal import find_point
 from floco.server.progress import Progress
 
 LEVEL = 0.01
-"""Nominal false-alarm rate, over both tests; docs/drift.md has the measured one, which is higher."""
+"""False-alarm rate of a check, at most, if new and known samples come from one distribution."""
 _LEAST = 10  # fewest samples with which a test can reach this level
 _RESAMPLES = 9_999
 _BETTER = 0.9  # a point is worth a remark if its loss is below this share of the center's
@@ -33,21 +34,24 @@ class Drift:
     verdict: str
     """`moved`, `strange` or `fits`.
 
-    - `moved`: another point of the simplex is better for the new data than the center, by more than for the known data,
-      and `floco place` would accept its model.
+    - `moved`: another point of the simplex suits the new data better than it suits the known ones, has a lower loss on
+      them than the center and the middle of the simplex (the global model), and `floco place` would accept its model.
     - `strange`: one of the two tests finds a change, and there is no such point.
     - `fits`: otherwise.
     """
     p_moved: float
-    """p value: is the advantage of another point over the center larger for the new data?"""
+    """p value: is the advantage of the new data's best mixture over the center larger for the new data?"""
     p_worse: float
     """p value: is the loss at the center larger for the new data?"""
     loss_center: float
     """Mean loss of the new data at its center, in nats."""
     loss_best: float
-    """Mean loss of the new data at the best mixture, fitted and evaluated on different halves, in nats."""
+    """Mean loss of the new data at their best mixture, fitted and evaluated on different halves, in nats."""
     evidence: tuple[Row, ...]
     """Points of the simplex with their loss on the client's own test part and on the new data, in nats."""
+    classes: tuple[Row, ...] = ()
+    """For each label in the new data: how many samples have it, the share of them (and of the known ones) that the
+    model at the center recognises, and the label that it gives most of the new ones. Empty if targets are no labels."""
 
     @property
     def advice(self) -> str:
@@ -61,7 +65,7 @@ class Drift:
         if self.verdict == "strange":
             return (
                 f"the new data {of} are unlike the known ones, and no point of the simplex makes up for it: "
-                "check data and labels, or train again"
+                "check labels and units first; if they are right, train again"
             )
         losses = f"loss {self.loss_best:.3f} against {self.loss_center:.3f}"
         better = self.loss_best < _BETTER * self.loss_center
@@ -72,14 +76,15 @@ class Drift:
 def drift(setup: Setup, progress: Progress, client: str, x: Inputs, y: torch.Tensor) -> Drift:
     """Return whether a client's subregion still fits, from new raw samples x (n, C, ...) and targets y (n, ...).
 
-    The best mixture is fitted on each half of the new data and evaluated on the other half; likewise for the client's
-    own test part. Two permutation tests compare new and known samples, each at half of `LEVEL`: is the advantage of the
-    best mixture over the center larger, and is the loss at the center larger? Both sides are reduced to the same number
-    of samples, at random, because a mixture fitted on more samples is better.
+    A best mixture is fitted on each half of the new data. On the other half, and on the client's own test part, it has
+    an advantage over the center: the difference of the losses of each sample. Permutation tests compare new and known
+    samples: is the advantage larger (two halves, the smaller p value times two), and is the loss at the center larger?
+    Each question has half of `LEVEL`. Given the mixture, samples that it was not fitted on can be exchanged if nothing
+    has changed, so that both tests are exact.
 
-    A larger advantage counts only if the best mixture's loss is below the center's. The verdict is then `moved`, unless
-    a guess without a model beats the mixture on the same samples (`guess.Guess.beats`), with label frequencies from the
-    half that the mixture was fitted on. Such data are `strange`, e.g. if labels were exchanged.
+    A larger advantage counts only if the mixture's loss is below the center's and the middle's. The verdict is then
+    `moved`, unless a guess without a model beats the mixture on the same samples (`Guess.beats`), with label
+    frequencies from the half that the mixture was fitted on. Such data are `strange`, e.g. if labels were exchanged.
 
     Raises:
         FlocoError: the client has no center, or there are too few samples.
@@ -93,67 +98,82 @@ def drift(setup: Setup, progress: Progress, client: str, x: Inputs, y: torch.Ten
         )
     setup = setup.with_samples(f'comparing new data with the test part of client "{client}"')
     test = setup.federation.client(client).test
-    known = rows(setup.federation.x, test), setup.federation.y[test]
     if min(len(y), len(test)) < _LEAST:
         raise FlocoError(
             f"a check needs {_LEAST} new samples at least and as many in the client's own test part, "
             f"got {len(y)} and {len(test)}"
         )
     with one_thread():
-        n = min(len(y), len(test))
-        ours, theirs = (
-            _Judged(setup, Mixtures(setup, mixing, simplex, raw), targets, center, n)
-            for raw, targets in (known, (x, y))
-        )
-        p_moved = _p_larger(theirs.at_center - theirs.at_best, ours.at_center - ours.at_best, setup.seed)
-        p_worse = _p_larger(theirs.at_center, ours.at_center, setup.seed)
-        others = sorted((theirs.loss(at), c) for c, at in centers.items() if c != client)[:_SHOWN]
-        points = {f"center of {c}": centers[c] for _, c in others} | {"middle": theirs.mixtures.middle}
-        evidence = (
-            _row("its center", ours.loss(center), theirs.loss(center)),
-            _row("best mixture, on the half it has not seen", ours.loss_best, theirs.loss_best),
-            *(_row(name, ours.loss(at), theirs.loss(at)) for name, at in points.items()),
-        )
-        if ours.loss_guess is not None and theirs.loss_guess is not None:
-            evidence += (_row("no model: label frequencies of the other half", ours.loss_guess, theirs.loss_guess),)
-    better = p_moved < LEVEL / 2 and theirs.loss_best < float(theirs.at_center.mean())
-    verdict = "moved" if better and not theirs.useless else "strange" if better or p_worse < LEVEL / 2 else "fits"
-    return Drift(client, verdict, p_moved, p_worse, theirs.loss(center), theirs.loss_best, evidence)
+        known = _Samples(setup, mixing, simplex, rows(setup.federation.x, test), setup.federation.y[test])
+        return _judge(setup, client, centers, known, _Samples(setup, mixing, simplex, x, y))
 
 
-def _row(point: str, known: float, new: float) -> Row:
-    return {"point": point, "loss_known": known, "loss_new": new}
+class _Samples:
+    """A client's known or new samples, and the models of the simplex on them."""
 
-
-class _Judged:
-    """Loss of each sample at a client's center, and at the best mixture fitted on the half without the sample."""
-
-    def __init__(self, setup: Setup, mixtures: Mixtures, y: torch.Tensor, center: torch.Tensor, n: int) -> None:
-        """Evaluate n of the samples, chosen at random."""
-        self.mixtures, self._y, self._task = mixtures, y, setup.task
-        chosen = torch.randperm(len(y), generator=stream(setup.seed, "halves"))[:n]
-        halves = chosen.tensor_split(2)
-        mixed = self._outputs(center)
-        at_center = self._losses(mixed)
-        for mine, other in (halves, halves[::-1]):
-            mixed[mine] = self._outputs(self.mixtures.best(y, near=center, rows=other))[mine]
-        self.at_center, self.at_best = at_center[chosen], self._losses(mixed)[chosen]
-        self.loss_best = float(self.at_best.mean())
-        value = setup.task.value(setup.task.score(mixed[chosen], y[chosen]))
-        guess = setup.task.guess(y[chosen], torch.arange(n).tensor_split(2), setup.federation.schema.labels)
-        self.useless = guess is not None and guess.beats(value, self.loss_best)
-        self.loss_guess = None if guess is None else guess.loss
+    def __init__(self, setup: Setup, mixing: Mixing, simplex: Tensors, x: Inputs, y: torch.Tensor) -> None:
+        self.mixtures, self.y, self._task = Mixtures(setup, mixing, simplex, x), y, setup.task
 
     @torch.no_grad()
-    def _outputs(self, alpha: torch.Tensor) -> torch.Tensor:
+    def outputs(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Return the outputs (n, ...) at a mixture."""
         return self.mixtures.outputs(alpha)
 
-    def _losses(self, outputs: torch.Tensor) -> torch.Tensor:
-        return self._task.losses(outputs, self._y)
+    def losses(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each sample, (n,), at a mixture."""
+        return self._task.losses(self.outputs(alpha), self.y)
 
     def loss(self, alpha: torch.Tensor) -> float:
         """Return the mean loss at a mixture."""
-        return float(self._losses(self._outputs(alpha)).mean())
+        return float(self.losses(alpha).mean())
+
+
+def _judge(setup: Setup, client: str, centers: Mapping[str, torch.Tensor], known: _Samples, new: _Samples) -> Drift:
+    center, task = centers[client], setup.task
+    first, second = torch.randperm(len(new.y), generator=stream(setup.seed, "halves")).tensor_split(2)
+    best, p_halves, of_known = new.outputs(center), [], []
+    before, after = known.losses(center), new.losses(center)
+    for fitted, half in ((first, second), (second, first)):
+        alpha = new.mixtures.best(new.y, near=center, rows=fitted)
+        best[half] = new.outputs(alpha)[half]
+        of_known.append(known.losses(alpha))
+        p_halves.append(_p_larger(after[half] - new.losses(alpha)[half], before - of_known[-1], setup.seed))
+    p_moved, p_worse = min(1.0, 2 * min(p_halves)), _p_larger(after, before, setup.seed)
+    loss_best, middle = float(task.losses(best, new.y).mean()), new.mixtures.middle
+    guess = task.guess(new.y, (first, second), setup.federation.schema.labels)
+    others = sorted((new.loss(at), c) for c, at in centers.items() if c != client)[:_SHOWN]
+    points = {f"center of {c}": centers[c] for _, c in others} | {"middle (the global model)": middle}
+    evidence = [
+        _row("its center", float(before.mean()), float(after.mean())),
+        _row("best mixture for the other half of the new data", float(torch.stack(of_known).mean()), loss_best),
+        *(_row(name, known.loss(at), new.loss(at)) for name, at in points.items()),
+    ]
+    if guess is not None:
+        evidence.append(_row("no model: label frequencies of the other half", None, guess.loss))
+    better = p_moved < LEVEL / 2 and loss_best < float(after.mean())
+    useless = guess is not None and guess.beats(task.value(task.score(best, new.y)), loss_best)
+    good = loss_best < new.loss(middle) and not useless
+    verdict = "moved" if better and good else "strange" if better or p_worse < LEVEL / 2 else "fits"
+    classes = _classes(setup, known, new, center) if task.labelled else ()
+    return Drift(client, verdict, p_moved, p_worse, float(after.mean()), loss_best, tuple(evidence), classes)
+
+
+def _row(point: str, known: float | None, new: float) -> Row:
+    return {"point": point, "loss_known": known, "loss_new": new}
+
+
+def _classes(setup: Setup, known: _Samples, new: _Samples, center: torch.Tensor) -> tuple[Row, ...]:
+    """Return what the model at the center makes of the samples of each label: see `Drift.classes`."""
+    names = setup.federation.schema.labels.names
+    guessed, given = known.outputs(center).argmax(dim=1), new.outputs(center).argmax(dim=1)
+    table = []
+    for label in new.y.unique().tolist():
+        before, now = guessed[known.y == label], given[new.y == label]
+        recognised = float((before == label).double().mean()) if len(before) else None
+        row = {"label": names[label], "samples_known": len(before), "recognised_known": recognised}
+        row |= {"samples_new": len(now), "recognised_new": float((now == label).double().mean())}
+        table.append({**row, "mostly_taken_for": names[int(now.mode().values)]})
+    return tuple(table)
 
 
 def _p_larger(new: torch.Tensor, known: torch.Tensor, seed: int) -> float:
