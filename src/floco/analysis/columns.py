@@ -37,11 +37,11 @@ def _metric(metrics: Metrics, name: str, heading: str) -> Column:
 def terminal_columns(metrics: Metrics) -> dict[str, Column]:
     """Return the columns of the terminal's table."""
     name = metrics.primary
+    make = _share if metrics[name].share else lambda heading: _plain(heading, ".4g")  # the title has the unit
     shown = {
-        "seeds": _plain("seeds"),
-        f"{name}_global": _metric(metrics, name, "global"),
-        f"{name}_personal": _metric(metrics, name, "personal"),
-        f"{name}_personal_worst10": _share("worst 10 %") if metrics[name].share else _plain("worst 10 %", ".4g"),
+        f"{name}_global": make("global"),
+        f"{name}_personal": make("personal"),
+        f"{name}_personal_worst10": make("worst tenth"),
     }
     shown |= {f"{m}_personal": column for m, column in _named(metrics).items() if m in ("loss", "ece")}
     return shown | {
@@ -55,15 +55,14 @@ def terminal_columns(metrics: Metrics) -> dict[str, Column]:
 def main_columns(metrics: Metrics) -> dict[str, Column]:
     """Return the columns of the report's table of the primary metric."""
     name = metrics.primary
-    make = _share if metrics[name].share else lambda heading: _plain(heading, ".4g")
     return {
         "seeds": _plain("seeds"),
         f"{name}_global": _metric(metrics, name, "global"),
         f"{name}_personal": _metric(metrics, name, "personal"),
         f"{name}_personal_weighted": _metric(metrics, name, "weighted by samples"),
-        f"{name}_personal_std": make("spread over clients"),
-        f"{name}_personal_worst5": make("worst 5 % of clients"),
-        f"{name}_personal_worst10": make("worst 10 %"),
+        f"{name}_personal_std": _metric(metrics, name, "spread over clients"),
+        f"{name}_personal_worst5": _metric(metrics, name, "worst twentieth of clients"),
+        f"{name}_personal_worst10": _metric(metrics, name, "worst tenth"),
         "better_than_local": _share("clients better than local %"),
         "better_than_fedavg_ft": _share("better than fedavg+ft %"),
     }

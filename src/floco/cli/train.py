@@ -204,6 +204,7 @@ def _continue(path: Path, setup: Setup | None, debug: bool) -> dict[str, Any]:
 def _compare(made: Comparison, debug: bool) -> dict[str, Any]:
     """Train the unfinished runs of a comparison; print its table, and return it."""
     from floco.analysis import comparison, tables
+    from floco.analysis.verdict import decide
     from floco.cli import views
     from floco.storage.tables import read_table
 
@@ -218,9 +219,15 @@ def _compare(made: Comparison, debug: bool) -> dict[str, Any]:
     out_console.print(views.comparison_table(made.path, next(iter(made.configs.values())).task.metrics))
     if note := tables.name_left_out(read_table(made.path / "methods.csv")):
         say(note)
+    said = decide(comparison.results(made))
+    say("\n".join(said))
     say(f"the comparison is in {made.path}")
     if failures:
         shown = "\n".join(f"{f['method']}, seed {f['seed']}: {f['reason']}" for f in failures)
         failed = f"{len(failures)} of {len(made.runs)} runs failed"
         raise RunFailed(f"{failed}:\n{shown}\ntry them again with: floco resume {made.path}")
-    return {"comparison": made.path, "methods": read_table(made.path / "methods.csv").to_dict("records")}
+    return {
+        "comparison": made.path,
+        "methods": read_table(made.path / "methods.csv").to_dict("records"),
+        "verdict": said,
+    }

@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,8 +25,9 @@ def comparison_table(path: Path, metrics: Metrics) -> Table:
     from floco.storage.tables import read_table
 
     made = read_table(path / "methods.csv")
-    title = f"{metrics.reading}: means over seeds (methods.csv has the rest)"
-    table = Table(title=title, padding=(0, 0, 0, 1), pad_edge=False)
+    seeds = int(made["seeds"].max())
+    title = f"{metrics.reading}: means over {seeds} seed{'s' * (seeds > 1)} (methods.csv has the rest)"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     shown = methods_table(made, terminal_columns(metrics), spread=False)
     for name in shown:
         table.add_column(str(name), justify="left" if name == "method" else "right", no_wrap=name == "method")

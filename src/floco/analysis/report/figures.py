@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -10,14 +11,18 @@ import plotly.graph_objects as go
 from floco.analysis.tables import Results
 from floco.data.federation import Federation
 
-_FIRST = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd")
-_COLOURS = (*_FIRST, "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
+"""The colours of Okabe and Ito, which people with colour blindness tell apart, without black and yellow: each stands
+out from light and dark paper."""
 _DASHES = ("solid", "dash", "dot")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up")
+_PATTERNS = ("", "/", "x", ".")
+_READABLE = 60  # clients whose names fit on an axis
 
 
 def empty(title: str, x: str, y: str, height: int = 420) -> go.Figure:
     """Return a figure without data; `x` and `y` are the titles of its axes, `height` is in pixels."""
-    heading, margin = {"text": title, "x": 0.02, "font": {"size": 15}}, {"l": 58, "r": 12, "t": 48, "b": 48}
+    heading, margin = {"text": title, "x": 0.02, "font": {"size": 15}}, {"l": 58, "r": 12, "t": 16, "b": 48}
     legend = {"orientation": "h", "x": 0}
     layout = {"title": heading, "height": height, "margin": margin, "legend": legend, "template": "none"}
     figure = go.Figure(layout=layout)
@@ -32,9 +37,15 @@ def line_style(i: int) -> dict[str, object]:
     return {"color": _COLOURS[i % len(_COLOURS)], "dash": dash, "width": 3 if i == 0 else 1.7}
 
 
-def colour(label: int, classes: int) -> str:
-    """Return the colour of one of `classes` labels."""
-    return _COLOURS[label] if classes <= len(_COLOURS) else f"hsl({360 * label / classes:.0f},60%,50%)"
+def label_style(label: int) -> tuple[str, str, str]:
+    """Return colour, symbol of points and pattern of bars of a label; 28 labels are told apart."""
+    turn = label // len(_COLOURS) % len(_SYMBOLS)
+    return _COLOURS[label % len(_COLOURS)], _SYMBOLS[turn], _PATTERNS[turn]
+
+
+def name_clients(figure: go.Figure, number: int) -> None:
+    """Name the clients on the x axis, if so many are readable."""
+    figure.update_xaxes(type="category", showticklabels=number <= _READABLE, tickangle=-45)
 
 
 def curve(results: Results, column: str, title: str, y: str, scale: float = 1.0, *, log: bool = False) -> go.Figure:
@@ -69,9 +80,19 @@ def distributions(results: Results) -> go.Figure:
         points = {"boxpoints": "all", "jitter": 0.6, "pointpos": 0}
         look = {"marker": {"color": _COLOURS[i % len(_COLOURS)], "size": 4}, "line": {"width": 1.3}}
         figure.add_box(x=values, name=name, text=text, hovertemplate=hover, **points, **look)
+        _name_worst(figure, i, list(zip(values, mine["client"], strict=True)), higher=results.metrics.higher)
     figure.update_layout(showlegend=False)
     figure.update_yaxes(autorange="reversed")
     return figure
+
+
+def _name_worst(figure: go.Figure, row: int, points: Sequence[tuple[float, str]], *, higher: bool) -> None:
+    """Write the name of the client with the worst value into a row of boxes."""
+    known = [(value, client) for value, client in points if value == value]
+    if known:
+        value, client = (min if higher else max)(known)
+        place = {"x": value, "y": row, "yshift": 16, "showarrow": False, "font": {"size": 11}}
+        figure.add_annotation(text=escape(client), **place)
 
 
 def labels(federation: Federation) -> go.Figure:
@@ -83,9 +104,10 @@ def labels(federation: Federation) -> go.Figure:
     ids, where = list(federation.ids), [f"client {c}" for c in federation.ids]
     for label, name in enumerate(federation.names):
         column, hover = [row[label] for row in counts], f"%{{text}}: %{{y}} of {name}<extra></extra>"
-        look = {"textposition": "none", "marker_color": colour(label, federation.classes)}
+        shade, _, pattern = label_style(label)
+        look = {"textposition": "none", "marker": {"color": shade, "pattern": {"shape": pattern}}}
         figure.add_bar(x=ids, y=column, text=where, name=name, hovertemplate=hover, **look)
-    figure.update_xaxes(type="category", showticklabels=len(federation.clients) <= 60)
+    name_clients(figure, len(federation.clients))
     return figure
 
 

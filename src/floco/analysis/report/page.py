@@ -22,11 +22,14 @@ class Section:
 
 
 def plots(*shown: go.Figure) -> str:
-    """Return figures as HTML; a script in the page draws them."""
+    """Return figures as HTML; a script in the page draws them. Titles are headings, which plotly's bar cannot cover."""
 
     def one(figure: go.Figure) -> str:
-        safe = str(figure.to_json()).replace("<", "\\u003c")  # client ids may contain markup
-        return f'<div><div class="figure"></div><script type="application/json">{safe}</script></div>'
+        heading = escape(figure.layout.title.text or "")
+        untitled = figure.update_layout(title=None)
+        safe = str(untitled.to_json()).replace("<", "\\u003c")  # client ids may contain markup
+        data = f'<script type="application/json">{safe}</script>'
+        return f'<div><h3>{heading}</h3><div class="figure"></div>{data}</div>'
 
     return f'<div class="figures">{"".join(map(one, shown))}</div>\n'
 
@@ -38,8 +41,10 @@ def text(*paragraphs: str) -> str:
 
 def html_table(table: pd.DataFrame, text_columns: Sequence[str] = ()) -> str:
     """Return a table as HTML; missing values become dashes, and `text_columns` may wrap."""
-    head = "".join(f"<th>{escape(str(c))}</th>" for c in table.columns)
-    kinds = ['<td class="text">' if c in text_columns else "<td>" for c in table.columns]
+    wraps = [' class="text"' if c in text_columns else "" for c in table.columns]
+    names = [escape(str(c)) for c in table.columns]
+    head = "".join(f"<th{style}>{name}</th>" for name, style in zip(names, wraps, strict=True))
+    kinds = [f'<td data-column="{name}"{style}>' for name, style in zip(names, wraps, strict=True)]
 
     def row(values: Sequence[object]) -> str:
         shown = [escape("-" if value != value else str(value)) for value in values]

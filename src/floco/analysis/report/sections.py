@@ -17,6 +17,7 @@ from floco.analysis.pairs import pairs
 from floco.analysis.report import figures, surface
 from floco.analysis.report.page import Section, html_table, plots, render, text
 from floco.analysis.tables import Results
+from floco.analysis.verdict import decide
 from floco.api import open_run
 from floco.core.errors import FlocoError
 from floco.core.values import Row
@@ -36,7 +37,7 @@ _VARIANCE = (
     "variances for body and head."
 )
 _TESTS = (
-    "p: Wilcoxon's signed-rank test, two-sided; p_holm: corrected for the number of methods. Clients of one run share "
+    "p: Wilcoxon's signed-rank test, two-sided; p holm: corrected for the number of methods. Clients of one run share "
     "a model, so they are not independent, and p is too small rather than too large."
 )
 
@@ -54,7 +55,7 @@ def write(paths: Sequence[Path], out: Path) -> Path:
         raise FlocoError(f"{', '.join(map(str, paths))} holds no finished run; finish one first: floco resume RUN")
     first, count = next(iter(results.paths.values())), len(results.paths)
     opened, problem = _opened(next(filter(_on_simplex, results.paths.values()), first))
-    sections = [*_comparison(results, _missing(runs, results)), *_clients(results, opened, problem)]
+    sections = [_verdict(results), *_methods(results, _missing(runs, results)), *_clients(results, opened, problem)]
     measured: list[Row] = []
     if opened is not None and (mixing := opened.setup.algorithm.mixing) is not None:
         section, measured = surface.loss(opened, mixing, results)
@@ -121,13 +122,19 @@ def _opened(path: Path) -> tuple[Run | None, str]:
         return None, str(error)
 
 
-def _comparison(results: Results, missing: str) -> Iterator[Section]:
+def _verdict(results: Results) -> Section:
+    first, *rest = decide(results)
+    return Section("Which model to deploy", f'<p class="verdict">{escape(first)}</p>\n{text(*rest)}')
+
+
+def _methods(results: Results, missing: str) -> Iterator[Section]:
+    """Yield the tables and curves of the methods, and of several methods the paired tests."""
     made = tables.methods(results)
-    judged = f"Judged by {results.metrics.reading}."
-    notes = (judged, _METRICS, tables.name_differences(results.paths.values()), tables.name_left_out(made), missing)
+    several = len(results.names) > 1
+    notes = (_METRICS, tables.name_differences(results.paths.values()), tables.name_left_out(made), missing)
     kinds = (main_columns, other_columns, cost_columns)
     shown = [html_table(methods_table(made, columns(results.metrics))) for columns in kinds]
-    yield Section("Comparison", text(*filter(None, notes)) + "".join(shown))
+    yield Section("Comparison" if several else "Results", text(*filter(None, notes)) + "".join(shown))
     relative, name = "variance / |mean update|²", results.metrics.primary
     unit, scale = results.metrics.scaled(name)
     curves = [
@@ -140,7 +147,9 @@ def _comparison(results: Results, missing: str) -> Iterator[Section]:
     table = pairs(results, results.names[0])
     if len(table):
         p = {name: table[name].map("{:.2g}".format) for name in ("p", "p_holm")}
-        table = table.assign(mean_difference=table["mean_difference"].round(4), **p)
+        difference = "mean difference, points" if scale == 100 else "mean difference"
+        table = table.assign(mean_difference=(scale * table["mean_difference"]).map("{:.3g}".format), **p)
+        table.columns = [str(c).replace("_", " ").replace("mean difference", difference) for c in table]
         what = (
             f"Personal {unit.removesuffix(', %')} of the same client under {results.names[0]} and under another method "
             f"({'higher' if results.metrics.higher else 'lower'} is better; the difference is the first less the other)"

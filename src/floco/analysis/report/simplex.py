@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 import numpy as np
 import plotly.graph_objects as go
 
 from floco.analysis.landscape import Landscape, Point
-from floco.analysis.report.figures import colour, empty, main_labels
+from floco.analysis.report.figures import empty, label_style, main_labels, name_clients
 from floco.data.federation import Federation
 
 _GREY = "#98a2b3"
+_NAMED = 25  # clients whose names fit beside their points
+_NEAR = 0.3, 0.1  # distances, across and up, below which two names would overlap
 
 
 def polygon(endpoints: int) -> np.ndarray:
@@ -39,14 +42,29 @@ def simplex(
     for label, mine in sorted(groups.items()):
         x, y = (np.array([centers[c] for c in mine]) @ corners).T.tolist()
         text = [_client_text(c, federation, reached) for c in mine]
-        marker = {"size": 11, "color": colour(label, len(names)), "line": {"width": 1, "color": "white"}}
+        shade, symbol, _ = label_style(label)
+        marker = {"size": 11, "color": shade, "symbol": symbol, "line": {"width": 1, "color": "white"}}
         look = {"mode": "markers", "marker": marker, "hovertemplate": "%{text}<extra></extra>"}
         figure.add_scatter(x=x, y=y, text=text, name=names[label], **look)
+    if len(centers) <= _NAMED:
+        _name_points(figure, {c: tuple(np.array(center) @ corners) for c, center in centers.items()})
     cross = {"symbol": "cross-thin", "size": 14, "line": {"width": 2, "color": _GREY}}
     figure.add_scatter(x=[0], y=[0], mode="markers", marker=cross, name="global model, 1/M", hoverinfo="name")
     figure.update_xaxes(visible=False, range=[-1.2, 1.2])
     figure.update_yaxes(visible=False, range=[-1.2, 1.2], scaleanchor="x")
-    return figure.update_layout(margin={"l": 10, "r": 10, "t": 40, "b": 10})
+    return figure.update_layout(margin={"l": 10, "r": 10, "t": 10, "b": 10})
+
+
+def _name_points(figure: go.Figure, points: Mapping[str, tuple[float, float]]) -> None:
+    """Write the clients' names above their points; those of points that are close together share a line."""
+    groups: dict[tuple[float, float], list[str]] = {}
+    for client, (x, y) in points.items():
+        near = next((at for at in groups if abs(at[0] - x) < _NEAR[0] and abs(at[1] - y) < _NEAR[1]), (x, y))
+        groups.setdefault(near, []).append(client)
+    for (x, y), clients in groups.items():
+        more = f" + {len(clients) - 2}" if len(clients) > 2 else ""
+        shown = escape(", ".join(clients[:2]) + more)
+        figure.add_annotation(text=shown, x=x, y=y, yshift=13, showarrow=False, font={"size": 10})
 
 
 def _draw_outline(figure: go.Figure, corners: np.ndarray) -> None:
@@ -71,15 +89,15 @@ def edges(found: Landscape, reference: float | None, unit: str = "loss", scale: 
     def value(p: Point) -> float:
         return p.loss if unit == "loss" else scale * p.value
 
-    look = {"mode": "lines", "line": {"width": 1.3, "color": "#7aa6d8"}, "showlegend": False}
+    look = {"mode": "lines", "line": {"width": 1.3, "color": "#56b4e9"}, "showlegend": False}
     for (i, j), points in found.edges.items():
         t, hover = (
             [k / (len(points) - 1) for k in range(len(points))],
             f"W{i + 1} to W{j + 1}: %{{y:.4g}}<extra></extra>",
         )
         figure.add_scatter(x=t, y=[value(p) for p in points], hovertemplate=hover, **look)
-    middle = ("middle of the simplex, 1/M", value(found.middle), "#d62728")
-    for name, height, shade in (middle, ("FedAvg's global model", reference, "#2ca02c")):
+    middle = ("middle of the simplex, 1/M", value(found.middle), "#d55e00")
+    for name, height, shade in (middle, ("FedAvg's global model", reference, "#009e73")):
         if height is not None:
             line, hover = {"dash": "dash", "color": shade, "width": 2}, f"{name}: %{{y:.4g}}<extra></extra>"
             figure.add_scatter(x=[0, 1], y=[height] * 2, mode="lines", name=name, line=line, hovertemplate=hover)
@@ -106,7 +124,7 @@ def plane(
     look = {"mode": "markers", "marker": marker, "showlegend": False, "cliponaxis": False}
     figure.add_scatterternary(a=a, b=b, c=c, hovertemplate=hover, **look)
     axes = {f"{axis}axis": {"title": end, "showticklabels": False} for axis, end in zip("abc", ends, strict=True)}
-    return figure.update_layout(ternary={"sum": 1, **axes}, margin={"l": 40, "r": 30, "t": 70, "b": 40})
+    return figure.update_layout(ternary={"sum": 1, **axes}, margin={"l": 40, "r": 30, "t": 40, "b": 40})
 
 
 def subregions(found: Landscape) -> go.Figure:
@@ -117,15 +135,15 @@ def subregions(found: Landscape) -> go.Figure:
     low, high = ([pick(p.loss for p in points[2:]) for _, points in ordered] for pick in (min, max))
     centers, middles = ([points[k].loss for _, points in ordered] for k in (0, 1))
     bars, hover = [b - a for a, b in zip(low, high, strict=True)], "client %{x}<extra></extra>"
-    look = {"name": "inside its subregion, from best to worst draw", "marker_color": "#7aa6d8"}
+    look = {"name": "inside its subregion, from best to worst draw", "marker_color": "#56b4e9"}
     figure.add_bar(x=names, y=bars, base=low, hovertemplate=hover, **look)
     center, middle = (
-        ("at its center", centers, "circle", "#1f77b4"),
-        ("at the middle, 1/M", middles, "x-thin", "#d62728"),
+        ("at its center", centers, "circle", "#0072b2"),
+        ("at the middle, 1/M", middles, "x-thin", "#d55e00"),
     )
     for name, values, symbol, shade in (center, middle):
         marker = {"symbol": symbol, "size": 8, "color": shade, "line": {"width": 2, "color": shade}}
         hover = f"client %{{x}} {name}: %{{y:.4g}}<extra></extra>"
         figure.add_scatter(x=names, y=values, mode="markers", name=name, marker=marker, hovertemplate=hover)
-    figure.update_xaxes(type="category", showticklabels=False)
+    name_clients(figure, len(names))
     return figure

@@ -1,0 +1,184 @@
+"""Which model to deploy: a few sentences, with the numbers behind them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from floco.analysis.tables import Results
+from floco.core.metrics import Metrics
+
+_LEVEL = 0.05
+_NAMED = 5  # clients or methods in a sentence
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better one model is than another for each client, in the primary metric."""
+
+    name: str
+    better: pd.Series
+    """Client -> difference, mean over common seeds; positive is better, whatever the metric's direction."""
+    low: float
+    """Lower end of the interval of the mean over clients; -inf if there is one client only."""
+    high: float
+
+    @property
+    def mean(self) -> float:
+        """Mean over clients."""
+        return float(self.better.mean())
+
+    @property
+    def harmed(self) -> pd.Series:
+        """The clients for which it is worse, worst first."""
+        return self.better[self.better < 0].sort_values(kind="stable")
+
+
+def compare(name: str, ours: pd.Series, theirs: pd.Series, level: float) -> Difference | None:
+    """Return the paired differences of two models, None if no client has both.
+
+    The interval of the mean is Student's, over clients, with error probability `level`. It holds for these trained
+    models; training again would add to it.
+
+    Args:
+        name: what the first model is called.
+        ours: its metric by seed and client; more is better.
+        theirs: the same of the second model.
+        level: in (0, 1).
+    """
+    from scipy.stats import t
+
+    better = (ours - theirs).dropna().round(9).groupby(level="client", sort=False).mean()
+    if better.empty:
+        return None
+    mean, n = float(better.mean()), len(better)
+    half = float(t.ppf(1 - level / 2, n - 1)) * float(better.std()) / math.sqrt(n) if n > 1 else math.inf
+    return Difference(name, better, mean - half, mean + half)
+
+
+def decide(results: Results) -> list[str]:
+    """Return which model to deploy, in plain sentences; the last one says what they rest on.
+
+    Methods are judged by the primary metric of the clients' personal models, against FedAvg (without it: against the
+    first method). All intervals of a comparison hold together (95 %, Bonferroni). The personal models of a single
+    method are judged against its global model, for the same clients.
+    """
+    personal = _values(results, "personal")
+    if len(results.names) > 1:
+        plain = "fedavg" if "fedavg" in results.names else results.names[0]
+        level = _LEVEL / (len(results.names) - 1)
+        rivals = (compare(n, personal[n], personal[plain], level) for n in results.names if n != plain)
+        found = [d for d in rivals if d is not None]
+        said = _choose(results, plain, personal, found, level)
+    else:
+        name = results.names[0]
+        said = [_choose_model(results, compare(name, personal[name], _values(results, "global_local")[name], _LEVEL))]
+    return [*said, _basis(results)]
+
+
+def _values(results: Results, which: str) -> pd.DataFrame:
+    """Return the primary metric by seed and client (rows) and method, negated if lower is better."""
+    column, sign = f"{results.metrics.primary}_{which}", 1 if results.metrics.higher else -1
+    table = results.clients.set_index(["seed", "client", "method"])[column].unstack("method", sort=False)
+    return sign * table.reindex(columns=results.names).astype(float)
+
+
+def _choose_model(results: Results, found: Difference | None) -> str:
+    """Return whether to take the personal models of a method or its global one."""
+    name, metrics = results.names[0], results.metrics
+    if found is None:
+        return f"{name} has no clients with both a personal and a global model: there is nothing to choose between."
+    if not found.better.any():
+        return f"{name} has one model for all clients: there is nothing to choose between."
+    if found.low > 0:
+        return f"Give every client its personal model. Against the global model, {_gain(metrics, found)}."
+    if found.high < 0:
+        return f"Take the global model: the personal models are worse by {_amount(metrics, found, -1)}."
+    return (
+        f"Take the global model: the personal models do not differ from it beyond the interval, "
+        f"{_amount(metrics, found)}."
+    )
+
+
+def _choose(
+    results: Results, plain: str, personal: pd.DataFrame, found: Sequence[Difference], level: float
+) -> list[str]:
+    """Return which method's models to take."""
+    metrics = results.metrics
+    title = "plain FedAvg" if plain == "fedavg" else plain
+    if not found:
+        return [f"Nothing can be compared: no client has a model of {title} and of another method under one seed."]
+    best = max(found, key=lambda d: d.mean)
+    if not best.low > 0:
+        worse = _listed([d.name for d in found if d.high < 0])
+        return [
+            f"Take {title}: no method is better beyond the interval; the best, {best.name}, differs by "
+            f"{_amount(metrics, best)}.",
+            *([f"Worse than {title} beyond the interval: {worse}."] if worse else []),
+        ]
+    gaps = [compare(d.name, personal[d.name], personal[best.name], level) for d in found if d is not best]
+    close = [d for d in gaps if d is not None and d.high >= 0]
+    said = [f"Take {best.name}. Against {title}, {_gain(metrics, best)}."]
+    if close:
+        cheap = _cheapest(results, [best.name, *(d.name for d in close)])
+        names = _listed([f"{d.name} ({_amount(metrics, d)})" for d in close])
+        said.append(f"Not told apart from {best.name}: {names}. The cheapest of them is {cheap}.")
+    elif gaps:
+        said.append("It is better than every other method, beyond the interval.")
+    return said
+
+
+def _cheapest(results: Results, names: Sequence[str]) -> str:
+    """Return the method that sends the fewest bytes, and of equal ones the fastest, with its cost."""
+    cost = results.runs.assign(sent=results.runs["bytes_up"] + results.runs["bytes_down"])
+    means = cost[cost["method"].isin(names)].groupby("method")[["sent", "seconds"]].mean()
+    cheap = means.sort_values(["sent", "seconds"], kind="stable").iloc[0]
+    return f"{cheap.name} ({cheap['sent'] / 1e3:,.0f} kB a round, {cheap['seconds']:,.1f} s in all)"
+
+
+def _gain(metrics: Metrics, found: Difference) -> str:
+    """Return whom a model helps and harms, and by how much."""
+    harmed, n = found.harmed, len(found.better)
+    harm = "harms none"
+    if len(harmed):
+        named = _listed([f"{client} ({_number(metrics, v)})" for client, v in harmed.items()])
+        harm = f"harms {len(harmed)}: {named}"
+    return (
+        f"it helps {int((found.better > 0).sum())} of {n} clients, by {_amount(metrics, found)} on average, and {harm}"
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
+    return ", ".join(words[:_NAMED]) + more
+
+
+def _number(metrics: Metrics, value: float) -> str:
+    return f"{100 * value:.1f}" if metrics[metrics.primary].share else f"{value:.3g}"
+
+
+def _amount(metrics: Metrics, found: Difference, sign: int = 1) -> str:
+    """Return a mean difference and its interval, e.g. `2.1 points [0.9, 3.4]`; with sign -1, how much worse it is."""
+    name = metrics.primary
+    unit = "points" if metrics[name].share else name.replace("_", " ")
+    if len(found.better) == 1:
+        return f"{_number(metrics, sign * found.mean)} {unit} (one client: no interval)"
+    ends = sorted((sign * found.low, sign * found.high))
+    return f"{_number(metrics, sign * found.mean)} {unit} [{', '.join(_number(metrics, v) for v in ends)}]"
+
+
+def _basis(results: Results) -> str:
+    """Return what the sentences rest on."""
+    metrics, several = results.metrics, len(results.names) > 2
+    counts = results.clients["n_test"].astype(int)
+    least, most, seeds = int(counts.min()), int(counts.max()), results.runs["seed"].nunique()
+    parts = f"{least} to {most}" if most > least else f"{least}"
+    step = f"; of {least}, one is {100 / least:.1f} points" if metrics[metrics.primary].share else ""
+    together = ", which hold together" if several else ""
+    return (
+        f"Judged by {metrics.reading}, for each client's own test part of {parts} samples{step}. In brackets: 95 % "
+        f"intervals of the mean over clients{together}; {seeds} seed{'s' if seeds > 1 else ''}."
+    )

@@ -1,0 +1,112 @@
+"""Which model to deploy: the sentences of a comparison and of a single run."""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_rel
+
+from floco.analysis.tables import Results
+from floco.analysis.verdict import compare, decide
+from floco.core.metrics import Metrics
+from floco.tasks import Classification, Regression
+
+CLIENTS = 12
+NOISE = np.random.default_rng(0).normal(size=(6, 2, CLIENTS))
+
+
+def results(
+    shifts: dict[str, float], *, clients: int = CLIENTS, metrics: Metrics = Classification.metrics, noise: float = 0.01
+) -> Results:
+    """Two seeds in which a method's clients are better than their global model by a shift, and some noise."""
+    rows = []
+    for i, (method, shift) in enumerate(shifts.items()):
+        for seed in range(2):
+            for k in range(clients):
+                base, gain = 0.7 + 0.01 * k, shift + noise * NOISE[i, seed, k]
+                values = {f"{metrics.primary}_personal": base + gain, f"{metrics.primary}_global_local": base}
+                rows.append({"method": method, "seed": seed, "client": f"c{k}", "n_test": 20 + k, **values})
+    costs = {"floco": 30.0, "ditto": 20.0, "local": 0.0}
+    runs = [
+        {"method": m, "seed": s, "bytes_up": costs.get(m, 10.0), "bytes_down": 1.0, "seconds": 1.0}
+        for m in shifts
+        for s in range(2)
+    ]
+    return Results(pd.DataFrame(), pd.DataFrame(rows), pd.DataFrame(runs), {}, metrics)
+
+
+@pytest.mark.parametrize(
+    ("shifts", "first"),
+    [
+        ({"floco": 0.05, "fedavg": 0.0, "ditto": 0.02}, "Take floco. Against plain FedAvg, it helps 12 of 12 clients"),
+        ({"fedavg": 0.0, "floco": 0.0, "ditto": -0.05}, "Take plain FedAvg: no method is better"),
+        ({"fedavg": 0.0, "floco": -0.05}, "Take plain FedAvg: no method is better"),
+        ({"floco": 0.0, "local": 0.05}, "Take local. Against floco, it helps 12 of 12 clients"),
+        ({"floco": 0.05}, "Give every client its personal model. Against the global model, it helps 12 of 12 clients"),
+        ({"floco": -0.05}, "Take the global model: the personal models are worse by"),
+        ({"floco": 0.0}, "Take the global model: the personal models do not differ from it"),
+    ],
+)
+def test_the_first_sentence_says_what_to_take(shifts: dict[str, float], first: str) -> None:
+    assert decide(results(shifts))[0].startswith(first)
+
+
+def test_a_method_with_one_model_for_all_leaves_no_choice() -> None:
+    assert "one model for all clients" in decide(results({"fedavg": 0.0}, noise=0.0))[0]
+
+
+def test_clients_that_are_harmed_are_named_with_the_harm_the_worst_first() -> None:
+    made = results({"fedavg": 0.0, "floco": 0.05}, noise=0.0)
+    worse = {"c3": 0.02, "c7": 0.04}
+    for client, loss in worse.items():
+        chosen = (made.clients["client"] == client) & (made.clients["method"] == "floco")
+        made.clients.loc[chosen, "accuracy_personal"] -= 0.05 + loss
+    said = decide(made)[0]
+    assert "helps 10 of 12 clients" in said
+    assert said.endswith("harms 2: c7 (-4.0), c3 (-2.0).")
+
+
+def test_the_interval_is_that_of_the_paired_t_test_at_the_corrected_level() -> None:
+    made = results({"fedavg": 0.0, "floco": 0.02, "ditto": 0.0})
+    table = made.clients.pivot_table(index="client", columns="method", values="accuracy_personal")
+    wanted = ttest_rel(table["floco"], table["fedavg"]).confidence_interval(1 - 0.05 / 2)
+    told = re.search(r"by ([-\d.]+) points \[([-\d.]+), ([-\d.]+)\]", decide(made)[0])
+    assert told is not None
+    mean = (table["floco"] - table["fedavg"]).mean()
+    assert [float(g) for g in told.groups()] == [round(100 * v, 1) for v in (mean, wanted.low, wanted.high)]
+
+
+def test_of_methods_that_are_not_told_apart_the_cheapest_is_named() -> None:
+    said = decide(results({"fedavg": 0.0, "floco": 0.05, "ditto": 0.049}))
+    assert said[1].startswith("Not told apart from")
+    assert "The cheapest of them is ditto" in said[1]
+    assert decide(results({"fedavg": 0.0, "floco": 0.05, "ditto": 0.01}))[1].startswith("It is better than every other")
+
+
+def test_lower_is_better_and_no_accuracy_is_spoken_of_where_the_metric_is_an_error() -> None:
+    said = decide(results({"fedavg": 0.0, "floco": -0.05}, metrics=Regression.metrics))
+    assert said[0].startswith("Take floco. Against plain FedAvg, it helps 12 of 12 clients, by 0.0")
+    assert " rmse [" in said[0]
+    assert "rmse, lower is better" in said[-1]
+    assert not re.search("accuracy|points|%, higher", " ".join(said))
+
+
+def test_small_test_parts_and_the_size_of_their_steps_are_said() -> None:
+    assert "own test part of 20 to 31 samples; of 20, one is 5.0 points" in decide(results({"floco": 0.05}))[-1]
+
+
+def test_one_client_has_no_interval_and_decides_nothing() -> None:
+    said = decide(results({"fedavg": 0.0, "floco": 0.05}, clients=1))
+    assert said[0].startswith("Take plain FedAvg")
+    assert "one client: no interval" in said[0]
+
+
+def test_clients_of_which_one_model_is_unknown_do_not_count() -> None:
+    index = pd.MultiIndex.from_tuples([(0, "a"), (0, "b"), (1, "a")], names=["seed", "client"])
+    ours, theirs = pd.Series([0.9, math.nan, 0.7], index), pd.Series([0.5, 0.5, 0.5], index)
+    found = compare("ours", ours, theirs, 0.05)
+    assert found is not None
+    assert found.better.to_dict() == pytest.approx({"a": 0.3})
+    assert compare("ours", ours * math.nan, theirs, 0.05) is None
