@@ -86,20 +86,24 @@ def predict(
         run, arrays = _both(path, data, "x")
         more: dict[str, Any] = {"client": client, "at": at, "mixtures": mixtures}
         table = run.predict(arrays["x"], **more)
-        metrics = {} if "y" not in arrays or mixtures else run.evaluate(arrays["x"], arrays["y"], client, at=at)
+        known = "y" in arrays and not mixtures
+        groups = run.setup.federation.groups
+        group = None if groups is None else arrays.get(groups.column)
+        judged = run.measure(arrays["x"], arrays["y"], client, group=group, at=at) if known else None
         if out is None:
             rest = f"\n... {len(table)} in all; -o FILE.csv writes them" if len(table) > 10 else ""
             say(table.head(10).round(4).to_string() + rest)
         else:
             _write(out, table.to_csv(index=False).encode() if out.suffix == ".csv" else _packed(run, arrays["x"], more))
             say(f"{len(table)} predictions: {out}")
-        if metrics:
-            shown = (f"{n.replace('_', ' ')} {run.setup.task.metrics.text(n, v)}" for n, v in metrics.items())
-            say(f"compared with y: {', '.join(shown)}")
+        if judged is not None:
+            from floco.cli import views
+
+            say("\n".join(views.measure_lines(judged, run.setup.task, run.setup.federation.names, len(table))))
         elif "y" in arrays:
             say("not compared with y: --mixtures averages predictions, and metrics are those of one model")
         found = {} if out is not None else {"predictions": table.to_dict("records")}
-        emit(as_json, file=out, **found, **({"metrics": metrics} if metrics else {}))
+        emit(as_json, file=out, **found, **({} if judged is None else judged._asdict()))
 
 
 @app.command()
@@ -169,7 +173,9 @@ def _both(path: Path, data: Path, *needed: str) -> tuple[Run, dict[str, Any]]:
     y = table.targets(frame, str(data))
     if y is None and "y" in needed:
         raise FlocoError(f"{data} must hold the targets, in the column that they have in the data of {path}")
-    return run, {"x": frame, **({} if y is None else {"y": y})}
+    column = table.roles.group
+    group = {} if column is None or column not in frame else {column: frame[column].to_numpy(object)}
+    return run, {**group, "x": frame, **({} if y is None else {"y": y})}
 
 
 def _arrays(path: Path, *needed: str) -> dict[str, Any]:

@@ -10,12 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from floco.analysis.columns import methods_table, terminal_columns
+from floco.client.measure import all_metrics, describe_steps
 from floco.core.metrics import Metrics
 from floco.runs.results import read_metrics
 from floco.storage.files import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from floco.core.task import Task
     from floco.deliver.drift import Drift
+    from floco.deliver.measures import Measured
     from floco.deliver.placement import Placement
 
 
@@ -63,6 +68,28 @@ def closing_table(path: Path) -> Table:
         table.add_row("clients without an evaluation", f"{missing:.0f} of {clients}")
     table.add_row("clients that took part", f"{last['clients_trained']:.0f} of {last['clients_evaluated']:.0f}")
     return table
+
+
+def measure_lines(judged: Measured, task: Task, names: Sequence[str], n: int) -> list[str]:
+    """Return what a model is worth on n samples, in words; `names` are those of the classes."""
+    metrics, values = all_metrics(task), judged.metrics
+    known = [name for name in metrics if name in task.metrics or values[name] is not None]
+    shown = (f"{name.replace('_', ' ')} {metrics.text(name, values[name])}" for name in known)
+    lines = [f"compared with y: {', '.join(shown)}"]
+    if (threshold := values.get("threshold")) is not None:
+        where = f"from a probability of {threshold:.3g} on, chosen on training samples"
+        lines.append(f"sensitivity and specificity are of {names[1]!r}, {where}")
+    lines.append(
+        f"with its 95 % interval: {_with_interval(metrics, task.primary, values)}, {describe_steps(task.metrics, n)}"
+    )
+    return lines + [f"{r['group']}: {_with_interval(metrics, task.primary, r)}, of {r['n']}" for r in judged.groups]
+
+
+def _with_interval(metrics: Metrics, name: str, values: Mapping[str, Any]) -> str:
+    """Return e.g. `accuracy 94.4 % [74.2 %, 99.0 %]`; the interval may be unknown."""
+    ends = [values[f"{name}_{end}"] for end in ("lower", "upper")]
+    shown = "unknown" if None in ends else f"[{', '.join(metrics.text(name, end) for end in ends)}]"
+    return f"{name.replace('_', ' ')} {metrics.text(name, values[name])} {shown}"
 
 
 def newcomer_table(path: Path) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Roles:
     categories: str = "one-hot"
     levels: tuple[str, ...] = ()
     missing: str = "error"
+    group: str | None = field(default=None, repr=False)
 
     @property
     def named(self) -> bool:

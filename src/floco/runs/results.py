@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from floco.client.predict import judge
+from floco.client.measure import Values
 from floco.client.setup import Setup
 from floco.core.metrics import Metrics
 from floco.core.mixing import CENTER
 from floco.core.values import Row
 from floco.deliver.drift import Drift, drift
 from floco.deliver.export import export, export_placed
+from floco.deliver.measures import Measured, measure_clients, measure_samples
 from floco.deliver.newcomers import newcomer_rows, place
-from floco.deliver.personal import deliver, in_float32, predict, prediction_table
+from floco.deliver.personal import deliver, predict, prediction_table
 from floco.deliver.placement import Placement
 from floco.runs.machine import environment
 from floco.runs.source import PYTHON
@@ -79,6 +80,31 @@ class Run:
         return self._table("failures")
 
     @property
+    def metrics(self) -> pd.DataFrame:
+        """One row per client and model after the last round: all metrics with intervals (docs/metrics.md).
+
+        Computed at each call, as of the last checkpoint, if there is no metrics.csv.
+        """
+        return self._measures("metrics")
+
+    @property
+    def groups(self) -> pd.DataFrame:
+        """The same by the values of `data.group`; rows without a client are about all clients' test parts together."""
+        return self._measures("groups")
+
+    @property
+    def confusion(self) -> pd.DataFrame:
+        """How many test samples of each client's classes were taken for which class, by model."""
+        return self._measures("confusion")
+
+    def _measures(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        if self.path is not None and (self.path / "metrics.csv").is_file():
+            return read_table(self.path / f"{name}.csv")
+        return pd.DataFrame(getattr(measure_clients(self.setup, self.progress), name))
+
+    @property
     def newcomers(self) -> pd.DataFrame:
         """Results of the held-out clients, by client, number of samples and model (docs/models.md).
 
@@ -132,14 +158,20 @@ class Run:
         raw = self.setup.federation.schema.samples(x, "x")
         return predict(self.setup, self.progress, client, raw, at=at, mixtures=mixtures)
 
-    def evaluate(self, x: Any, y: Any, client: str | None = None, *, at: str = "center") -> dict[str, float | None]:
+    def evaluate(self, x: Any, y: Any, client: str | None = None, *, at: str = "center") -> Values:
         """Return the metrics of a client's model, or the global one, on other samples; None where undefined.
+
+        Beside those of history.csv there are those of metrics.csv (docs/metrics.md), with the ends of 95 % intervals as
+        `NAME_lower` and `NAME_upper`.
 
         Raw samples x (N, ...) and targets y (N, ...) are as in the data of the run, `client` and `at` as in `predict`.
         """
-        tensors, _ = deliver(self.setup, self.progress, client, at=at)
-        found = judge(in_float32(self.setup), [tensors], *self.setup.federation.schema.labelled(x, y))
-        return self.setup.task.values(found[0])
+        return self.measure(x, y, client, at=at).metrics
+
+    def measure(self, x: Any, y: Any, client: str | None = None, *, group: Any = None, at: str = "center") -> Measured:
+        """Return the same metrics, those by the values (N,) of `group`, and the confusion of classes."""
+        samples = self.setup.federation.schema.labelled(x, y)
+        return measure_samples(self.setup, self.progress, client, *samples, group=group, at=at)
 
     def export(
         self,
