@@ -119,11 +119,12 @@ def confuse(task: Task, outputs: torch.Tensor, targets: torch.Tensor) -> torch.T
     return torch.bincount(targets * classes + guess, minlength=classes * classes).view(classes, classes)
 
 
-def describe_steps(metrics: Metrics, n: int) -> str:
-    """Return in words how many samples the primary metric is of, and in which steps a share of so few moves.
+def describe_samples(task: Task, n: int) -> str:
+    """Return in words of how many samples the primary metric is, and in which steps a share of so few moves.
 
-    >>> describe_steps(Metrics({"accuracy": Metric(share=True)}), 18)
+    >>> from floco.tasks import Classification
+    >>> describe_samples(Classification(), 18)
     'of 18 samples: it moves in steps of 5.6 points'
     """
-    steps = f": it moves in steps of {100 / n:.1f} points" if metrics[metrics.primary].share else ""
+    steps = f": it moves in steps of {100 / n:.1f} points" if task.labelled and task.metrics[task.primary].share else ""
     return f"of {n} sample{'s' if n != 1 else ''}{steps}"

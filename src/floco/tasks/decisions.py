@@ -77,4 +77,4 @@ def resample_classes(truth: np.ndarray, guess: np.ndarray, classes: int, counts:
     total = counts @ (real + predicted)
     with np.errstate(invalid="ignore"):
         f1 = mean_known((2 * right / total).T, len(counts))
-    return {"accuracy": right.sum(1) / len(truth), "f1": f1}
+    return {"accuracy": right.sum(1) / counts.sum(1), "f1": f1}
