@@ -77,7 +77,7 @@ def _resolved(roles: Roles, frame: pd.DataFrame, where: str) -> Roles:
     for key, special in (("order", roles.order), ("group", roles.group)):
         if str(special).partition(".")[0] in ("x", "x_train", "x_test", "y", "y_train", "y_test", "names"):
             raise FlocoError(
-                f"data.{key}: {where} has a column {special!r}, as arrays of samples are called: rename it"
+                f"data.{key}: {where} has a column called {special!r}, as arrays of samples are: rename it"
             )
         if special == "client" != roles.client and roles.client is not None:
             raise FlocoError(f"data.{key} cannot be the column 'client' while data.client is another one: rename it")
