@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, f1_score,
 
 import floco
 from conftest import floco as command
-from conftest import make, rows, small_net, train
+from conftest import make, small_net, train
 from floco.algorithms import FedAvg, Floco
 from floco.client.measure import all_metrics, confuse, measure, measure_difference
 from floco.core.errors import FlocoError
