@@ -173,6 +173,10 @@ def test_pairs_are_wilcoxons_test_of_the_same_clients_with_holms_correction() ->
             (gap < 0).sum(),
             24,
         )
+        half = 2.07 * gap.std(ddof=1) / np.sqrt(24)  # of Student's interval
+        assert found.loc[m, ["lower", "upper"]].tolist() == pytest.approx(
+            [gap.mean() - half, gap.mean() + half], abs=0.01
+        )
         assert found.loc[m, "p_holm"] == pytest.approx(
             max(min(1, p[q] * (3 - i)) for i, q in enumerate(ordered) if i <= ordered.index(m))
         )
@@ -203,6 +207,7 @@ def test_a_number_that_is_none_does_not_break_a_table(tmp_path: Path) -> None:
 def test_equal_methods_are_not_told_apart() -> None:
     table = pairs.pairs(results(curves(floco=[0.1], fedavg=[0.1]), one_client("floco", "fedavg")), "floco")
     assert table[["equal", "p", "p_holm"]].values.tolist() == [[1, 1, 1]]
+    assert table[["lower", "upper"]].isna().all(axis=None)  # one client shows no interval
 
 
 def test_the_share_that_beats_a_rival_counts_strictly_better_clients() -> None:

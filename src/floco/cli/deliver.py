@@ -93,8 +93,10 @@ def predict(
         if out is not None and out.suffix not in (".csv", ".npz"):
             raise FlocoError(f"the file of predictions must end in .csv, or in .npz for arrays, got {out}")
         run, arrays = _both(path, data, "x")
-        answer = run.answer(arrays["x"], arrays.get("y"), client=client, at=at, mixtures=mixtures)
-        table, metrics = answer.table, answer.metrics
+        groups = run.setup.federation.groups
+        group = None if groups is None else arrays.get(groups.column)
+        answer = run.answer(arrays["x"], arrays.get("y"), client=client, group=group, at=at, mixtures=mixtures)
+        table, judged = answer.table, answer.measured
         if out is None:
             rest = f"\n... {len(table)} in all; -o FILE.csv writes them" if len(table) > 10 else ""
             say(_in_words(table.head(10).round(4)).to_string() + rest)
@@ -102,13 +104,14 @@ def predict(
             as_arrays = out.suffix == ".npz"
             _write(out, _packed(answer.arrays) if as_arrays else _in_words(table).to_csv(index=False).encode())
             say(f"{len(table)} predictions: {out}")
-        if metrics:
-            shown = (f"{n.replace('_', ' ')} {run.setup.task.metrics.text(n, v)}" for n, v in metrics.items())
-            say(f"compared with y: {', '.join(shown)}")
+        if judged is not None:
+            from floco.cli import views
+
+            say("\n".join(views.measure_lines(judged, run.setup.task, run.setup.federation.names, len(table))))
         elif "y" in arrays:
             say("not compared with y: --mixtures averages predictions, and metrics are those of one model")
         found = {} if out is not None else {"predictions": table.to_dict("records")}
-        emit(as_json, file=out, **found, **({"metrics": metrics} if metrics else {}))
+        emit(as_json, file=out, **found, **({} if judged is None else judged._asdict()))
 
 
 @app.command()
@@ -132,8 +135,7 @@ def place(
             checked = _check(run, client, arrays)
             emit(as_json, **checked)
             raise typer.Exit(_EXIT_CODES[checked["verdict"]])
-        else:
-            emit(as_json, **_place(run, arrays, data, out or _models(path), kind))
+        emit(as_json, **_place(run, arrays, data, out or _models(path), kind))
 
 
 @app.command()
@@ -199,7 +201,9 @@ def _both(path: Path, data: Path, *needed: str) -> tuple[Run, dict[str, Any]]:
     y = table.targets(frame, str(data))
     if y is None and "y" in needed:
         raise FlocoError(f"{data} must hold the targets, in the column that they have in the data of {path}")
-    return run, {"x": frame, **({} if y is None else {"y": y})}
+    column = table.roles.group
+    group = {} if column is None or column not in frame else {column: frame[column].to_numpy(object)}
+    return run, {**group, "x": frame, **({} if y is None else {"y": y})}
 
 
 def _arrays(path: Path, *needed: str) -> dict[str, Any]:

@@ -193,8 +193,10 @@ def _continue(path: Path, setup: Setup | None, debug: bool) -> dict[str, Any]:
     from floco.runs import session
 
     with stoppable(path), ExitStack() as stack:
-        session.continue_run(path, setup, lambda setup, start: begin_bar(stack, path, setup, start, debug))
+        setup = session.continue_run(path, setup, lambda setup, start: begin_bar(stack, path, setup, start, debug))
     out_console.print(views.closing_table(path))
+    if line := views.uncertainty_line(path, setup.task):
+        say(line)
     if (path / "newcomers.csv").exists():
         out_console.print(views.newcomer_table(path))
     say(f"the run is in {path}")
@@ -217,6 +219,8 @@ def _compare(made: Comparison, debug: bool) -> dict[str, Any]:
 
         failures = comparison.run_all(made, start, say)
     out_console.print(views.comparison_table(made.path, next(iter(made.configs.values())).task.metrics))
+    for line in views.pair_lines(made.path, next(iter(made.configs.values())).task.metrics):
+        say(line)
     if note := tables.name_left_out(read_table(made.path / "methods.csv")):
         say(note)
     said = decide(comparison.results(made))

@@ -11,12 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from floco.analysis.columns import methods_table, terminal_columns
+from floco.client.measure import all_metrics, describe_samples
 from floco.core.metrics import Metrics
 from floco.runs.results import read_metrics
 from floco.storage.files import read_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from floco.core.task import Task
     from floco.deliver.drift import Drift
+    from floco.deliver.measures import Measured
     from floco.deliver.placement import Placement
 
 
@@ -34,6 +39,21 @@ def comparison_table(path: Path, metrics: Metrics) -> Table:
     for row in shown.itertuples(index=False):
         table.add_row(*map(str, row))
     return table
+
+
+def pair_lines(path: Path, metrics: Metrics) -> list[str]:
+    """Return how the first method of a comparison directory differs from every other one, in words."""
+    from floco.storage.tables import read_table
+
+    scale, unit = (100.0, " points") if metrics[metrics.primary].share else (1.0, "")
+    lines = []
+    for row in read_table(path / "pairs.csv").to_dict("records"):
+        ends = [row[name] for name in ("lower", "upper")]
+        interval = "unknown" if ends[0] != ends[0] else f"[{', '.join(f'{scale * end:+.3g}' for end in ends)}]"
+        gap = f"{scale * row['mean_difference']:+.3g}{unit}, 95 % interval {interval}"
+        who = f"better for {row['better']:.0f} of {row['clients']:.0f} clients, worse for {row['worse']:.0f}"
+        lines.append(f"{row['reference']} against {row['method']}: {gap}; {who}")
+    return lines
 
 
 def last_row(path: Path) -> dict[str, float | None]:
@@ -65,6 +85,40 @@ def closing_table(path: Path) -> Table:
         table.add_row("clients without an evaluation", f"{missing:.0f} of {clients}")
     table.add_row("clients that took part", f"{last['clients_trained']:.0f} of {last['clients_evaluated']:.0f}")
     return table
+
+
+def uncertainty_line(path: Path, task: Task) -> str:
+    """Return how sure the personal models' primary metric is for single clients, in words; "" if that is unknown."""
+    from floco.storage.tables import read_table
+
+    made, name = read_table(path / "metrics.csv"), task.primary
+    if made.empty or not len(own := made[made["model"] == "personal"].dropna(subset=[f"{name}_lower"])):
+        return ""
+    wide = float((own[f"{name}_upper"] - own[f"{name}_lower"]).median())
+    width = f"{100 * wide:.1f} points" if task.metrics[name].share else f"{wide:.3g}"
+    few = f"the smallest test part is {describe_samples(task, int(own['n'].min()))}"
+    what = f"for one client, the 95 % interval of the personal {name.replace('_', ' ')} is {width} wide"
+    return f"{what} (median of {len(own)}, metrics.csv); {few}"
+
+
+def measure_lines(judged: Measured, task: Task, names: Sequence[str], n: int) -> list[str]:
+    """Return what a model is worth on n samples, in words; `names` are those of the classes."""
+    metrics, values = all_metrics(task), judged.metrics
+    known = [name for name in metrics if name in task.metrics or values[name] is not None]
+    shown = (f"{name.replace('_', ' ')} {metrics.text(name, values[name])}" for name in known)
+    lines = [f"compared with y: {', '.join(shown)}"]
+    if (threshold := values.get("threshold")) is not None:
+        where = f"from a probability of {threshold:.3g} on, chosen on training samples"
+        lines.append(f"sensitivity and specificity are of {names[1]!r}, {where}")
+    lines.append(f"95 % interval: {_with_interval(metrics, task.primary, values)}, {describe_samples(task, n)}")
+    return lines + [f"{r['group']}: {_with_interval(metrics, task.primary, r)}, of {r['n']}" for r in judged.groups]
+
+
+def _with_interval(metrics: Metrics, name: str, values: Mapping[str, Any]) -> str:
+    """Return e.g. `accuracy 94.4 % [74.2 %, 99.0 %]`; the interval may be unknown."""
+    ends = [values[f"{name}_{end}"] for end in ("lower", "upper")]
+    shown = "unknown" if None in ends else f"[{', '.join(metrics.text(name, end) for end in ends)}]"
+    return f"{name.replace('_', ' ')} {metrics.text(name, values[name])} {shown}"
 
 
 def newcomer_table(path: Path) -> Table:

@@ -5,9 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+
+from floco.core.intervals import Statistic
+
+if TYPE_CHECKING:
+    import torch
 
 Number = int | float
 _LARGEST = 1e200  # of a sum in a score, so that sums over clients and their squares are finite
@@ -72,6 +79,8 @@ class Score(ABC):
     """Number of samples."""
     losses: float
     """Sum of the samples' losses."""
+    linear: ClassVar[bool] = False
+    """Whether an own `__add__` adds all numbers, as the inherited one does; it is then fast to resample."""
 
     @property
     def places(self) -> int:
@@ -110,6 +119,39 @@ def flat(score: Score) -> list[Number]:
     """Return all numbers of a score."""
     values = [getattr(score, f.name) for f in dataclasses.fields(score)]  # type: ignore[arg-type]
     return [n for v in values if v is not None for n in (v if isinstance(v, tuple) else (v,))]
+
+
+def resample_scores(
+    score: Callable[[Any, Any], Score],
+    value: Callable[[Score], float],
+    name: str,
+    outputs: torch.Tensor,
+    targets: torch.Tensor,
+) -> Statistic:
+    """Return the function from the counts (B, n) of resamples of n samples to the `value` of their scores, (B,)."""
+    like = score(outputs, targets)
+    if not (like.linear or type(like).__add__ is Score.__add__):
+        return lambda counts: {name: np.array([value(score(*_drawn(c, outputs, targets))) for c in counts])}
+    parts = zip(outputs.split(1), targets.split(1), strict=True)
+    table = np.array([flat(score(*part)) for part in parts], dtype=np.float64)  # (n, numbers of a score)
+    return lambda counts: {name: np.array([value(_unflat(like, row)) for row in counts @ table])}
+
+
+def _drawn(counts: np.ndarray, *parts: torch.Tensor) -> list[torch.Tensor]:
+    rows = np.repeat(np.arange(len(counts)), counts)
+    return [part[rows] for part in parts]
+
+
+def _unflat(like: Score, numbers: np.ndarray) -> Score:
+    """Return the score of these numbers, in the order of `flat`."""
+    rest = iter(numbers.tolist())
+    given = {f.name: getattr(like, f.name) for f in dataclasses.fields(like)}  # type: ignore[arg-type]
+    made = {
+        n: tuple(next(rest) for _ in v) if isinstance(v, tuple) else next(rest)
+        for n, v in given.items()
+        if v is not None
+    }
+    return type(like)(**made)
 
 
 def pooled(scores: Iterable[Score]) -> Score | None:

@@ -13,7 +13,8 @@ import torch
 
 from floco.core.errors import FlocoError
 from floco.core.inputs import array, by_name
-from floco.core.metrics import Metric, Metrics, Score
+from floco.core.intervals import Statistic
+from floco.core.metrics import Metric, Metrics, Score, resample_scores
 from floco.core.settings import Settings
 
 
@@ -54,6 +55,8 @@ class Task(Settings, ABC):
     metrics: ClassVar[Metrics]
     """The attributes of a score that are reported, with their directions. The first is the primary one; `loss` is
     added if it is missing."""
+    further: ClassVar[Metrics] = Metrics()
+    """Metrics that are no sums over samples: measured where the samples are, on demand and after the last round."""
     score_type: ClassVar[type[Score]]
     """What `score` returns."""
     kind: ClassVar[str] = "numbers"
@@ -95,6 +98,28 @@ class Task(Settings, ABC):
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the loss of each sample, (n,)."""
         return torch.stack([self.loss(o, t) for o, t in zip(outputs.split(1), targets.split(1), strict=True)])
+
+    def decides(self, outputs: int) -> bool:
+        """Return whether a network with this number of outputs decides between two answers, at a threshold."""
+        return False
+
+    def choose_threshold(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        """Return the prediction from which a sample counts as positive, from training rows; if the task `decides`."""
+        raise NotImplementedError
+
+    def classify(self, outputs: torch.Tensor) -> torch.Tensor | None:
+        """Return the class numbers (n,) that a network decides for; None for a task without one class a sample."""
+        return None
+
+    def shares(
+        self, outputs: torch.Tensor, targets: torch.Tensor, thresholds: torch.Tensor | None
+    ) -> dict[str, tuple[int, int]]:
+        """Return the metrics that are shares of independent samples, as hits and samples; `thresholds` is (n,)."""
+        return {}
+
+    def resampler(self, outputs: torch.Tensor, targets: torch.Tensor, *, further: bool = True) -> Statistic:
+        """Return the function that gives the primary metric of resamples, and those of `further` but `shares`."""
+        return resample_scores(self.score, self.value, self.primary, outputs, targets)
 
     def activate(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return predictions, e.g. probabilities, from outputs; also the last step of exported graphs."""

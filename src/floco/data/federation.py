@@ -18,6 +18,7 @@ from floco.core.random import one_thread
 from floco.core.task import Labels, Task
 from floco.core.values import ClientInfo
 from floco.data.augment import Augment
+from floco.data.groups import Groups
 from floco.data.mapped import blocks
 from floco.data.schema import Form, Normalization, Schema
 from floco.data.tables import Columns
@@ -67,6 +68,8 @@ class Federation:
     """Random changes of the batches that clients train on; None: none."""
     table: Columns | None = None
     """How rows of a table become samples, if the source is one."""
+    groups: Groups | None = None
+    """The group of each sample, by which metrics are also shown; never an input. None: there are none."""
 
     def __post_init__(self) -> None:
         """Check that client ids are unique."""
@@ -189,6 +192,8 @@ class Federation:
             digest.update(c.id.encode() + b"\0" + c.train.numpy().tobytes() + b"\1" + c.test.numpy().tobytes())
         forms = [(name, f.normalization, f.offset) for name, f in self.forms.items()]
         digest.update(repr((self.names, forms, self.task)).encode())
+        if self.groups is not None:
+            digest.update(repr(self.groups.names).encode() + self.groups.numbers.numpy().tobytes())
         if self.augment is not None:
             digest.update(self.augment.name.encode())
         if self.table is not None:

@@ -15,6 +15,7 @@ from floco.core.settings import plain
 from floco.core.task import Labels, Task
 from floco.data.augment import Augment, find_augment
 from floco.data.federation import Client, Federation
+from floco.data.groups import Groups
 from floco.data.schema import Form, Normalization, Schema
 from floco.data.table_roles import Roles
 from floco.data.tables import Columns
@@ -26,7 +27,7 @@ def describe(federation: Federation) -> dict[str, Any]:
     """Return what can be said of a federation without its samples, as JSON has it; the inverse of `Known`.
 
     It has the schema with ranges and normalisation, the names of labels and clients, the sizes of the clients' parts,
-    and how often each label occurs in them; no sample and no single target.
+    how often each label occurs in them, and the names of groups; no sample and no single target.
     """
     schema = federation.schema
     kind = "dict" if isinstance(schema.forms, dict) else "tuple" if isinstance(schema.forms, tuple) else "one"
@@ -38,6 +39,7 @@ def describe(federation: Federation) -> dict[str, Any]:
         "task": plain(federation.task),
         "table": None if table is None else {**vars(table), "roles": asdict(table.roles)},
         "augment": federation.augment and federation.augment.name,
+        "groups": federation.groups and [federation.groups.column, federation.groups.names],
         "target": list(federation.target),
         "outputs": federation.outputs,
         "clients": _parts(federation, federation.clients),
@@ -66,7 +68,10 @@ class Known(Federation):
         table = told["table"] and Columns(**{**told["table"], "roles": Roles(**told["table"]["roles"])})
         ordered: list[int] = []  # the labels of all samples, sorted within each part: of numbers, all are 0
         made = {key: tuple(_client(c, ordered) for c in told[key]) for key in ("clients", "held_out")}
+        column, among = told.get("groups") or (None, ())
+        groups = None if column is None else Groups(column, among, torch.zeros(0, dtype=torch.int64))
         fields = {"names": labels["names"], "values": labels["values"], "forms": forms, "task": task, "table": table}
+        fields["groups"] = groups
         for name, value in {
             **made,
             **fields,

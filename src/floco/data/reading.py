@@ -32,6 +32,7 @@ def read_samples(
     task: Task | None = None,
     table: Columns | None = None,
     order: str | None = None,
+    group: str | None = None,
     missing: str = "error",
 ) -> Samples:
     """Return checked copies of arrays `x, y` or `x_train, y_train, x_test, y_test` (and `client`, `position`, `names`).
@@ -48,6 +49,7 @@ def read_samples(
         task: what is learned (None: classification).
         table: the columns of the table that the arrays are from; None: they are from none.
         order: the column by which samples are ordered, if any.
+        group: the column by whose values metrics are also shown, if any.
         missing: what NaN in x means; see `sources.load`.
 
     Raises:
@@ -67,8 +69,8 @@ def read_samples(
     meaning = task.labels(arrays[needed[1]], f"{source}: {needed[1]}", labels, arrays.get("names"))
     y = _targets(task, arrays[needed[1]], f"{source}: {needed[1]}", meaning, count(x))
     others = {n: v for n, v in arrays.items() if n not in (*needed, "names")}
-    kept = _columns(others, count(x), source, needed[0], {"client", order})
-    made = Samples(x, y, meaning, None, None, kept, forms, task, order, table)
+    kept = _columns(others, count(x), source, needed[0], {"client", order, group})
+    made = Samples(x, y, meaning, None, None, kept, forms, task, order, table, group)
     if len(needed) == 2:
         return made
     x_test = made.schema.samples(arrays["x_test"], f"{source}: x_test", far=0.5)

@@ -16,6 +16,7 @@ from floco.core.settings import checked
 from floco.core.task import Labels, Task, add_statistics
 from floco.data.augment import Change, check_augment, find_augment
 from floco.data.federation import Client, Federation, fit_normalization, sum_channels
+from floco.data.groups import read_groups
 from floco.data.holdout import SMALL, divide_all, rank
 from floco.data.partition import Foreign
 from floco.data.schema import Form, Normalization, Schema
@@ -47,6 +48,8 @@ class Samples:
     """The column by which `split` orders the samples, unless it is told another one."""
     table: Columns | None = None
     """How rows of a table become samples, if the source is one."""
+    group: str | None = None
+    """The column by whose values metrics are also shown."""
 
     def __repr__(self) -> str:
         """Return counts, and nothing of the data."""
@@ -67,6 +70,8 @@ class Samples:
 
     def _federation(self, clients: tuple[Client, ...], forms: Mapping[str, Form], **more: Any) -> Federation:
         more |= {"values": self.labels.values, "task": self.task, "forms": forms, "table": self.table}
+        if self.group is not None:
+            more["groups"] = read_groups(self._column(self.group, "data.group: "), self.group)
         return Federation(self.x, torch.from_numpy(self.y), clients, self.labels.names, **more)
 
     def split(
@@ -202,10 +207,10 @@ class Samples:
             form, normalization=Normalization(tuple(m - o for m, o in zip(mean, form.offset, strict=True)), std)
         )
 
-    def _column(self, name: str) -> np.ndarray:
+    def _column(self, name: str, key: str = "") -> np.ndarray:
         if name not in self.columns:
             raise FlocoError(
-                f"the source has no column {name!r}" + (nearest(name, self.columns) if self.columns else "")
+                f"{key}the source has no column {name!r}" + (nearest(name, self.columns) if self.columns else "")
             )
         return self.columns[name]
 

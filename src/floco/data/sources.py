@@ -41,6 +41,7 @@ def load(
     categories: str = "one-hot",
     levels: str | Sequence[str] = (),
     missing: str = "error",
+    group: str | None = None,
 ) -> Samples:
     """Return the samples of a source, e.g. `digits`, `npz:PATH`, `csv:PATH`, `folder:DIR`, or `module:function`.
 
@@ -63,6 +64,7 @@ def load(
         order: the column by which `split` orders the samples; it is no feature unless it is named as one.
         categories: of a table, how text becomes inputs: "one-hot" channels of 0 and 1, or "ids" (N,) beside "numbers".
         levels: categories such as "sex=f", of columns in which not all that exist occur, or which look like numbers.
+        group: a column by whose values, such as sex or device, metrics are also shown; no feature unless named as one.
         missing: rows without a value are an "error", left out ("drop"), or filled with the training rows' "mean".
 
     Raises:
@@ -79,6 +81,7 @@ def load(
         if value not in choices[key]:
             raise FlocoError(f"data.{key} must be one of {', '.join(choices[key])}, got {value!r}")
     given: dict[str, Any] = {"order": order, "categories": categories, "levels": _names(levels), "missing": missing}
+    given["group"] = group
     roles = Roles(_names(target), features=_names(features), **given)
     where = source if isinstance(source, str) else "the source"
     data = _open(source, roles, channels) if isinstance(source, str) else source
@@ -93,7 +96,7 @@ def load(
             "last" if kind == "images" and arrays["x_train" if "x_train" in arrays else "x"].ndim == 4 else channels
         )
     more: dict[str, Any] = {"kind": kind, "labels": labels, "channels": channels, "task": task, "table": table}
-    return read_samples(arrays, where, **more, order=order, missing=missing)
+    return read_samples(arrays, where, **more, order=order, group=group, missing=missing)
 
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:

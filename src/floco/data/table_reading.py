@@ -63,6 +63,8 @@ def read_table(frame: Any, roles: Roles, where: str, *, labelled: bool) -> tuple
         _check_leak(frame, roles, features, where)
     if roles.order is not None:
         arrays[roles.order] = times(frame[roles.order], f"data.order: column {roles.order!r}")
+    if roles.group is not None and roles.group != roles.order:
+        arrays[roles.group] = np.asarray(frame[roles.group].astype(object))
     if roles.client is not None:
         arrays["client"] = client_ids(plain_column(frame[roles.client], ids=True), f"{where}: column {roles.client!r}")
     return arrays, made
@@ -73,7 +75,7 @@ def _resolved(roles: Roles, frame: pd.DataFrame, where: str) -> Roles:
     known = list(frame.columns)
     if roles.client is None and "client" in known and "client" not in (*roles.features, *roles.target):
         roles = replace(roles, client="client")
-    single = {"client": roles.client, "order": roles.order}
+    single = {"client": roles.client, "order": roles.order, "group": roles.group}
     given = [("target", t) for t in roles.target] + [("features", f) for f in roles.features]
     for key, name in (*given, *((k, n) for k, n in single.items() if n is not None)):
         if name not in known:
@@ -82,17 +84,18 @@ def _resolved(roles: Roles, frame: pd.DataFrame, where: str) -> Roles:
         raise FlocoError(f"data.features must not hold the target {both[0]!r}")
     if roles.client in roles.target or roles.order in roles.target or roles.client in roles.features:
         raise FlocoError("data.target, data.client and data.features must be different columns, and so must data.order")
-    if str(roles.order).partition(".")[0] in ("x", "x_train", "x_test", "y", "y_train", "y_test", "names"):
-        raise FlocoError(
-            f"data.order: {where} has a column called {roles.order!r}, as arrays of samples are: rename it"
-        )
-    if roles.order == "client" != roles.client and roles.client is not None:
-        raise FlocoError("data.order cannot be the column 'client' while data.client is another one: rename it")
+    for key, special in (("order", roles.order), ("group", roles.group)):
+        if str(special).partition(".")[0] in ("x", "x_train", "x_test", "y", "y_train", "y_test", "names"):
+            raise FlocoError(
+                f"data.{key}: {where} has a column called {special!r}, as arrays of samples are: rename it"
+            )
+        if special == "client" != roles.client and roles.client is not None:
+            raise FlocoError(f"data.{key} cannot be the column 'client' while data.client is another one: rename it")
     return roles
 
 
 def _features(roles: Roles, frame: pd.DataFrame, where: str) -> tuple[str, ...]:
-    roled = {*roles.target, roles.client, roles.order}
+    roled = {*roles.target, roles.client, roles.order, roles.group}
     chosen = roles.features or tuple(c for c in frame.columns if c not in roled)
     if not chosen:
         raise FlocoError(f"{where} must have one feature at least beside {', '.join(sorted(filter(None, roled)))}")
@@ -211,7 +214,9 @@ def _x(arrays: Mapping[str, Any]) -> Any:
 def _tabulate_x(arrays: dict[str, Any], roles: Roles, where: str) -> tuple[dict[str, Any], Columns | None]:
     """Return arrays whose `x` is a table with such as the network takes, if it is more than plain numbers."""
     x, x_name = _x(arrays), "x_train" if "x_train" in arrays else "x"
-    chosen = roles.named or (is_table(x) and (roles.client is not None or roles.order in x or "client" in x))
+    chosen = roles.named or (
+        is_table(x) and (roles.client is not None or roles.order in x or roles.group in x or "client" in x)
+    )
     if not is_table(x) or not (is_text_table(x) or chosen):
         if roles.named:
             raise FlocoError(

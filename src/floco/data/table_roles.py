@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class Roles:
     categories: str = "one-hot"
     levels: tuple[str, ...] = ()
     missing: str = "error"
+    group: str | None = field(default=None, repr=False)
 
     @property
     def named(self) -> bool:

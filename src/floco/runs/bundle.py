@@ -16,7 +16,12 @@ from floco.runs.session import GRAPH, KNOWN, portrait
 from floco.storage.files import csv_text, to_json
 
 _WHOLE = ("config.toml", "environment.json", "run.json", KNOWN, GRAPH)
-_TEXTS = {"failures.csv": "reason", "newcomers.csv": "problem"}  # columns with errors, which may show data
+_LAST = ("newcomers.csv", "metrics.csv", "groups.csv", "confusion.csv")
+_TEXTS = {
+    "failures.csv": "reason",
+    "newcomers.csv": "problem",
+    "metrics.csv": "problem",
+}  # columns with errors, which may show data
 _LEFT_OUT = "(not in bundles)"
 
 
@@ -55,7 +60,10 @@ def _fill(file: zipfile.ZipFile, store: Store, made: dict[str, bytes]) -> None:
     for name in _WHOLE:
         if (store.path / name).is_file():
             file.write(store.path / name, name)
-    for name, size in [*((f"{table}.csv", n) for table, n in facts["sizes"].items()), ("newcomers.csv", None)]:
+    for name, size in [
+        *((f"{table}.csv", n) for table, n in facts["sizes"].items()),
+        *((name, None) for name in _LAST),
+    ]:
         if (store.path / name).is_file():
             data = (store.path / name).read_bytes()[:size]
             file.writestr(name, _without(data, _TEXTS[name]) if name in _TEXTS else data)

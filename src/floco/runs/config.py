@@ -71,6 +71,9 @@ class Data(Settings):
         "column of numbers or dates: a client's latest samples are its test part, and the one before them is dropped "
         "(empty: a random test part)",
     )
+    group: str | None = setting(
+        None, "column by whose values (sex, age band, device) metrics are also shown, in groups.csv; no feature"
+    )
     normalize: str = setting(
         "train",
         "statistics of the training parts, fixed mean and std (uint8 is first divided by 255), or none: raw values",

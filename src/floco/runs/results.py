@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from floco.client.predict import score
+from floco.client.measure import Values
 from floco.client.setup import Setup
 from floco.core.metrics import Metrics
 from floco.core.mixing import CENTER
 from floco.core.values import Row
 from floco.deliver.drift import Drift, drift
 from floco.deliver.export import export, export_placed
+from floco.deliver.measures import Measured, measure_clients, measure_samples
 from floco.deliver.newcomers import newcomer_rows, place
 from floco.deliver.personal import deliver, outputs, predict_mean, prediction_table
 from floco.deliver.placement import Placement
@@ -44,8 +45,8 @@ class Answer:
     setup: Setup = field(repr=False)
     predictions: torch.Tensor
     """(n, ...) float64, e.g. probabilities."""
-    metrics: dict[str, float | None] = field(default_factory=dict)
-    """Metrics of the predictions, if targets were given; None where undefined."""
+    measured: Measured | None = None
+    """What the predictions are worth, if targets were given."""
 
     @property
     def table(self) -> pd.DataFrame:
@@ -107,6 +108,32 @@ class Run:
         return self._table("failures")
 
     @property
+    def metrics(self) -> pd.DataFrame:
+        """One row per client and model after the last round: all metrics with intervals (docs/metrics.md).
+
+        Computed at each call, as of the last checkpoint, if there is no metrics.csv.
+        """
+        return self._measures("metrics")
+
+    @property
+    def groups(self) -> pd.DataFrame:
+        """The same by the values of `data.group`; rows without a client are about all clients' test parts together."""
+        return self._measures("groups")
+
+    @property
+    def confusion(self) -> pd.DataFrame:
+        """How many test samples of each client's classes were taken for which class, by model."""
+        return self._measures("confusion")
+
+    def _measures(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        if self.path is not None and (self.path / "metrics.csv").is_file():
+            return read_table(self.path / f"{name}.csv")
+        setup = self.setup.with_samples("what each model is worth on its test part")
+        return pd.DataFrame(getattr(measure_clients(setup, self.progress), name))
+
+    @property
     def newcomers(self) -> pd.DataFrame:
         """Results of the held-out clients, by client, number of samples and model (docs/models.md).
 
@@ -158,19 +185,31 @@ class Run:
         """
         return self.answer(x, client=client, at=at, mixtures=mixtures).arrays
 
-    def evaluate(self, x: Any, y: Any, client: str | None = None, *, at: str = "center") -> dict[str, float | None]:
+    def evaluate(self, x: Any, y: Any, client: str | None = None, *, at: str = "center") -> Values:
         """Return the metrics of a client's model, or the global one, on other samples; None where undefined.
+
+        Beside those of history.csv there are those of metrics.csv (docs/metrics.md), with the ends of 95 % intervals as
+        `NAME_lower` and `NAME_upper`.
 
         Raw samples x (N, ...) and targets y (N, ...) are as in the data of the run, `client` and `at` as in `predict`.
         """
-        return self.answer(x, y, client=client, at=at).metrics
+        measured = self.answer(x, y, client=client, at=at).measured
+        return {} if measured is None else measured.metrics
 
     def answer(
-        self, x: Any, y: Any = None, *, client: str | None = None, at: str = "center", mixtures: int = 0
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        client: str | None = None,
+        group: Any = None,
+        at: str = "center",
+        mixtures: int = 0,
     ) -> Answer:
-        """Return predictions as a table and as arrays, and metrics if there are targets y, from one pass of the model.
+        """Return predictions as a table and as arrays, and what they are worth if there are targets y, from one pass.
 
-        Arguments are those of `predict` and `evaluate`; metrics are those of one model, and need `mixtures` to be 0.
+        Arguments are those of `predict` and `evaluate`; `group` (N,) are the samples' groups, by which metrics are also
+        given. Metrics are those of one model, and need `mixtures` to be 0.
         """
         schema, task = self.setup.federation.schema, self.setup.task
         if mixtures:
@@ -178,8 +217,10 @@ class Run:
             return Answer(self.setup, predict_mean(self.setup, self.progress, client, raw, mixtures, at=at))
         raw, targets = (schema.samples(x, "x"), None) if y is None else schema.labelled(x, y)
         found = outputs(self.setup, self.progress, client, raw, at=at)
-        metrics = {} if targets is None else task.values(score(self.setup, found, targets))
-        return Answer(self.setup, task.activate(found.double()), metrics)
+        measured = None
+        if targets is not None:
+            measured = measure_samples(self.setup, self.progress, client, found, targets, group=group, at=at)
+        return Answer(self.setup, task.activate(found.double()), measured)
 
     def export(
         self,

@@ -21,6 +21,7 @@ from floco.data.federation import Federation
 from floco.data.known import describe as describe_federation
 from floco.data.models import MODELS
 from floco.data.models import model as named_model
+from floco.deliver.measures import measure_clients
 from floco.deliver.network import write_graph
 from floco.deliver.newcomers import newcomer_rows
 from floco.engines.engine import resolve, start_engine
@@ -166,15 +167,20 @@ def advance(setup: Setup, settings: RunSettings, store: Store | None, start: Pro
                 for tracker in list(trackers):
                     track(tracker, progress.evaluation.history, trackers)
     if store is not None:
-        try_newcomers(setup, store.path, progress)
+        conclude(setup, store.path, progress)
     return progress
 
 
-def try_newcomers(setup: Setup, path: Path, progress: Progress) -> None:
-    """Write newcomers.csv, the results of the held-out clients, if the run is finished and the file does not exist."""
-    file, finished = path / "newcomers.csv", progress.round == setup.training.rounds
-    if setup.federation.held_out and finished and not file.exists():
-        replace_file(file, csv_text(newcomer_rows(setup, progress.state), header=True).encode())
+def conclude(setup: Setup, path: Path, progress: Progress) -> None:
+    """Write what a finished run has that is missing: metrics.csv and the tables beside it, and newcomers.csv."""
+    if progress.round < setup.training.rounds:
+        return
+    if not (path / "metrics.csv").exists():  # the last of the three
+        for name, rows in reversed(measure_clients(setup, progress)._asdict().items()):
+            if rows or name == "metrics":
+                replace_file(path / f"{name}.csv", csv_text(rows, header=True).encode())
+    if setup.federation.held_out and not (path / "newcomers.csv").exists():
+        replace_file(path / "newcomers.csv", csv_text(newcomer_rows(setup, progress.state), header=True).encode())
 
 
 def _trackers(settings: RunSettings, store: Store | None) -> list[Tracker]:
@@ -201,7 +207,7 @@ def continue_run(path: Path, setup: Setup | None, start: Callable[[Setup, Progre
         watch = start(setup, progress)
         if progress.round < setup.training.rounds:
             advance(setup, settings.run, store, progress, watch)
-        try_newcomers(setup, path, progress)
+        conclude(setup, path, progress)
     return setup
 
 

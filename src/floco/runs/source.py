@@ -35,7 +35,8 @@ def samples(config: Config) -> Samples:
             "this run was started from Python, and its directory does not describe its data and model: "
             "continue it with floco.fit(..., out=..., resume=True)"
         )
-    names = ("kind", "labels", "channels", "target", "client", "features", "order", "categories", "levels", "missing")
+    roles = ("target", "client", "features", "order", "group")
+    names = ("kind", "labels", "channels", "categories", "levels", "missing", *roles)
     return load(data.source, task=config.task, **{name: getattr(data, name) for name in names})
 
 

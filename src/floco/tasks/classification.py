@@ -11,9 +11,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from floco.core.errors import FlocoError, warn
+from floco.core.intervals import Statistic
 from floco.core.metrics import Metric, Metrics, Score
 from floco.core.settings import setting
 from floco.core.task import Labels, Task
+from floco.tasks import decisions
 from floco.tasks.endings import doubt_probabilities
 from floco.tasks.guess import LabelGuess
 from floco.tasks.labels import check_labels, plain_labels, whole_numbers
@@ -36,6 +38,9 @@ class Classification(Task):
             "ece": Metric(higher=False, share=True),
             "brier": Metric(higher=False),
         }
+    )
+    further: ClassVar[Metrics] = Metrics(
+        {name: Metric(share=True) for name in ("f1", "auroc", "average_precision", "sensitivity", "specificity")}
     )
     score_type: ClassVar[type[Score]] = ClassificationScore
     kind: ClassVar[str] = "whole numbers or strings"
@@ -76,6 +81,42 @@ class Classification(Task):
         counts, hits = (torch.bincount(y, minlength=classes).tolist() for y in (targets, targets[right]))
         loss = float(cross_entropy(logits, targets, reduction="sum"))
         return ClassificationScore(tuple(counts), tuple(hits), loss, float(squares), tuple(gaps.tolist()))
+
+    def decides(self, outputs: int) -> bool:
+        """Return whether there are two classes; the second is the positive one."""
+        return outputs == 2
+
+    def choose_threshold(self, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+        """Return the probability of the second class from which a sample counts as positive, by Youden's J."""
+        return decisions.choose_threshold(self._probabilities(outputs)[:, 1], targets.numpy() == 1)
+
+    def classify(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return the most probable class of each sample, (n,)."""
+        return outputs.argmax(1)
+
+    def shares(
+        self, outputs: torch.Tensor, targets: torch.Tensor, thresholds: torch.Tensor | None
+    ) -> dict[str, tuple[int, int]]:
+        """Return accuracy and, with thresholds (n,) of the second class, sensitivity and specificity."""
+        made = {"accuracy": (int((self.classify(outputs) == targets).sum()), len(targets))}
+        if thresholds is None:
+            return made
+        decided = self._probabilities(outputs)[:, 1] >= thresholds.numpy()
+        return made | decisions.count_decisions(decided, targets.numpy() == 1)
+
+    def resampler(self, outputs: torch.Tensor, targets: torch.Tensor, *, further: bool = True) -> Statistic:
+        """Return the function that gives accuracy and macro F1 and, if `further`, the areas of resamples."""
+        probabilities, truth = self._probabilities(outputs), _truth(outputs, targets)
+        guess = self.classify(outputs).numpy()
+
+        def measure(counts: np.ndarray) -> dict[str, np.ndarray]:
+            classes = decisions.resample_classes(targets.numpy(), guess, outputs.shape[1], counts)
+            return classes if not further else classes | decisions.resample_areas(probabilities, truth, counts)
+
+        return measure
+
+    def _probabilities(self, outputs: torch.Tensor) -> np.ndarray:
+        return outputs.double().softmax(1).numpy()
 
     def activate(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return probabilities (n, C)."""
@@ -181,6 +222,11 @@ def _doubt_amounts(dtype: np.dtype[Any], different: int, where: str) -> None:
         raise FlocoError(f"{text}; {remedy}; if they are classes, write them as integers, without a point")
     if different > _WHOLE:
         warn(f"{text}; {remedy}")
+
+
+def _truth(outputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+    """Return which class each sample has, (n, C)."""
+    return torch.nn.functional.one_hot(targets, outputs.shape[1]).numpy() > 0
 
 
 def _read(values: Any, where: str) -> np.ndarray:

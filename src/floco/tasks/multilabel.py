@@ -14,8 +14,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from floco.core.errors import FlocoError
 from floco.core.inputs import array, headings
+from floco.core.intervals import Statistic
 from floco.core.metrics import Metric, Metrics, Score, mean
 from floco.core.task import Labels, Task
+from floco.tasks.decisions import resample_areas
 from floco.tasks.endings import batch_of, doubt_probabilities
 from floco.tasks.guess import FrequencyGuess
 
@@ -138,6 +140,7 @@ class Multilabel(Task):
     metrics: ClassVar[Metrics] = Metrics(
         {"auroc": Metric(share=True), "f1": Metric(share=True), "loss": Metric(higher=False)}
     )
+    further: ClassVar[Metrics] = Metrics({"average_precision": Metric(share=True)})
     score_type: ClassVar[type[Score]] = MultilabelScore
     kind: ClassVar[str] = "rows of 0 and 1"
     padding: ClassVar[float] = -1.0
@@ -157,6 +160,10 @@ class Multilabel(Task):
     def score(self, outputs: torch.Tensor, targets: torch.Tensor) -> MultilabelScore:
         """Return the score of logits (n, L) for targets (n, L)."""
         return MultilabelScore.of(outputs, targets, float(self.losses(outputs.double(), targets).sum()))
+
+    def resampler(self, outputs: torch.Tensor, targets: torch.Tensor, *, further: bool = True) -> Statistic:
+        """Return the function that gives AUROC and average precision of resamples."""
+        return lambda counts: resample_areas(outputs.numpy(), targets.numpy() > 0, counts)
 
     def activate(self, outputs: torch.Tensor) -> torch.Tensor:
         """Return probabilities (n, L)."""

@@ -19,6 +19,7 @@ from floco.tasks.dense import IGNORED, Dense
 class SegmentationScore(Score):
     """Counts of pixels by class over n images; the scores of disjoint parts add up."""
 
+    linear: ClassVar[bool] = True
     n: int
     losses: float
     """Sum of the pixels' cross-entropies, in nats."""

@@ -1,0 +1,78 @@
+"""Intervals for what was measured on few samples or few clients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+LEVEL = 0.95
+"""Share of the intervals that should hold the true value."""
+RESAMPLES = 1000
+"""Resamples of a bootstrap."""
+_BLOCK = 2**22  # numbers in memory at once
+
+Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
+"""From how often each of n rows is drawn, (B, n), to metrics by name, (B,), NaN where undefined."""
+
+
+class Interval(NamedTuple):
+    """The two ends of an interval; NaN if they are unknown."""
+
+    lower: float = math.nan
+    upper: float = math.nan
+
+
+UNKNOWN = Interval()
+
+
+def wilson(hits: int, n: int) -> Interval:
+    """Return the 95 % interval of a share, `hits` of n independent samples (Wilson 1927); unknown for n = 0.
+
+    >>> [round(end, 3) for end in wilson(17, 18)]
+    [0.742, 0.99]
+    """
+    from scipy.stats import binomtest  # on use: slow to import
+
+    return Interval(*map(float, binomtest(hits, n).proportion_ci(LEVEL, method="wilson"))) if n else UNKNOWN
+
+
+def resample(statistic: Statistic, n: int, seed: int) -> dict[str, np.ndarray]:
+    """Return metrics of 1,000 resamples of n rows, (1000,) each: n rows drawn with replacement.
+
+    Equal n and seed draw equal rows, so the difference of two models' values on one resample is a paired one.
+    """
+    parts = [statistic(counts) for counts in _draw(n, seed)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _draw(n: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield how often each of n rows is in each resample, (B, n) in blocks."""
+    generator, size = np.random.default_rng(seed), max(1, min(RESAMPLES, _BLOCK // n))
+    for start in range(0, RESAMPLES, size):
+        b = min(size, RESAMPLES - start)
+        drawn = generator.integers(n, size=(b, n)) + n * np.arange(b)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=b * n).reshape(b, n)
+
+
+def percentiles(values: np.ndarray, n: int) -> Interval:
+    """Return the 95 % interval of a metric from its values in resamples of n rows, (B,); NaN does not count.
+
+    These are percentiles, moved outwards for small n as the t distribution says (Hesterberg 2015). The interval is
+    unknown if all resamples give one value, e.g. the AUROC 1: so few rows do not show how far it may be off.
+    """
+    from scipy.stats import norm, t
+
+    known = values[~np.isnan(values)]
+    if n < 2 or len(known) < len(values) / 2 or np.ptp(known) == 0:
+        return UNKNOWN
+    tail = float(norm.cdf(math.sqrt(n / (n - 1)) * t.ppf((1 - LEVEL) / 2, n - 1)))
+    return Interval(*np.quantile(known, [tail, 1 - tail]).tolist())
+
+
+def bound_mean(values: np.ndarray, seed: int) -> Interval:
+    """Return the 95 % interval of the mean of values (n,), such as clients' differences between two methods."""
+    found = resample(lambda counts: {"mean": counts @ values / len(values)}, len(values), seed)
+    return percentiles(found["mean"], len(values))
