@@ -56,6 +56,7 @@ def export(
     *,
     source: str,
     versions: Mapping[str, Any],
+    changes: Sequence[str] = (),
     kind: str | None = None,
     at: str = "center",
 ) -> list[Path]:
@@ -68,6 +69,7 @@ def export(
         path: see `choose_file`.
         source: source of the data, for the cards.
         versions: versions of packages and machine, for the cards.
+        changes: what was changed in the run, in words, for the cards.
         kind: one of `FORMATS` (None: the ending of `path`, or safetensors).
         at: see `personal.deliver`.
 
@@ -93,6 +95,7 @@ def export(
             with one_thread():
                 tensors, mixture = deliver(setup, progress, client, at=at)
                 facts = _card(setup, progress, client, tensors, source, versions)
+            facts["changes"] = list(changes)
             if mixture is not None:
                 facts |= {"at": at, "mixture": mixture.tolist()}
             done.append(file)
@@ -114,6 +117,7 @@ def export_placed(
     *,
     source: str,
     versions: Mapping[str, Any],
+    changes: Sequence[str] = (),
     kind: str | None = None,
 ) -> Path:
     """Write the model of a newcomer called `name` as `export` does, and return its file.
@@ -123,6 +127,7 @@ def export_placed(
     file, kind = choose_file(path, name, kind)
     chosen, title = placed.chosen, f'Model of the newcomer "{name}"'
     more = {"client": name, "round": round_, "mixture": placed.center.tolist(), "placed_by": chosen.rule}
+    more["changes"] = list(changes)
     facts: Card = card(setup, title, None, versions, **more)
     alone = replace(setup.federation, y=targets)
     facts["data"] = data_facts(alone, torch.arange(len(targets)), source)

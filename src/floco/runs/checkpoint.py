@@ -99,6 +99,19 @@ class Store:
             if partial != path:
                 shutil.rmtree(partial, ignore_errors=True)
 
+    @property
+    def last_round(self) -> int:
+        """The round of the last checkpoint."""
+        return self._latest()[0]
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Replace the content of run.json, atomically."""
+        try:
+            replace_file(self.path / "run.json", to_json(facts))
+        except OSError as error:
+            raise RunFailed(f"cannot write to {self.path}: {error.strerror or error}") from error
+        self.facts = dict(facts)
+
     def close(self) -> None:
         """Unlock the directory."""
         self._lock.release()

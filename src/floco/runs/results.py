@@ -21,6 +21,7 @@ from floco.deliver.export import export, export_placed
 from floco.deliver.newcomers import newcomer_rows, place
 from floco.deliver.personal import deliver, in_float32, predict, prediction_table
 from floco.deliver.placement import Placement
+from floco.runs.changes import CHANGES, describe
 from floco.runs.machine import environment
 from floco.runs.source import PYTHON
 from floco.server.progress import Progress
@@ -77,6 +78,16 @@ class Run:
     def failures(self) -> pd.DataFrame:
         """One row for each time a client was left out of a round: round, client, reason."""
         return self._table("failures")
+
+    @property
+    def changes(self) -> pd.DataFrame:
+        """One row for each setting that was changed in the run: the first round it holds for, key, before, after."""
+        import pandas as pd
+
+        return pd.DataFrame(self._changes(), columns=list(CHANGES))
+
+    def _changes(self) -> list[dict[str, Any]]:
+        return [] if self.path is None else list(read_json(self.path / "run.json").get("changes", []))
 
     @property
     def newcomers(self) -> pd.DataFrame:
@@ -141,6 +152,10 @@ class Run:
         found = judge(in_float32(self.setup), [tensors], *self.setup.federation.schema.labelled(x, y))
         return self.setup.task.values(found[0])
 
+    def _about(self) -> dict[str, Any]:
+        """Return what the cards say of the run and this machine."""
+        return {"versions": environment(), "changes": describe(self._changes())}
+
     def export(
         self,
         path: Path | str,
@@ -157,7 +172,7 @@ class Run:
             kind: `safetensors`, `pt2` or `onnx` (None: the ending of `path`, or safetensors).
             at: as in `personal`.
         """
-        more: dict[str, Any] = {"source": self.source, "versions": environment(), "kind": kind, "at": at}
+        more: dict[str, Any] = {**self._about(), "source": self.source, "kind": kind, "at": at}
         return export(self.setup, self.progress, clients, Path(path), **more)
 
     def place(self, x: Any, y: Any) -> Placement:
@@ -182,7 +197,7 @@ class Run:
         `y` are the targets (N, ...) that it was placed with.
         """
         targets = self.setup.federation.schema.targets(y, "y")
-        more: dict[str, Any] = {"source": source, "versions": environment(), "kind": kind}
+        more: dict[str, Any] = {**self._about(), "source": source, "kind": kind}
         return export_placed(self.setup, self.progress.round, placed, targets, Path(path), name, **more)
 
     def check(self, client: str, x: Any, y: Any) -> Drift:
