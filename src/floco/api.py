@@ -127,9 +127,17 @@ def fit(
     check_importable(config)
     if not (resume and (path / "run.json").exists()):
         session.create(config, setup, path)
+    return _warn_of_failures(_continue(path, config, setup, settings, change, watch))
+
+
+def _continue(
+    path: Path, config: Config, setup: Setup, given: dict[str, Any], change: bool, watch: session.Watch
+) -> Run:
+    """Return the run in a directory after its last round; `given` are the settings that were given."""
     stored, store = session.reopen(path)
     with closing(store):
-        not_given = (f.name for f in dataclasses.fields(RunSettings) if settings.get(f.name, "auto") == "auto")
+        free = () if change else dataclasses.fields(RunSettings)
+        not_given = (f.name for f in free if given.get(f.name, "auto") == "auto")
         run = dataclasses.replace(config.run, **{name: getattr(stored.run, name) for name in not_given})
         config = dataclasses.replace(config, run=run)
         if not change:
@@ -140,7 +148,7 @@ def fit(
             session.note_changes(store, config, store.last_round)
         store.rewind()
         start = store.load(run.memory_budget)
-        return _warn_of_failures(Run(setup, session.advance(setup, run, store, start, watch), path))
+        return Run(setup, session.advance(setup, run, store, start, watch), path)
 
 
 def _keep(out: Path, algorithm: Algorithm, settings: dict[str, Any]) -> tuple[Algorithm, dict[str, Any]]:

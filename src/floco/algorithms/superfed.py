@@ -77,8 +77,8 @@ class SuPerFed(Algorithm):
         if not begins[0] <= done < begins[1] - 1:
             return None
         return (
-            f"training.rounds = {after.rounds}: superfed has trained the personal endpoints since round {begins[0]}, and "
-            f"would wait with them until round {begins[1]} (algorithm.start_share = {self.start_share:g}): "
+            f"training.rounds = {after.rounds}: superfed has trained the personal endpoints since round {begins[0]}, "
+            f"and would wait with them until round {begins[1]} (algorithm.start_share = {self.start_share:g}): "
             "choose fewer rounds"
         )
 

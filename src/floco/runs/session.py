@@ -72,12 +72,9 @@ def resolve_engine(config: Config, setup: Setup) -> Config:
 def create(config: Config, setup: Setup, path: Path) -> None:
     """Create the run directory of a configuration, with a checkpoint of round 0."""
     check_installed(config.run.trackers)
-    facts = {
-        "config": changes.plain(config),
-        "data": setup.federation.fingerprint(),
-        "model": setup.network.fingerprint(),
-    }
-    facts |= {**describe(config), "network": setup.network.shape_hash(), "clients": len(setup.clients)}
+    facts: dict[str, Any] = {"config": changes.plain(config), **describe(config), "clients": len(setup.clients)}
+    facts |= {"data": setup.federation.fingerprint(), "model": setup.network.fingerprint()}
+    facts |= {"network": setup.network.shape_hash()}
     versions = json.dumps(environment(), indent=1, sort_keys=True) + "\n"
     texts = {"config.toml": to_toml(config), "environment.json": versions}
     Store.create(path, texts, facts, loop.initialize(setup))

@@ -19,8 +19,8 @@ from floco.analysis.tables import Results
 from floco.api import open_run
 from floco.core.errors import FlocoError
 from floco.core.values import Row
-from floco.runs.results import Run
 from floco.runs.changes import describe
+from floco.runs.results import Run
 from floco.runs.source import PYTHON
 from floco.runs.toml import parse
 from floco.storage.files import csv_text, read_json, write_file
