@@ -184,7 +184,7 @@ def run_all(comparison: Comparison, start: Start, tried: Callable[[str], None]) 
 def _locked(path: Path) -> Iterator[None]:
     lock = FileLock(path / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.2)  # `floco status` may look at it for a moment
     except Timeout as error:
         raise FlocoError(f"{path} is in use by another process; wait for it, or stop it first") from error
     except OSError as error:

@@ -44,8 +44,11 @@ _TABLES = ("history", "clients", "failures", "timings")
 class Store:
     """One run directory, locked while it is open."""
 
-    def __init__(self, path: Path, *, wait: float = 0) -> None:
-        """Open and lock an existing run directory; wait up to `wait` seconds for the lock."""
+    def __init__(self, path: Path, *, wait: float = 0.2) -> None:
+        """Open and lock an existing run directory; wait up to `wait` seconds for the lock.
+
+        They are not 0, because `floco status` holds the lock for a moment to see whether it is free.
+        """
         self.path = path
         if not (path / "run.json").is_file():
             raise FlocoError(f"{path} is no run directory: it has no run.json")
