@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from floco.cli.console import Debug, Json, app, emit, out_console, report_errors
 from floco.core.errors import FlocoError
-
-if TYPE_CHECKING:
-    from rich.console import Group as Shown
 
 _RUNS = typer.Argument(metavar="[RUN...]", help="Runs, comparisons, or folders of them. Default: those in runs/.")
 _WATCH = typer.Option("--watch", help="Show it again every second, until nothing runs any more or Ctrl-C.")
@@ -28,13 +25,13 @@ def status(
 ) -> None:
     """Show how far runs and comparisons are: rounds, pace, remaining time, and which clients failed."""
     with report_errors(debug, as_json):
+        from floco.cli.progress_table import show
         from floco.runs.status import as_plain, look
 
         chosen = paths or [Path("runs")]
         if not watch:
             groups = look(chosen)
-            if not as_json:
-                out_console.print(_shown(chosen))
+            out_console.print(show(groups))
             emit(as_json, **as_plain(groups))
             return
         if as_json or not out_console.is_terminal:
@@ -57,19 +54,13 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
 def _watch(paths: list[Path]) -> None:
     from rich.live import Live
 
+    from floco.cli.progress_table import show
     from floco.runs.status import look
 
     try:
-        with Live(_shown(paths), console=out_console, auto_refresh=False) as live:
-            while any(run.state == "running" for group in look(paths) for run in group.runs):
+        with Live(show(groups := look(paths)), console=out_console, auto_refresh=False) as live:
+            while any("running" in (group.state, *(run.state for run in group.runs)) for group in groups):
                 time.sleep(_EVERY)
-                live.update(_shown(paths), refresh=True)
+                live.update(show(groups := look(paths)), refresh=True)
     except KeyboardInterrupt:
         return
-
-
-def _shown(paths: list[Path]) -> Shown:
-    from floco.cli import progress_table
-    from floco.runs.status import look
-
-    return progress_table.show(look(paths))
