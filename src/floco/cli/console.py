@@ -38,7 +38,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        out_console.print(f"floco {__version__}", highlight=False)
+        typer.echo(f"floco {__version__}")
         raise typer.Exit
 
 

@@ -84,7 +84,7 @@ class Run:
         """One row for each setting that was changed in the run: the first round it holds for, key, before, after."""
         import pandas as pd
 
-        return pd.DataFrame(self._changes(), columns=list(CHANGES))
+        return pd.DataFrame(self._changes(), columns=list(CHANGES), dtype=object)
 
     def _changes(self) -> list[dict[str, Any]]:
         return [] if self.path is None else list(read_json(self.path / "run.json").get("changes", []))
