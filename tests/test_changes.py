@@ -216,6 +216,8 @@ def test_in_python_what_cannot_change_is_refused_and_without_change_everything_i
     train(tmp_path / "run", Floco(endpoints=3))
     with pytest.raises(FlocoError, match=r"algorithm\.radius: what server(.|\n)*training\.buffers: what server"):
         go_on(tmp_path / "run", Floco(endpoints=3, radius=0.3), rounds=9, buffers="local")
+    with pytest.raises(FlocoError, match="give out and resume=True"):
+        train(tmp_path / "run", change=True)
     with pytest.raises(FlocoError, match=r"training\.rounds = 4, .* continued with 9: .* change=True"):
         fit(
             small_net,
@@ -336,6 +338,22 @@ def test_a_first_round_that_fails_leaves_a_run_that_opens_and_goes_on(base: list
     assert done.exit_code == 1
     assert open_run(tmp_path / "run").progress.round == 0
     assert floco("resume", tmp_path / "run", "-s", "training.lr=0.1").exit_code == 0
+
+
+def test_a_folder_that_was_there_stays_empty_if_the_run_cannot_be_moved_into_it(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Path.rename
+
+    def stopped(self: Path, target: Path) -> Path:
+        if self.name == "run.json":
+            raise KeyboardInterrupt
+        return original(self, target)
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(Path, "rename", stopped)
+    floco("run", *base, "--out", tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_ctrl_c_before_the_first_checkpoint_leaves_nothing_or_a_run(base: list[str], tmp_path: Path) -> None:

@@ -107,8 +107,10 @@ def fit(
         FlocoError: settings, data or model do not fit; raised before training starts.
         RunFailed: too many clients failed; the run in `out` can be resumed.
     """
-    if change and resume and out is not None and (Path(out) / "run.json").exists():
-        algorithm, settings = _keep(Path(out), algorithm, settings)
+    if change and not (resume and out is not None):
+        raise FlocoError("change=True changes a run that is continued: give out and resume=True")
+    if change and (Path(str(out)) / "run.json").exists():
+        algorithm, settings = _keep(Path(str(out)), algorithm, settings)
     config, setup = _configured(model, federation, algorithm, dict(settings))
     watch = watch or (lambda progress: None)
     if out is None:
