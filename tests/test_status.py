@@ -110,9 +110,7 @@ def test_a_run_whose_process_died_is_told_from_a_running_one(tmp_path: Path) -> 
 def test_looking_at_a_run_keeps_nobody_from_using_it(made: Path, tmp_path: Path) -> None:
     run = shutil.copytree(made / "done", tmp_path / "run")
     Store(run).close()
-    look = (
-        f"from pathlib import Path\nfrom floco.runs.status import is_locked\nwhile True: is_locked(Path({str(run)!r}))"
-    )
+    look = f"import pathlib, floco.runs.status as s\nwhile True: s.is_locked(pathlib.Path({str(run)!r}))"
     (run / ".lock").touch()
     process = subprocess.Popen([sys.executable, "-c", look])
     try:

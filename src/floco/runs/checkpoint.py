@@ -16,12 +16,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
 from floco.core.errors import FlocoError, RunFailed
-from floco.core.values import Row, ServerState, Tensors
+from floco.core.values import Row
 from floco.server.evaluation import Counts
 from floco.server.progress import Progress
 from floco.storage.files import (
@@ -36,6 +35,7 @@ from floco.storage.files import (
     write_tensors,
 )
 from floco.storage.memories import BUDGET, Memories, Memory
+from floco.storage.states import flat_state, restore_state
 
 FORMAT = 7  # 6: run.json names method and metrics; [data.split] is a table. 7: progress.json says last_trained
 _TABLES = ("history", "clients", "failures", "timings")
@@ -149,7 +149,7 @@ class Store:
         folder = base / str(number)
         shutil.rmtree(folder, ignore_errors=True)  # remains of a killed attempt
         folder.mkdir()
-        written = write_tensors(folder / "state.safetensors", _flat(progress.state))
+        written = write_tensors(folder / "state.safetensors", flat_state(progress.state))
         checksums = {"state": written, "memories": self._checksums}
         facts = {n: dict(getattr(progress, n)) for n in ("participated", "last_trained")}
         facts |= {"counts": asdict(progress.counts), "memories": versions, "sizes": sizes, "checksums": checksums}
@@ -210,7 +210,7 @@ class Store:
         for client, file in files.items():
             read_tensors(file, self._checksums[client])  # find damaged files now, not as a failure of the client
         memories = Memories({c: Memory(None, file) for c, file in files.items()}, budget=budget, folder=base)
-        state, counts = _state(tensors, number), Counts(**facts["counts"])
+        state, counts = restore_state(tensors, number), Counts(**facts["counts"])
         return Progress(state, memories, facts["participated"], facts["last_trained"], counts)
 
     def rewind(self) -> None:
@@ -251,24 +251,3 @@ def run_directory(path: Path) -> Path:
     """Return the run directory at a path: the path itself or, in a Flower site's state directory, its last run."""
     current = path / "current"
     return path / current.read_text().strip() if current.is_file() and not (path / "run.json").exists() else path
-
-
-def _flat(state: ServerState) -> Tensors:
-    """Return all tensors of a state under `shared/`, `kept/` and `client/ID/`: the inverse of `_state`."""
-    groups = {"shared": state.shared, "kept": state.kept}
-    groups |= {f"client/{quote(c, safe='')}": tensors for c, tensors in state.by_client.items()}
-    return {f"{group}/{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
-
-
-def _state(flat: Tensors, number: int) -> ServerState:
-    shared: Tensors = {}
-    kept: Tensors = {}
-    by_client: dict[str, Tensors] = {}
-    for name, tensor in flat.items():
-        kind, _, rest = name.partition("/")
-        if kind == "client":
-            client, _, leaf = rest.partition("/")
-            by_client.setdefault(unquote(client), {})[leaf] = tensor
-        else:
-            (shared if kind == "shared" else kept)[rest] = tensor
-    return ServerState(shared, kept, by_client, number)
