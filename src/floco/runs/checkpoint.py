@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from floco.server.progress import Progress
 from floco.storage.files import (
     csv_text,
     file_name,
+    move_all,
     read_json,
     read_tensors,
     replace_file,
@@ -91,7 +92,7 @@ class Store:
             store.close()
             (partial / ".lock").unlink(missing_ok=True)
             if path.exists():  # kept, as it may be a working directory; it is a run once it has run.json, the last file
-                _move_all(sorted(partial.iterdir(), key=lambda p: p.name == "run.json"), path)
+                move_all(sorted(partial.iterdir(), key=lambda p: p.name == "run.json"), path)
             else:
                 partial.rename(path)
             sync_folder(path.parent)
@@ -233,18 +234,6 @@ class Store:
         for path in [*(base / "memories").iterdir(), base / "latest.new"]:
             if path not in used:
                 path.unlink(missing_ok=True)
-
-
-def _move_all(entries: Sequence[Path], folder: Path) -> None:
-    """Move files and folders into an empty folder, all or none."""
-    try:
-        for entry in entries:
-            entry.rename(folder / entry.name)
-    except BaseException:
-        for entry in entries:
-            if (folder / entry.name).exists():
-                (folder / entry.name).rename(entry)
-        raise
 
 
 def run_directory(path: Path) -> Path:

@@ -80,6 +80,18 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
+def move_all(entries: Sequence[Path], folder: Path) -> None:
+    """Move files and folders into an empty folder, all or none."""
+    try:
+        for entry in entries:
+            entry.rename(folder / entry.name)
+    except BaseException:
+        for entry in entries:
+            if (folder / entry.name).exists():
+                (folder / entry.name).rename(entry)
+        raise
+
+
 def sync_folder(path: Path) -> None:
     """Sync the entries of a folder to disk."""
     handle = os.open(path, os.O_RDONLY)
