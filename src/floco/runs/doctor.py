@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
-from floco import __version__
 from floco.core.errors import FlocoError
 from floco.engines.engine import default_workers
 from floco.runs.machine import device
@@ -38,7 +37,7 @@ def examine() -> dict[str, Any]:
     extras = {name: _extra(name, purpose, needed) for name, purpose in PURPOSES.items()}
     base = [r for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
     return {
-        "floco": __version__,
+        "floco": version("floco"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": platform.system(),
