@@ -15,19 +15,21 @@ from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError, warn
 from floco.core.network import Factory, build_network
-from floco.core.settings import build
+from floco.core.settings import build, plain
 from floco.core.values import Row, Training
 from floco.data.federation import Federation
 from floco.data.partition import Natural
 from floco.engines.engine import start_engine
-from floco.runs import session, source
+from floco.runs import changes, session, source
 from floco.runs.config import Config, Data, Model, RunSettings, check_importable
 from floco.runs.machine import device
 from floco.runs.reading import find_run, read_run
 from floco.runs.results import Run
+from floco.runs.toml import parse
 from floco.server import rounds as loop
 from floco.server.evaluation import Evaluation
 from floco.server.progress import Plan, Progress
+from floco.storage.files import read_json
 from floco.storage.memories import Memories
 
 
@@ -82,6 +84,7 @@ def fit(
     *,
     out: Path | str | None = None,
     resume: bool = False,
+    change: bool = False,
     watch: session.Watch | None = None,
     **settings: Any,
 ) -> Run:
@@ -94,6 +97,8 @@ def fit(
         algorithm: e.g. `floco.Floco(endpoints=10)`.
         out: a run directory to write, as `floco run` does; None: keep everything in memory.
         resume: continue the run in `out` if there is one.
+        change: with `resume`, let settings that are given hold from the next round on, and note it in the run; all
+            others stay. Settings of training and run can change, e.g. `rounds` of a finished run.
         watch: function to call with the `Progress` after every round.
         settings: `seed`, and all keys of `training` (`rounds`, `lr`, ...) and `run` (`engine`, `evaluate_every`, ...).
 
@@ -101,6 +106,10 @@ def fit(
         FlocoError: settings, data or model do not fit; raised before training starts.
         RunFailed: too many clients failed; the run in `out` can be resumed.
     """
+    if change and not (resume and out is not None):
+        raise FlocoError("change=True changes a run that is continued: give out and resume=True")
+    if change and (Path(str(out)) / "run.json").exists():
+        algorithm, settings = _keep(Path(str(out)), algorithm, settings)
     config, setup = _configured(model, federation, algorithm, dict(settings))
     watch = watch or (lambda progress: None)
     if out is None:
@@ -119,15 +128,38 @@ def fit(
     check_importable(config)
     if not (resume and (path / "run.json").exists()):
         session.create(config, setup, path)
+    return _warn_of_failures(_continue(path, config, setup, settings, change, watch))
+
+
+def _continue(
+    path: Path, config: Config, setup: Setup, given: dict[str, Any], change: bool, watch: session.Watch
+) -> Run:
+    """Return the run in a directory after its last round; `given` are the settings that were given."""
     stored, store = session.reopen(path)
     with closing(store):
-        not_given = (f.name for f in dataclasses.fields(RunSettings) if settings.get(f.name, "auto") == "auto")
+        free = () if change else dataclasses.fields(RunSettings)
+        not_given = (f.name for f in free if given.get(f.name, "auto") == "auto")
         run = dataclasses.replace(config.run, **{name: getattr(stored.run, name) for name in not_given})
-        session.check_config(stored, dataclasses.replace(config, run=run), path)
+        config = dataclasses.replace(config, run=run)
+        if not change:
+            session.check_config(stored, config, path)
         session.check(store, setup)
+        if change:
+            changes.permit(stored, config, store.latest()[0])
+            session.note_changes(store, config, store.latest()[0])
         store.rewind()
-        start = store.load(stored.run.memory_budget)
-        return _warn_of_failures(Run(setup, session.advance(setup, stored.run, store, start, watch), path))
+        start = store.load(run.memory_budget)
+        return Run(setup, session.advance(setup, run, store, start, watch), path)
+
+
+def _keep(out: Path, algorithm: Algorithm, settings: dict[str, Any]) -> tuple[Algorithm, dict[str, Any]]:
+    """Return algorithm and settings of a run that goes on with others: those that are not given are the run's own."""
+    facts = read_json(out / "run.json")
+    stored = parse(facts["config"])
+    kept = {"seed": stored.seed, **plain(stored.training), **plain(stored.run)}
+    if "engine" in settings:
+        kept["workers"] = None  # those of the other engine may not suit this one
+    return algorithm.resolved(changes.started(facts).training), {**kept, **settings}
 
 
 def _warn_of_failures(run: Run) -> Run:

@@ -24,6 +24,7 @@ from floco.core.values import (
     Predict,
     Step,
     Tensors,
+    Training,
     Update,
     add_prefix,
 )
@@ -70,9 +71,23 @@ class SuPerFed(Algorithm):
         received = add_prefix({n: message.shared[n] for n in facts.layout.parameters}, RECEIVED)
         return {**message.shared, **memory, **received}
 
+    def refuse_change(self, before: Training, after: Training, done: int) -> str | None:
+        """Refuse so many rounds that w_l, already in training, would rest again until its share of them is over."""
+        begins = [self._alone(t) + 1 for t in (before, after)]
+        if not begins[0] <= done < begins[1] - 1:
+            return None
+        return (
+            f"training.rounds = {after.rounds}: superfed has trained the personal endpoints since round {begins[0]}, "
+            f"and would wait with them until round {begins[1]} (algorithm.start_share = {self.start_share:g}): "
+            "choose fewer rounds"
+        )
+
+    def _alone(self, training: Training) -> int:
+        """Return the number of rounds, the first ones, that train w_f alone."""
+        return math.floor(self.start_share * training.rounds + 1e-9)  # 0.29 * 100 is 28.999... in floating point
+
     def _active(self, message: Message, facts: Facts) -> bool:
-        start = self.start_share * facts.training.rounds + 1e-9  # 0.29 * 100 is 28.999... in floating point
-        return message.round > math.floor(start)
+        return message.round > self._alone(facts.training)
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
         """Return one phase: w_f alone in the first share of the rounds, then both endpoints."""

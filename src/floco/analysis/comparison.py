@@ -29,7 +29,7 @@ from floco.runs import session, source
 from floco.runs.config import REGISTRIES, Config
 from floco.runs.toml import as_dict, parse
 from floco.server.progress import Progress
-from floco.storage.files import csv_text, lock_folder, read_json, replace_file, to_json, write_file
+from floco.storage.files import csv_text, lock_folder, read_json, replace_file, to_json
 
 FORMAT = 1
 Start = Callable[[str, Path, Setup, Progress], session.Watch]
@@ -111,7 +111,7 @@ def create(path: Path, configs: Mapping[str, Config], seeds: int, *, tune: bool 
     facts = {"format": FORMAT, "methods": list(configs), "configs": plain, "seeds": seeds, "tune": tune, "data": data}
     try:
         path.mkdir(parents=True, exist_ok=True)
-        write_file(path / "comparison.json", to_json(facts))
+        replace_file(path / "comparison.json", to_json(facts))
     except OSError as error:
         raise FlocoError(f"cannot make the directory {path}: {error.strerror or error}") from error
     return reopen(path)
@@ -120,6 +120,11 @@ def create(path: Path, configs: Mapping[str, Config], seeds: int, *, tune: bool 
 def is_comparison(path: Path) -> bool:
     """Return whether a directory holds a comparison."""
     return os.path.isfile(path / "comparison.json")
+
+
+def find(path: Path) -> Path | None:
+    """Return the comparison at a path, or the one that a run directory belongs to; None if there is none."""
+    return next((p for p in (path, *path.resolve().parents[1:2]) if is_comparison(p)), None)
 
 
 def reopen(path: Path) -> Comparison:

@@ -13,6 +13,7 @@ import pandas as pd
 from floco.core.errors import FlocoError
 from floco.core.metrics import Metrics
 from floco.core.settings import flatten
+from floco.runs.changes import describe
 from floco.storage.files import read_json
 from floco.storage.tables import read_table
 from floco.tasks import Classification
@@ -137,6 +138,8 @@ def _finished(paths: Iterable[Path]) -> list[_Finished]:
 def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what affects a run's results, without the seed; a configuration made in Python does not say all of it."""
     seen = {name: facts.get(name) for name in ("network", "clients")}
+    made = [c for c in facts.get("changes", []) if not c["key"].startswith("run.")]
+    seen["changes"] = "; ".join(describe(made)) or "none"
     return seen | flatten({name: facts["config"][name] for name in ("data", "task", "model", "training", "algorithm")})
 
 

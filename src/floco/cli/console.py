@@ -16,13 +16,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from floco import __version__
 from floco.core.errors import FlocoError, RunFailed
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Personalized federated learning on a solution simplex.",
 )
 out_console = Console(soft_wrap=True)
 err_console = Console(stderr=True, soft_wrap=True)
@@ -34,6 +34,20 @@ Overrides = Annotated[list[str] | None, _OVERRIDE]
 _JSON = typer.Option("--json", help="Print the result as one JSON object, and all else on stderr.")
 Json = Annotated[bool, _JSON]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"floco {__version__}")
+        raise typer.Exit
+
+
+_VERSION = typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+
+
+@app.callback()
+def _start(version: Annotated[bool, _VERSION] = False) -> None:
+    """Personalized federated learning on a solution simplex."""
 
 
 def print_in_any_encoding() -> None:

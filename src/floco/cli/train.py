@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from floco.cli.console import (
-    ConfigFile,
-    Debug,
-    Json,
-    Overrides,
-    app,
-    emit,
-    note,
-    out_console,
-    report_errors,
-    say,
-)
+from floco.cli.console import ConfigFile, Debug, Json, Overrides, app, emit, note, out_console, report_errors, say
 from floco.cli.progress import begin_bar, stoppable
-from floco.core.errors import RunFailed
+from floco.core.errors import FlocoError, RunFailed
 
 if TYPE_CHECKING:
     from floco.analysis.comparison import Comparison
@@ -37,6 +26,8 @@ _TUNE = typer.Option("--tune", help="First try six settings per method, validate
 _PAGE = typer.Option(
     "-o", metavar="FILE.html", help="The page. Default: report.html in the directory, or here for several."
 )
+_CHANGE = typer.Option("-s", metavar="KEY=VALUE", help="Change a setting from the next round on.")
+Changes = Annotated[list[str] | None, _CHANGE]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and exit.")]
 
 
@@ -113,17 +104,27 @@ def compare(
 @app.command()
 def resume(
     path: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run or a comparison.")],
+    s: Changes = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Continue a stopped run or comparison; the results are bitwise those of an uninterrupted one."""
+    """Continue a stopped run or comparison; the results are bitwise those of an uninterrupted one.
+
+    A run, also a finished one, can go on with other settings of training and run, e.g. -s training.rounds=200. They
+    hold from the next round on, and are noted in the run.
+    """
     with report_errors(debug, as_json):
         from floco.analysis import comparison
 
+        if s and (made := comparison.find(path)) is not None:
+            raise FlocoError(
+                f"{made} is a comparison: its methods have the same settings from the first round to the last. Start "
+                "another one with floco compare, e.g. floco compare -s training.rounds=200"
+            )
         if comparison.is_comparison(path):
             emit(as_json, **_compare(comparison.reopen(path), debug))
         else:
-            emit(as_json, **_continue(path, None, debug))
+            emit(as_json, **_continue(path, None, debug, s or []))
 
 
 @app.command()
@@ -187,13 +188,21 @@ def _describe(setup: Setup) -> str:
     return f"{data}; {network}\n{setup.algorithm}, {budget}"
 
 
-def _continue(path: Path, setup: Setup | None, debug: bool) -> dict[str, Any]:
+def _continue(path: Path, setup: Setup | None, debug: bool, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Train a run up to its last round; print the closing table, and return the last evaluation."""
     from floco.cli import views
     from floco.runs import session
+    from floco.runs.changes import describe
+    from floco.storage.files import read_json
 
     with stoppable(path), ExitStack() as stack:
-        setup = session.continue_run(path, setup, lambda setup, start: begin_bar(stack, path, setup, start, debug))
+
+        def start(setup: Setup, progress: Progress) -> Callable[[Progress], None]:
+            for line in describe(read_json(path / "run.json").get("changes", [])):
+                say(line)
+            return begin_bar(stack, path, setup, progress, debug)
+
+        setup = session.continue_run(path, setup, start, overrides)
     out_console.print(views.closing_table(path))
     if line := views.uncertainty_line(path, setup.task):
         say(line)

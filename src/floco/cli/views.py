@@ -13,7 +13,7 @@ from rich.table import Table
 from floco.analysis.columns import methods_table, terminal_columns
 from floco.client.measure import all_metrics, describe_samples
 from floco.core.metrics import Metrics
-from floco.runs.results import read_metrics
+from floco.runs.evaluated import read_metrics
 from floco.storage.files import read_json
 
 if TYPE_CHECKING:

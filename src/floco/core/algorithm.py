@@ -53,6 +53,10 @@ class Algorithm(Settings, ABC):
         """Return the algorithm with defaults filled in that depend on other settings or on the network's layout."""
         return self
 
+    def refuse_change(self, before: Training, after: Training, done: int) -> str | None:
+        """Return why a run cannot go on with other settings of training after `done` rounds; None if it can."""
+        return None
+
     def init(self, network: Network, *, seed: int) -> ServerState:
         """Return the state before the first round."""
         return ServerState(shared={**network.parameters, **network.buffers})

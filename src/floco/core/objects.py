@@ -8,7 +8,6 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from floco.core.errors import FlocoError, nearest
@@ -112,6 +111,8 @@ class Registry:
 
 @cache
 def _entry_points(group: str) -> dict[str, Any]:
+    from importlib.metadata import entry_points  # imported here, since it takes a tenth of a second
+
     return {entry.name: entry for entry in entry_points(group=group)}
 
 

@@ -126,7 +126,8 @@ class Known(Federation):
         """Return how many of the samples `indices` have each label, (C,); () for a task without classes."""
         if not self.task.labelled:
             return ()
-        return tuple(torch.bincount(self._labels[indices], minlength=self.classes).tolist())  # type: ignore[attr-defined]
+        labels: torch.Tensor = self._labels[indices]  # type: ignore[attr-defined]
+        return tuple(labels.bincount(minlength=self.classes).tolist())
 
     @cached_property
     def schema(self) -> Schema:

@@ -15,12 +15,13 @@ from floco.core.random import one_thread
 from floco.core.settings import checked
 from floco.core.task import Labels, Task, add_statistics
 from floco.data.augment import Change, check_augment, find_augment
-from floco.data.federation import Client, Federation, fit_normalization, sum_channels
+from floco.data.federation import Client, Federation
 from floco.data.groups import read_groups
 from floco.data.holdout import SMALL, divide_all, rank
 from floco.data.partition import Foreign
 from floco.data.schema import Form, Normalization, Schema
 from floco.data.split import Split, Table, check_parts, cut
+from floco.data.sums import fit_normalization, sum_channels
 from floco.data.tables import Columns
 from floco.tasks import Classification
 

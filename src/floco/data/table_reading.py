@@ -224,9 +224,7 @@ def _tabulate_x(arrays: dict[str, Any], roles: Roles, where: str) -> tuple[dict[
             )
         return arrays, None
     if roles.target or roles.missing == "drop":
-        raise FlocoError(
-            f'{where}: data.target, and data.missing = "drop", need targets that are a column of the table'
-        )
+        raise FlocoError(f'{where}: data.target and data.missing = "drop" need targets that are a column of the table')
     within = replace(roles, order=None) if roles.order in arrays else roles
     made, table = read_table(x, within, f"{where}: {x_name}", labelled=True)
     if twice := [n for n in made if n != "x" and n in arrays]:

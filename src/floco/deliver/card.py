@@ -77,6 +77,7 @@ def markdown(facts: Card) -> str:
     lines += [f"- Data: {data['source']}; {data['samples']} training samples{f' ({counts})' if counts else ''}."]
     rounds = f"round {facts['round']} of {made['rounds']}, seed {facts['seed']}"
     lines += [f"- Method: {_settings(facts['algorithm'])}; {rounds}.", f"- Training: {_settings(made)}."]
+    lines += [f"- Changed {line}." for line in facts["changes"]]
     lines += [f"- The client took part in {facts['participated']} rounds."] if "participated" in facts else []
     where = facts.get("at") or facts.get("placed_by")
     lines += [f"- Point on the simplex ({where}): {', '.join(f'{a:.4g}' for a in facts['mixture'])}."] if where else []

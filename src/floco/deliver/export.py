@@ -57,6 +57,7 @@ def export(
     *,
     source: str,
     versions: Mapping[str, Any],
+    changes: Sequence[str] = (),
     kind: str | None = None,
     at: str = "center",
     measured: Measured | None = None,
@@ -70,6 +71,7 @@ def export(
         path: see `choose_file`.
         source: source of the data, for the cards.
         versions: versions of packages and machine, for the cards.
+        changes: what was changed in the run, in words, for the cards.
         kind: one of `FORMATS` (None: the ending of `path`, or safetensors).
         at: see `personal.deliver`.
         measured: a model's metrics in the run's last evaluation, for the cards if the samples are not here.
@@ -79,7 +81,7 @@ def export(
             No file is written then.
     """
     clients = (
-        list_models(setup, progress) if clients is None else [clients] if isinstance(clients, str) else list(clients)
+        [clients] if isinstance(clients, str) else list(list_models(setup, progress) if clients is None else clients)
     )
     if not progress.round:
         raise FlocoError("there is nothing to export yet: no round is done")
@@ -97,6 +99,7 @@ def export(
             with one_thread():
                 tensors, mixture = deliver(setup, progress, client, at=at)
                 facts = _card(setup, progress, client, tensors, source, versions, measured)
+            facts["changes"] = list(changes)
             if mixture is not None:
                 facts |= {"at": at, "mixture": mixture.tolist()}
             done.append(file)
@@ -118,6 +121,7 @@ def export_placed(
     *,
     source: str,
     versions: Mapping[str, Any],
+    changes: Sequence[str] = (),
     kind: str | None = None,
 ) -> Path:
     """Write the model of a newcomer called `name` as `export` does, and return its file.
@@ -127,6 +131,7 @@ def export_placed(
     file, kind = choose_file(path, name, kind)
     chosen, title = placed.chosen, f'Model of the newcomer "{name}"'
     more = {"client": name, "round": round_, "mixture": placed.center.tolist(), "placed_by": chosen.rule}
+    more["changes"] = list(changes)
     facts: Card = card(setup, title, None, versions, **more)
     alone = setup.federation.around(targets[:0], targets, ())
     facts["data"] = data_facts(alone, torch.arange(len(targets)), source)

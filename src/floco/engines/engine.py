@@ -110,8 +110,14 @@ def resolve(setup: Setup, kind: str, workers: int | None) -> tuple[str, int]:
             if can_fork
             else "serial"
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return kind, workers or (cores if can_fork and kind != "serial" else 1)
+    return kind, workers or (default_workers() if can_fork and kind != "serial" else 1)
+
+
+def default_workers() -> int:
+    """Return the number of cores that this process may use; 1 on systems that cannot fork."""
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_cohort_faster(setup: Setup) -> bool:

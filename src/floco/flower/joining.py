@@ -15,8 +15,9 @@ from floco.core.inputs import Inputs
 from floco.core.task import Labels, add_statistics
 from floco.core.values import ClientInfo
 from floco.data.arrays import channels_first
-from floco.data.federation import Federation, Sums, fit_normalization
+from floco.data.federation import Federation
 from floco.data.schema import Normalization
+from floco.data.sums import Sums, fit_normalization
 from floco.flower.facts import DTYPES, SiteFacts, check_facts, difference, form_of
 from floco.flower.protocol import FORMAT
 from floco.runs.config import Config

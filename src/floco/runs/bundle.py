@@ -12,11 +12,10 @@ from floco.core.errors import FlocoError
 from floco.core.values import Row
 from floco.runs.checkpoint import BUNDLE, Store
 from floco.runs.reading import find_run, read_run
-from floco.runs.session import GRAPH, KNOWN, portrait
+from floco.runs.session import AFTER, GRAPH, KNOWN, portrait
 from floco.storage.files import csv_text, to_json
 
 _WHOLE = ("config.toml", "environment.json", "run.json", KNOWN, GRAPH)
-_LAST = ("newcomers.csv", "metrics.csv", "groups.csv", "confusion.csv")
 _TEXTS = {
     "failures.csv": "reason",
     "newcomers.csv": "problem",
@@ -62,7 +61,7 @@ def _fill(file: zipfile.ZipFile, store: Store, made: dict[str, bytes]) -> None:
             file.write(store.path / name, name)
     for name, size in [
         *((f"{table}.csv", n) for table, n in facts["sizes"].items()),
-        *((name, None) for name in _LAST),
+        *((f"{table}.csv", None) for table in AFTER),
     ]:
         if (store.path / name).is_file():
             data = (store.path / name).read_bytes()[:size]

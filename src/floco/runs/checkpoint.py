@@ -26,6 +26,7 @@ from floco.storage.files import (
     csv_text,
     file_name,
     lock_folder,
+    move_all,
     read_json,
     read_tensors,
     replace_file,
@@ -35,7 +36,7 @@ from floco.storage.files import (
     write_tensors,
 )
 from floco.storage.memories import BUDGET, LeftOut, Memories, Memory
-from floco.storage.states import flat_state, state_of
+from floco.storage.states import flat_state, restore_state
 
 FORMAT = 7  # 6: run.json names method and metrics; [data.split] is a table. 7: progress.json says last_trained
 BUNDLE = "bundle.json"
@@ -46,7 +47,7 @@ _TABLES = ("history", "clients", "failures", "timings")
 class Store:
     """One run directory, locked while it is open, unless it is only read."""
 
-    def __init__(self, path: Path, *, wait: float = 0, read: bool = False) -> None:
+    def __init__(self, path: Path, *, wait: float = 0.2, read: bool = False) -> None:
         """Open an existing run directory; unless to `read` it, lock it, and wait up to `wait` seconds for the lock."""
         self.path = path
         if os.path.isfile(path):
@@ -91,8 +92,7 @@ class Store:
             store.close()
             (partial / ".lock").unlink(missing_ok=True)
             if path.exists():  # kept, as it may be a working directory; it is a run once it has run.json, the last file
-                for entry in sorted(partial.iterdir(), key=lambda p: p.name == "run.json"):
-                    entry.rename(path / entry.name)
+                move_all(sorted(partial.iterdir(), key=lambda p: p.name == "run.json"), path)
             else:
                 partial.rename(path)
             sync_folder(path.parent)
@@ -101,6 +101,14 @@ class Store:
         finally:
             if partial != path:
                 shutil.rmtree(partial, ignore_errors=True)
+
+    def note(self, facts: Mapping[str, Any]) -> None:
+        """Replace the content of run.json, atomically."""
+        try:
+            replace_file(self.path / "run.json", to_json(facts))
+        except OSError as error:
+            raise RunFailed(f"cannot write to {self.path}: {error.strerror or error}") from error
+        self.facts = dict(facts)
 
     def close(self) -> None:
         """Unlock the directory."""
@@ -215,7 +223,7 @@ class Store:
             read_tensors(files[client], self._checksums[client])  # find damaged files now, not when the client fails
             kept[client] = Memory(None, files[client])
         memories = Memories({c: kept[c] for c in files}, budget=budget, folder=base)
-        state, counts = state_of(tensors, number), Counts(**facts["counts"])
+        state, counts = restore_state(tensors, number), Counts(**facts["counts"])
         return Progress(state, memories, facts["participated"], facts["last_trained"], counts)
 
     def rewind(self) -> None:

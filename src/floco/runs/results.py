@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from floco.client.measure import Values
 from floco.client.setup import Setup
-from floco.core.metrics import Metrics
 from floco.core.mixing import CENTER
 from floco.core.values import Row
+from floco.deliver.answers import Answer, answer
 from floco.deliver.drift import Drift, drift
 from floco.deliver.export import export, export_placed
-from floco.deliver.measures import Measured, measure_clients, measure_samples
+from floco.deliver.measures import measure_clients
 from floco.deliver.newcomers import newcomer_rows, place
-from floco.deliver.personal import deliver, outputs, predict_mean, prediction_table
+from floco.deliver.personal import deliver
 from floco.deliver.placement import Placement
+from floco.runs.changes import CHANGES, describe
+from floco.runs.evaluated import last_metrics
 from floco.runs.machine import environment
 from floco.runs.source import PYTHON
 from floco.server.progress import FAILURE, Progress
@@ -31,32 +31,6 @@ from floco.storage.tables import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def read_metrics(path: Path) -> Metrics:
-    """Return the metrics of a run directory."""
-    return Metrics.of(read_json(path / "run.json")["metrics"])
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model gives for n samples."""
-
-    setup: Setup = field(repr=False)
-    predictions: torch.Tensor
-    """(n, ...) float64, e.g. probabilities."""
-    measured: Measured | None = None
-    """What the predictions are worth, if targets were given."""
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """One row per sample: for classification label, its probability, and those of all labels."""
-        return prediction_table(self.setup, self.predictions)
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """`predictions`, and for a label at each place `y`, the labels."""
-        return self.setup.task.arrays(self.predictions, self.setup.federation.schema.labels)
 
 
 @dataclass(frozen=True)
@@ -132,6 +106,16 @@ class Run:
             return read_table(self.path / f"{name}.csv")
         setup = self.setup.with_samples("what each model is worth on its test part")
         return pd.DataFrame(getattr(measure_clients(setup, self.progress), name))
+
+    @property
+    def changes(self) -> pd.DataFrame:
+        """One row for each setting that was changed in the run: the first round it holds for, key, before, after."""
+        import pandas as pd
+
+        return pd.DataFrame(self._changes(), columns=list(CHANGES), dtype=object)
+
+    def _changes(self) -> list[dict[str, Any]]:
+        return [] if self.path is None else list(read_json(self.path / "run.json").get("changes", []))
 
     @property
     def newcomers(self) -> pd.DataFrame:
@@ -211,16 +195,11 @@ class Run:
         Arguments are those of `predict` and `evaluate`; `group` (N,) are the samples' groups, by which metrics are also
         given. Metrics are those of one model, and need `mixtures` to be 0.
         """
-        schema, task = self.setup.federation.schema, self.setup.task
-        if mixtures:
-            raw = schema.samples(x, "x")
-            return Answer(self.setup, predict_mean(self.setup, self.progress, client, raw, mixtures, at=at))
-        raw, targets = (schema.samples(x, "x"), None) if y is None else schema.labelled(x, y)
-        found = outputs(self.setup, self.progress, client, raw, at=at)
-        measured = None
-        if targets is not None:
-            measured = measure_samples(self.setup, self.progress, client, found, targets, group=group, at=at)
-        return Answer(self.setup, task.activate(found.double()), measured)
+        return answer(self.setup, self.progress, x, y, client=client, group=group, at=at, mixtures=mixtures)
+
+    def _about(self) -> dict[str, Any]:
+        """Return what the cards say of the run and this machine."""
+        return {"versions": environment(), "changes": describe(self._changes())}
 
     def export(
         self,
@@ -238,22 +217,8 @@ class Run:
             kind: `safetensors`, `pt2` or `onnx` (None: the ending of `path`, or safetensors).
             at: as in `personal`.
         """
-        more: dict[str, Any] = {"source": self.source, "versions": environment(), "kind": kind, "at": at}
-        return export(self.setup, self.progress, clients, Path(path), measured=self._measured, **more)
-
-    def _measured(self, client: str | None) -> dict[str, Any] | None:
-        """Return the metrics of a model in the evaluation after the last round, None if there was none."""
-        if client is None:
-            table, which, federation = self.history, "global", self.setup.federation
-            n = federation.tested if federation.tested is not None else sum(len(c.test) for c in federation.clients)
-        else:
-            table, which, n = self.clients, "personal", len(self.setup.federation.client(client).test)
-            table = table[table["client"] == client] if len(table) else table
-        last = table[table["round"] == self.progress.round] if len(table) else table
-        if not len(last):
-            return None
-        row = {m: float(last[f"{m}_{which}"].iloc[-1]) for m in self.setup.task.metrics}
-        return {"samples": n, **{m: value if math.isfinite(value) else None for m, value in row.items()}}
+        more: dict[str, Any] = {**self._about(), "source": self.source, "kind": kind, "at": at}
+        return export(self.setup, self.progress, clients, Path(path), measured=lambda c: last_metrics(self, c), **more)
 
     def place(self, x: Any, y: Any) -> Placement:
         """Return a place on the simplex and a model for a newcomer.
@@ -277,7 +242,7 @@ class Run:
         `y` are the targets (N, ...) that it was placed with.
         """
         targets = self.setup.federation.schema.targets(y, "y")
-        more: dict[str, Any] = {"source": source, "versions": environment(), "kind": kind}
+        more: dict[str, Any] = {**self._about(), "source": source, "kind": kind}
         return export_placed(self.setup, self.progress.round, placed, targets, Path(path), name, **more)
 
     def check(self, client: str, x: Any, y: Any) -> Drift:

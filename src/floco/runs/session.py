@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -25,17 +25,20 @@ from floco.deliver.measures import measure_clients
 from floco.deliver.network import write_graph
 from floco.deliver.newcomers import newcomer_rows
 from floco.engines.engine import resolve, start_engine
+from floco.runs import changes
 from floco.runs.checkpoint import Store
 from floco.runs.config import Config, RunSettings, describe
 from floco.runs.machine import device, environment
 from floco.runs.source import SITES, federation
-from floco.runs.toml import as_dict, parse, read, to_toml
-from floco.runs.trackers import Tracker, open_trackers, track
+from floco.runs.toml import parse, read, to_toml
+from floco.runs.trackers import Tracker, check_installed, open_trackers, track
 from floco.server import rounds as loop
 from floco.server.progress import Plan, Progress
 from floco.storage.files import csv_text, read_tensors, replace_file, to_json
 
 KNOWN, GRAPH = "federation.json", "network.pt2"
+AFTER = ("newcomers", "metrics", "groups", "confusion")
+"""Tables that are written after the last round."""
 """Files of a run directory; see `portrait`."""
 Watch = Callable[[Progress], None]
 """Called after every round, e.g. to show progress."""
@@ -67,8 +70,10 @@ def resolve_engine(config: Config, setup: Setup) -> Config:
 
 def create(config: Config, setup: Setup, path: Path) -> None:
     """Create the run directory of a configuration, with a checkpoint of round 0."""
-    facts = {"config": _plain(config), "data": setup.federation.fingerprint(), "model": setup.network.fingerprint()}
-    facts |= {**describe(config), "network": setup.network.shape_hash(), "clients": len(setup.clients)}
+    check_installed(config.run.trackers)
+    facts: dict[str, Any] = {"config": changes.plain(config), **describe(config), "clients": len(setup.clients)}
+    facts |= {"data": setup.federation.fingerprint(), "model": setup.network.fingerprint()}
+    facts |= {"network": setup.network.shape_hash()}
     versions = json.dumps(environment(), indent=1, sort_keys=True) + "\n"
     files: dict[str, str | bytes] = {
         "config.toml": to_toml(config),
@@ -94,10 +99,6 @@ def portrait(config: Config, setup: Setup) -> dict[str, bytes]:
     return {KNOWN: to_json(known), **files}
 
 
-def _plain(config: Config) -> Any:
-    return json.loads(json.dumps(as_dict(config)))
-
-
 def reopen(path: Path) -> tuple[Config, Store]:
     """Return the configuration and the locked store of a run; raises if its config.toml was changed."""
     store = Store(path)
@@ -106,7 +107,7 @@ def reopen(path: Path) -> tuple[Config, Store]:
             where = "the data of this run and its models are at its sites"
             raise FlocoError(f"{path}: {where}: use the state directory of a site")
         stored = parse(store.facts["config"])
-        check_config(stored, read(path / "config.toml"), path)
+        check_config(changes.started(store.facts), read(path / "config.toml"), path)
         return stored, store
     except BaseException:
         store.close()
@@ -114,20 +115,21 @@ def reopen(path: Path) -> tuple[Config, Store]:
 
 
 def check_config(stored: Config, given: Config, path: Path) -> None:
-    """Raise if the given settings differ from those the run was started with."""
-    for key, before, now in _differences(_plain(stored), _plain(given)):
+    """Raise if the given settings differ from those of the run."""
+    for key, before, now in changes.differences(stored, given):
         raise FlocoError(
-            f"{path} was started with {key} = {before!r}, and is to be continued with {now!r}: "
-            "put it back, or start a new run"
+            f"{path} has {key} = {before!r}, and is to be continued with {now!r}: put it back, start a new run, or "
+            f"change training and run settings with floco resume {path} -s KEY=VALUE (in Python: change=True)"
         )
 
 
-def _differences(a: Any, b: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        for name in sorted({*a, *b}):
-            yield from _differences(a.get(name), b.get(name), f"{key}.{name}" if key else name)
-    elif a != b:
-        yield key, a, b
+def note_changes(store: Store, config: Config, done: int) -> None:
+    """Note in a run that other settings hold from round `done` + 1 on; what was computed at its end is out of date."""
+    check_installed(config.run.trackers)
+    if config.training.rounds > done:
+        for name in AFTER:
+            (store.path / f"{name}.csv").unlink(missing_ok=True)
+    store.note(changes.noted(store.facts, config, done))
 
 
 def check(store: Store, setup: Setup) -> None:
@@ -193,15 +195,22 @@ def _trackers(settings: RunSettings, store: Store | None) -> list[Tracker]:
     return open_trackers(settings.trackers, store.path, flatten(store.facts["config"]), rows)
 
 
-def continue_run(path: Path, setup: Setup | None, start: Callable[[Setup, Progress], Watch]) -> Setup:
+def continue_run(
+    path: Path, setup: Setup | None, start: Callable[[Setup, Progress], Watch], overrides: Sequence[str] = ()
+) -> Setup:
     """Continue the run of a directory to its last round, and return its setup.
 
     `start` is called with setup and progress before the first round, and returns the function to call after each round.
+    `overrides`, each `key=value`, change settings of the run from its next round on (see `changes.permit`).
     """
     settings, store = reopen(path)
     with closing(store):
+        settings = changes.change(settings, overrides, store.latest()[0]) if overrides else settings
         setup = setup or prepare(settings)
         check(store, setup)
+        if overrides:
+            settings = resolve_engine(settings, setup)
+            note_changes(store, settings, store.latest()[0])
         store.rewind()
         progress = store.load(settings.run.memory_budget)
         watch = start(setup, progress)

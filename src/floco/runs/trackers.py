@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,6 +74,15 @@ class MLflow:
     def close(self) -> None:
         """Mark the run as finished."""
         self._client.set_terminated(self._run)
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raise if a tracker lacks its packages, before a run directory depends on it."""
+    needed = {"tensorboard": ("tensorboard",), "mlflow": ("mlflow", "alembic", "sqlalchemy")}
+    for name in names:
+        for package in needed[name]:
+            if importlib.util.find_spec(package) is None:
+                raise _missing(name, ImportError(f"no module named {package!r}"))
 
 
 def _missing(name: str, error: ImportError) -> FlocoError:

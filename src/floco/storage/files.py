@@ -84,8 +84,10 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
-def lock_folder(path: Path, wait: float = 0) -> FileLock:
+def lock_folder(path: Path, wait: float = 0.2) -> FileLock:
     """Return the lock of a folder, locked; wait up to `wait` seconds for it.
+
+    The default is not 0, because `floco status` holds a lock for a moment to see whether it is free.
 
     Raises:
         FlocoError: another process has it, or the folder cannot be written to.
@@ -98,6 +100,18 @@ def lock_folder(path: Path, wait: float = 0) -> FileLock:
     except OSError as error:
         raise FlocoError(f"cannot write to {path}: {error.strerror or error}") from error
     return lock
+
+
+def move_all(entries: Sequence[Path], folder: Path) -> None:
+    """Move files and folders into an empty folder, all or none."""
+    try:
+        for entry in entries:
+            entry.rename(folder / entry.name)
+    except BaseException:
+        for entry in entries:
+            if (folder / entry.name).exists():
+                (folder / entry.name).rename(entry)
+        raise
 
 
 def sync_folder(path: Path) -> None:
