@@ -85,9 +85,8 @@ def export(
     )
     if not progress.round:
         raise FlocoError("there is nothing to export yet: no round is done")
-    if not clients or len(set(clients)) < len(clients) or (None in clients and GLOBAL in clients):
-        alone = f'export a client called "{GLOBAL}" separately'
-        raise FlocoError(f"name at least one model, and none twice ({alone}), got {clients}")
+    if not clients or len({GLOBAL if c is None else c for c in clients}) < len(clients):
+        raise FlocoError(f"name one model at least, and none twice (nor {GLOBAL!r} and the global one), got {clients}")
     targets = [choose_file(path, GLOBAL if c is None else c, kind) for c in clients]
     if len(clients) > 1 and len({file for file, _ in targets}) < len(clients):
         raise FlocoError(f"-o {path} is one file, and there are {len(clients)} models: give a folder")
@@ -99,9 +98,8 @@ def export(
             with one_thread():
                 tensors, mixture = deliver(setup, progress, client, at=at)
                 facts = _card(setup, progress, client, tensors, source, versions, measured)
-            facts["changes"] = list(changes)
-            if mixture is not None:
-                facts |= {"at": at, "mixture": mixture.tolist()}
+            point = {} if mixture is None else {"at": at, "mixture": mixture.tolist()}
+            facts |= {"changes": list(changes), **point}
             done.append(file)
             save(setup, tensors, facts, file, made, write)
     except BaseException:
