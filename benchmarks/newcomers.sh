@@ -19,6 +19,5 @@ for seed in 0 1 2; do
 done
 python benchmarks/newcomers.py runs/newcomers/seed* -o benchmarks/results/newcomers.csv
 python benchmarks/points.py runs/points/* -o benchmarks/results/points.csv
-train runs/drift/cifar10 configs/cifar10-folds.toml -s training.rounds=50 -s algorithm.assign_at=25 $(every 25)
 train runs/drift/fashion-mnist benchmarks/fashion-mnist.toml -s training.rounds=40 -s algorithm.assign_at=15 -s data.clients=50 $(every 20)
-python benchmarks/drift.py runs/drift/cifar10 runs/drift/fashion-mnist -o benchmarks/results/drift.csv
+python benchmarks/drift.py runs/drift/fashion-mnist -o benchmarks/results/drift.csv
