@@ -18,9 +18,9 @@ def pairs(results: Results, reference: str) -> pd.DataFrame:
     What is compared is the primary metric of the personal models; better is better, whatever its direction.
 
     `p` is Wilcoxon's signed-rank test (two-sided) of the clients' differences, `p_holm` the same after Holm's
-    correction for the number of methods. `lower` and `upper` are the ends of the 95 % interval of the mean difference,
-    percentiles of resamples of the clients; empty if unknown. Clients of one run share a model and are not independent,
-    so p is too small rather than too large, and the interval too narrow rather than too wide.
+    correction for the number of methods. `lower` and `upper` are the ends of Student's 95 % interval of the mean
+    difference over clients, each of which counts once, with its mean over seeds; empty for one client. Clients of one
+    run share a model and are not independent, so p is too small rather than too large, and the interval too narrow.
     """
     from scipy.stats import wilcoxon
 
@@ -37,7 +37,7 @@ def pairs(results: Results, reference: str) -> pd.DataFrame:
         seeds = gap.groupby(level="seed").mean()
         kinds = {"better": sign * gap > 0, "equal": gap == 0, "worse": sign * gap < 0}
         who = {"reference": reference, "method": name, "clients": len(gap), "mean_difference": gap.mean()}
-        who |= bound_mean(gap.to_numpy(), seed=0)._asdict()
+        who |= bound_mean(gap.groupby(level="client").mean().to_numpy())._asdict()
         counts = {kind: int(found.sum()) for kind, found in kinds.items()}
         rows.append({**who, **counts, "seeds_better": f"{(sign * seeds > 0).sum()}/{len(seeds)}", "p": p})
     corrected = 0.0

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from floco.analysis.tables import Results
+from floco.core.intervals import LEVEL, Interval, bound_mean
 from floco.core.metrics import Metrics
 
-_LEVEL = 0.05
 _NAMED = 5  # clients or methods in a sentence
 
 
@@ -22,9 +21,8 @@ class Difference:
     name: str
     better: pd.Series
     """Client -> difference, mean over common seeds; positive is better, whatever the metric's direction."""
-    low: float
-    """Lower end of the interval of the mean over clients; -inf if there is one client only."""
-    high: float
+    interval: Interval
+    """Of the mean over clients; unknown if there is one client only."""
 
     @property
     def mean(self) -> float:
@@ -40,23 +38,17 @@ class Difference:
 def compare(name: str, ours: pd.Series, theirs: pd.Series, level: float) -> Difference | None:
     """Return the paired differences of two models, None if no client has both.
 
-    The interval of the mean is Student's, over clients, with error probability `level`. It holds for these trained
-    models; training again would add to it.
+    The interval is `bound_mean` of the clients' differences. It holds for these trained models; training again would
+    add to it.
 
     Args:
         name: what the first model is called.
         ours: its metric by seed and client; more is better.
         theirs: the same of the second model.
-        level: in (0, 1).
+        level: share of the intervals that should hold the mean, in (0, 1).
     """
-    from scipy.stats import t
-
     better = (ours - theirs).dropna().round(9).groupby(level="client", sort=False).mean()
-    if better.empty:
-        return None
-    mean, n = float(better.mean()), len(better)
-    half = float(t.ppf(1 - level / 2, n - 1)) * float(better.std()) / math.sqrt(n) if n > 1 else math.inf
-    return Difference(name, better, mean - half, mean + half)
+    return None if better.empty else Difference(name, better, bound_mean(better.to_numpy(), level))
 
 
 def decide(results: Results) -> list[str]:
@@ -69,13 +61,13 @@ def decide(results: Results) -> list[str]:
     personal = _values(results, "personal")
     if len(results.names) > 1:
         plain = "fedavg" if "fedavg" in results.names else results.names[0]
-        level = _LEVEL / (len(results.names) - 1)
+        level = 1 - (1 - LEVEL) / (len(results.names) - 1)
         rivals = (compare(n, personal[n], personal[plain], level) for n in results.names if n != plain)
         found = [d for d in rivals if d is not None]
         said = _choose(results, plain, personal, found, level)
     else:
         name = results.names[0]
-        said = [_choose_model(results, compare(name, personal[name], _values(results, "global_local")[name], _LEVEL))]
+        said = [_choose_model(results, compare(name, personal[name], _values(results, "global_local")[name], LEVEL))]
     return [*said, _basis(results)]
 
 
@@ -93,9 +85,9 @@ def _choose_model(results: Results, found: Difference | None) -> str:
         return f"{name} has no clients with both a personal and a global model: there is nothing to choose between."
     if not found.better.any():
         return f"{name} has one model for all clients: there is nothing to choose between."
-    if found.low > 0:
+    if found.interval.lower > 0:
         return f"Give every client its personal model. Against the global model, {_gain(metrics, found)}."
-    if found.high < 0:
+    if found.interval.upper < 0:
         return f"Take the global model: the personal models are worse by {_amount(metrics, found, -1)}."
     return (
         f"Take the global model: the personal models do not differ from it beyond the interval, "
@@ -112,15 +104,15 @@ def _choose(
     if not found:
         return [f"Nothing can be compared: no client has a model of {title} and of another method under one seed."]
     best = max(found, key=lambda d: d.mean)
-    if not best.low > 0:
-        worse = _listed([d.name for d in found if d.high < 0])
+    if not best.interval.lower > 0:
+        worse = _listed([d.name for d in found if d.interval.upper < 0])
         return [
             f"Take {title}: no method is better beyond the interval; the best, {best.name}, differs by "
             f"{_amount(metrics, best)}.",
             *([f"Worse than {title} beyond the interval: {worse}."] if worse else []),
         ]
     gaps = [compare(d.name, personal[d.name], personal[best.name], level) for d in found if d is not best]
-    close = [d for d in gaps if d is not None and d.high >= 0]
+    close = [d for d in gaps if d is not None and not d.interval.upper < 0]
     said = [f"Take {best.name}. Against {title}, {_gain(metrics, best)}."]
     if close:
         cheap = _cheapest(results, [best.name, *(d.name for d in close)])
@@ -166,7 +158,7 @@ def _amount(metrics: Metrics, found: Difference, sign: int = 1) -> str:
     unit = "points" if metrics[name].share else name.replace("_", " ")
     if len(found.better) == 1:
         return f"{_number(metrics, sign * found.mean)} {unit} (one client: no interval)"
-    ends = sorted((sign * found.low, sign * found.high))
+    ends = sorted((sign * found.interval.lower, sign * found.interval.upper))
     return f"{_number(metrics, sign * found.mean)} {unit} [{', '.join(_number(metrics, v) for v in ends)}]"
 
 

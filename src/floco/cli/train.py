@@ -228,8 +228,6 @@ def _compare(made: Comparison, debug: bool) -> dict[str, Any]:
 
         failures = comparison.run_all(made, start, say)
     out_console.print(views.comparison_table(made.path, next(iter(made.configs.values())).task.metrics))
-    for line in views.pair_lines(made.path, next(iter(made.configs.values())).task.metrics):
-        say(line)
     if note := tables.name_left_out(read_table(made.path / "methods.csv")):
         say(note)
     said = decide(comparison.results(made))

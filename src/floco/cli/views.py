@@ -41,21 +41,6 @@ def comparison_table(path: Path, metrics: Metrics) -> Table:
     return table
 
 
-def pair_lines(path: Path, metrics: Metrics) -> list[str]:
-    """Return how the first method of a comparison directory differs from every other one, in words."""
-    from floco.storage.tables import read_table
-
-    scale, unit = (100.0, " points") if metrics[metrics.primary].share else (1.0, "")
-    lines = []
-    for row in read_table(path / "pairs.csv").to_dict("records"):
-        ends = [row[name] for name in ("lower", "upper")]
-        interval = "unknown" if ends[0] != ends[0] else f"[{', '.join(f'{scale * end:+.3g}' for end in ends)}]"
-        gap = f"{scale * row['mean_difference']:+.3g}{unit}, 95 % interval {interval}"
-        who = f"better for {row['better']:.0f} of {row['clients']:.0f} clients, worse for {row['worse']:.0f}"
-        lines.append(f"{row['reference']} against {row['method']}: {gap}; {who}")
-    return lines
-
-
 def last_row(path: Path) -> dict[str, float | None]:
     """Return the last evaluation of a run directory; None for empty cells."""
     with (path / "history.csv").open(newline="") as file:

@@ -6,11 +6,12 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from floco.client.setup import Setup
 from floco.core.metrics import Metrics
 from floco.storage.files import read_json
 
 if TYPE_CHECKING:
-    from floco.runs.results import Run
+    import pandas as pd
 
 
 def read_metrics(path: Path) -> Metrics:
@@ -18,16 +19,19 @@ def read_metrics(path: Path) -> Metrics:
     return Metrics.of(read_json(path / "run.json")["metrics"])
 
 
-def last_metrics(run: Run, client: str | None) -> dict[str, Any] | None:
-    """Return the metrics of a client's model, or (None) the global one, after the last round; None: not evaluated."""
+def last_metrics(
+    setup: Setup, round_: int, history: pd.DataFrame, clients: pd.DataFrame, client: str | None
+) -> dict[str, Any] | None:
+    """Return the metrics of a client's model, or (None) the global one, in a round's tables; None: not evaluated."""
+    federation = setup.federation
     if client is None:
-        table, which, federation = run.history, "global", run.setup.federation
+        table, which = history, "global"
         n = federation.tested if federation.tested is not None else sum(len(c.test) for c in federation.clients)
     else:
-        table, which, n = run.clients, "personal", len(run.setup.federation.client(client).test)
+        table, which, n = clients, "personal", len(federation.client(client).test)
         table = table[table["client"] == client] if len(table) else table
-    last = table[table["round"] == run.progress.round] if len(table) else table
+    last = table[table["round"] == round_] if len(table) else table
     if not len(last):
         return None
-    row = {m: float(last[f"{m}_{which}"].iloc[-1]) for m in run.setup.task.metrics}
+    row = {m: float(last[f"{m}_{which}"].iloc[-1]) for m in setup.task.metrics}
     return {"samples": n, **{m: value if math.isfinite(value) else None for m, value in row.items()}}

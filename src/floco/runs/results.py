@@ -218,7 +218,10 @@ class Run:
             at: as in `personal`.
         """
         more: dict[str, Any] = {**self._about(), "source": self.source, "kind": kind, "at": at}
-        return export(self.setup, self.progress, clients, Path(path), measured=lambda c: last_metrics(self, c), **more)
+        return export(self.setup, self.progress, clients, Path(path), measured=self._measured, **more)
+
+    def _measured(self, client: str | None) -> dict[str, Any] | None:
+        return last_metrics(self.setup, self.progress.round, self.history, self.clients, client)
 
     def place(self, x: Any, y: Any) -> Placement:
         """Return a place on the simplex and a model for a newcomer.
