@@ -2,7 +2,8 @@
 
     python docs/execute.py docs/hospitals.md
 
-A command is the line `$ COMMAND` of a block of console output. All run in one new folder, in order, at 80 columns.
+A command is the line `$ COMMAND` of a block of console output. All run in one new folder, in order, at 80 columns;
+longer lines are folded at 120.
 """
 
 import os
@@ -12,8 +13,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import TextWrapper
 
 BLOCK = re.compile(r"(?<=^``` \{ \.console \}\n)\$ (.*?)\n(.*?)(?=^```$)", re.M | re.S)
+wrap = TextWrapper(120, replace_whitespace=False, drop_whitespace=False, break_long_words=False).wrap
 PLAIN = {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
 
 
@@ -37,7 +40,7 @@ def execute(commands: list[str], folder: Path) -> Iterator[str]:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
-        lines = [line.rstrip() for line in done.stdout.splitlines()]
+        lines = [part.rstrip() for line in done.stdout.splitlines() for part in wrap(line) or [""]]
         text = "".join(f"{line}\n" for line in lines if line)
         yield text + (f"(exit code {done.returncode})\n" if done.returncode else "")
 

@@ -3,9 +3,11 @@
 import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -191,3 +193,19 @@ def served(site: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_the_commands_of_the_hospitals_print_what_the_page_says(tmp_path: Path) -> None:
+    page = runpy.run_path(str(DOCS / "execute.py"))
+    page["prepare"](DOCS / "hospitals.md", tmp_path)
+    shown = page["blocks"]((DOCS / "hospitals.md").read_text(encoding="utf-8"))
+    assert len(shown) >= 11
+
+    def words(text: str) -> list[str]:  # numbers differ between processors, and with them the widths of tables
+        return re.sub(r"[-+]?\d[\d.,]*", "#", re.sub(r"[─-╿]+", " ", text)).split()
+
+    for (command, expected), found in zip(shown, page["execute"]([c for c, _ in shown], tmp_path), strict=True):
+        code = re.compile(r"\(exit code \d+\)")
+        assert code.findall(found) == code.findall(expected), (command, found)
+        alike = SequenceMatcher(None, words(expected), words(found), autojunk=False).ratio()
+        assert alike > 0.9, (command, found)

@@ -1,4 +1,4 @@
-"""What a run has measured of its models."""
+"""What a run directory says of the run: its metrics, and settings that were changed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 def read_metrics(path: Path) -> Metrics:
     """Return the metrics of a run directory."""
     return Metrics.of(read_json(path / "run.json")["metrics"])
+
+
+def read_changes(path: Path | None) -> list[dict[str, Any]]:
+    """Return the settings that were changed in a run directory; none without one."""
+    return [] if path is None else list(read_json(path / "run.json").get("changes", []))
 
 
 def last_metrics(

@@ -22,11 +22,10 @@ from floco.deliver.newcomers import newcomer_rows, place
 from floco.deliver.personal import deliver
 from floco.deliver.placement import Placement
 from floco.runs.changes import CHANGES, describe
-from floco.runs.evaluated import last_metrics
+from floco.runs.evaluated import last_metrics, read_changes
 from floco.runs.machine import environment
 from floco.runs.source import PYTHON
 from floco.server.progress import FAILURE, Progress
-from floco.storage.files import read_json
 from floco.storage.tables import read_table
 
 if TYPE_CHECKING:
@@ -112,10 +111,7 @@ class Run:
         """One row for each setting that was changed in the run: the first round it holds for, key, before, after."""
         import pandas as pd
 
-        return pd.DataFrame(self._changes(), columns=list(CHANGES), dtype=object)
-
-    def _changes(self) -> list[dict[str, Any]]:
-        return [] if self.path is None else list(read_json(self.path / "run.json").get("changes", []))
+        return pd.DataFrame(read_changes(self.path), columns=list(CHANGES), dtype=object)
 
     @property
     def newcomers(self) -> pd.DataFrame:
@@ -199,7 +195,7 @@ class Run:
 
     def _about(self) -> dict[str, Any]:
         """Return what the cards say of the run and this machine."""
-        return {"versions": environment(), "changes": describe(self._changes())}
+        return {"versions": environment(), "changes": describe(read_changes(self.path))}
 
     def export(
         self,
