@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,9 @@ class Difference:
     better: pd.Series
     """Client -> difference, mean over common seeds; positive is better, whatever the metric's direction."""
     interval: Interval
-    """Of the mean over clients; unknown if there is one client only."""
+    """Of the mean over clients; unknown if there is one client, or if all differ alike."""
+    left_out: int
+    """Number of clients that have one of the two models only."""
 
     @property
     def mean(self) -> float:
@@ -48,20 +51,23 @@ def compare(name: str, ours: pd.Series, theirs: pd.Series, level: float) -> Diff
         level: share of the intervals that should hold the mean, in (0, 1).
     """
     better = (ours - theirs).dropna().round(9).groupby(level="client", sort=False).mean()
-    return None if better.empty else Difference(name, better, bound_mean(better.to_numpy(), level))
+    either = (ours.notna() | theirs.notna()).groupby(level="client").any().sum()
+    if better.empty:
+        return None
+    return Difference(name, better, bound_mean(better.to_numpy(), level), int(either) - len(better))
 
 
 def decide(results: Results) -> list[str]:
     """Return which model to deploy, in plain sentences; the last one says what they rest on.
 
     Methods are judged by the primary metric of the clients' personal models, against FedAvg (without it: against the
-    first method). All intervals of a comparison hold together (95 %, Bonferroni). The personal models of a single
-    method are judged against its global model, for the same clients.
+    first method). The intervals of all pairs of methods hold together (95 %, Bonferroni). A single method's personal
+    models are judged against its global model, for the same clients.
     """
     personal = _values(results, "personal")
     if len(results.names) > 1:
         plain = "fedavg" if "fedavg" in results.names else results.names[0]
-        level = 1 - (1 - LEVEL) / (len(results.names) - 1)
+        level = 1 - (1 - LEVEL) / math.comb(len(results.names), 2)
         rivals = (compare(n, personal[n], personal[plain], level) for n in results.names if n != plain)
         found = [d for d in rivals if d is not None]
         said = _choose(results, plain, personal, found, level)
@@ -84,7 +90,7 @@ def _choose_model(results: Results, found: Difference | None) -> str:
     if found is None:
         return f"{name} has no clients with both a personal and a global model: there is nothing to choose between."
     if not found.better.any():
-        return f"{name} has one model for all clients: there is nothing to choose between."
+        return "Take the global model: the personal models are as good for every client, or the same."
     if found.interval.lower > 0:
         return f"Give every client its personal model. Against the global model, {_gain(metrics, found)}."
     if found.interval.upper < 0:
@@ -103,8 +109,9 @@ def _choose(
     title = "plain FedAvg" if plain == "fedavg" else plain
     if not found:
         return [f"Nothing can be compared: no client has a model of {title} and of another method under one seed."]
-    best = max(found, key=lambda d: d.mean)
-    if not best.interval.lower > 0:
+    better = [d for d in found if d.interval.lower > 0]
+    best = max(better or found, key=lambda d: d.mean)
+    if not better:
         worse = _listed([d.name for d in found if d.interval.upper < 0])
         return [
             f"Take {title}: no method is better beyond the interval; the best, {best.name}, differs by "
@@ -138,9 +145,9 @@ def _gain(metrics: Metrics, found: Difference) -> str:
     if len(harmed):
         named = _listed([f"{client} ({_number(metrics, v)})" for client, v in harmed.items()])
         harm = f"harms {len(harmed)}: {named}"
-    return (
-        f"it helps {int((found.better > 0).sum())} of {n} clients, by {_amount(metrics, found)} on average, and {harm}"
-    )
+    missing = f"; {found.left_out} more have one of the two models only" if found.left_out else ""
+    helped = f"it helps {int((found.better > 0).sum())} of {n} clients and {harm}{missing}"
+    return f"it is better by {_amount(metrics, found)} on average over {n} clients: {helped}"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -156,8 +163,8 @@ def _amount(metrics: Metrics, found: Difference, sign: int = 1) -> str:
     """Return a mean difference and its interval, e.g. `2.1 points [0.9, 3.4]`; with sign -1, how much worse it is."""
     name = metrics.primary
     unit = "points" if metrics[name].share else name.replace("_", " ")
-    if len(found.better) == 1:
-        return f"{_number(metrics, sign * found.mean)} {unit} (one client: no interval)"
+    if math.isnan(found.interval.lower):
+        return f"{_number(metrics, sign * found.mean)} {unit} (no interval)"
     ends = sorted((sign * found.interval.lower, sign * found.interval.upper))
     return f"{_number(metrics, sign * found.mean)} {unit} [{', '.join(_number(metrics, v) for v in ends)}]"
 
@@ -168,7 +175,8 @@ def _basis(results: Results) -> str:
     counts = results.clients["n_test"].astype(int)
     least, most, seeds = int(counts.min()), int(counts.max()), results.runs["seed"].nunique()
     parts = f"{least} to {most}" if most > least else f"{least}"
-    step = f"; of {least}, one is {100 / least:.1f} points" if metrics[metrics.primary].share else ""
+    counted = metrics.primary == "accuracy" and "balanced_accuracy" in metrics  # of samples, not of their tokens
+    step = f"; of {least}, one is {100 / least:.1f} points" if counted else ""
     together = ", which hold together" if several else ""
     return (
         f"Judged by {metrics.reading}, for each client's own test part of {parts} samples{step}. In brackets: 95 % "

@@ -34,6 +34,7 @@ _NEWCOMER = (
 )
 Newcomer = Annotated[Path, typer.Argument(metavar="DATA", help=_NEWCOMER)]
 _EXIT_CODES = {"fits": 0, "moved": 3, "strange": 4}  # of place --check
+_DOUBTFUL = 3  # of place: the model is not shown to be better than a guess
 _CHECK = "Only check whether a known client's subregion still fits these data. Exit code 0: fits, 3: moved, 4: strange."
 Check = Annotated[bool, typer.Option("--check", help=_CHECK)]
 _INPUT = (
@@ -125,7 +126,10 @@ def place(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Place a new client on the simplex and export its model, without training; no other client changes."""
+    """Place a new client on the simplex and export its model, without training; no other client changes.
+
+    Exit code 3: a model was written, and the samples do not show that it is better than a guess.
+    """
     with report_errors(debug, as_json):
         if check != (client is not None) or (check and (out, kind) != (None, None)):
             without = "--check and --client ID belong together, without -o and --format"
@@ -135,7 +139,9 @@ def place(
             checked = _check(run, client, arrays)
             emit(as_json, **checked)
             raise typer.Exit(_EXIT_CODES[checked["verdict"]])
-        emit(as_json, **_place(run, arrays, data, out or _models(path), kind))
+        placed = _place(run, arrays, data, out or _models(path), kind)
+        emit(as_json, **placed)
+        raise typer.Exit(_DOUBTFUL if placed["doubt"] else 0)
 
 
 @app.command()
@@ -164,7 +170,8 @@ def _place(run: Run, arrays: dict[str, Any], data: Path, out: Path, kind: str | 
     file = run.export_placed(placed, arrays["y"], out, data.stem, source=data.name, kind=kind)
     out_console.print(views.placement_table(placed, run.setup.task.metrics))
     say(f"its model and card: {file}")
-    return {"file": file, "rule": placed.chosen.rule, "mixture": placed.center.tolist(), "loss": placed.chosen.loss}
+    chosen, doubt = placed.chosen, placed.compared if placed.doubtful else ""
+    return {"file": file, "rule": chosen.rule, "mixture": chosen.alpha.tolist(), "loss": chosen.loss, "doubt": doubt}
 
 
 def _check(run: Run, client: str, arrays: dict[str, Any]) -> dict[str, Any]:

@@ -227,11 +227,11 @@ def _compare(made: Comparison, debug: bool) -> dict[str, Any]:
             return begin_bar(stack, path, setup, progress, debug)
 
         failures = comparison.run_all(made, start, say)
-    out_console.print(views.comparison_table(made.path, next(iter(made.configs.values())).task.metrics))
-    if note := tables.name_left_out(read_table(made.path / "methods.csv")):
-        say(note)
-    said = decide(comparison.results(made))
-    say("\n".join(said))
+    found, said = comparison.results(made), list[str]()
+    if found.names:
+        out_console.print(views.comparison_table(made.path, found.metrics))
+        said = decide(found)
+        say("\n".join(filter(None, [tables.name_left_out(read_table(made.path / "methods.csv")), *said])))
     say(f"the comparison is in {made.path}")
     if failures:
         shown = "\n".join(f"{f['method']}, seed {f['seed']}: {f['reason']}" for f in failures)

@@ -36,7 +36,7 @@ def measure(
 ) -> Values:
     """Return all metrics of a model, and the ends of 95 % intervals as `NAME_lower` and `NAME_upper`.
 
-    Intervals are Wilson's for shares of independent samples, and otherwise percentiles of 1,000 resamples.
+    Intervals are Wilson's for shares of independent samples, and otherwise percentiles of resamples (`resample`).
 
     Args:
         task: names the metrics.
@@ -56,7 +56,7 @@ def measure(
     found |= {name: float(whole[name][0]) for name in task.further if name in whole}
     found |= {name: hits / of if of else None for name, (hits, of) in shares.items() if name in task.further}
     wanted = bounded(task)
-    drawn = {} if {*wanted} <= {*shares} else resample(statistic, n, seed)
+    drawn = {} if {*wanted} <= {*shares} else resample(statistic, n, seed, outputs[0].numel())
     intervals = {name: percentiles(values, n) for name, values in drawn.items()}
     intervals |= {name: wilson(*share) for name, share in shares.items()}
     made = unmeasured(task) | {name: None if v is None or v != v else v for name, v in found.items()}
@@ -86,7 +86,10 @@ def measure_difference(
         `difference`, `difference_lower` and `difference_upper`.
     """
     pair, n = (outputs, others), len(targets)
-    first, second = (resample(task.resampler(found, targets, further=False), n, seed)[task.primary] for found in pair)
+    first, second = (
+        resample(task.resampler(found, targets, further=False), n, seed, outputs[0].numel())[task.primary]
+        for found in pair
+    )
     a, b = (task.value(task.score(found, targets)) for found in pair)
     return {"difference": None if a - b != a - b else a - b, **ends("difference", percentiles(first - second, n))}
 

@@ -11,7 +11,8 @@ import numpy as np
 LEVEL = 0.95
 """Share of the intervals that should hold the true value."""
 RESAMPLES = 1000
-"""Resamples of a bootstrap."""
+"""Resamples of a bootstrap; fewer where n samples of C numbers are many, as their intervals are narrow."""
+_FEWEST, _NUMBERS = 100, 2 * 10**7
 _BLOCK = 2**22  # numbers in memory at once
 
 Statistic = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -39,20 +40,23 @@ def wilson(hits: int, n: int) -> Interval:
     return Interval(*map(float, binomtest(hits, n).proportion_ci(LEVEL, method="wilson"))) if n else UNKNOWN
 
 
-def resample(statistic: Statistic, n: int, seed: int) -> dict[str, np.ndarray]:
-    """Return metrics of 1,000 resamples of n rows, (1000,) each: n rows drawn with replacement.
+def resample(statistic: Statistic, n: int, seed: int, width: int = 1) -> dict[str, np.ndarray]:
+    """Return metrics of B resamples of n rows of `width` numbers, (B,) each: n rows drawn with replacement.
+
+    B is 1,000, or fewer down to 100 so that 20 million numbers are drawn at most.
 
     Equal n and seed draw equal rows, so the difference of two models' values on one resample is a paired one.
     """
-    parts = [statistic(counts) for counts in _draw(n, seed)]
+    number = min(RESAMPLES, max(_FEWEST, _NUMBERS // (n * width)))
+    parts = [statistic(counts) for counts in _draw(n, seed, number)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _draw(n: int, seed: int) -> Iterator[np.ndarray]:
+def _draw(n: int, seed: int, number: int) -> Iterator[np.ndarray]:
     """Yield how often each of n rows is in each resample, (B, n) in blocks."""
-    generator, size = np.random.default_rng(seed), max(1, min(RESAMPLES, _BLOCK // n))
-    for start in range(0, RESAMPLES, size):
-        b = min(size, RESAMPLES - start)
+    generator, size = np.random.default_rng(seed), max(1, min(number, _BLOCK // n))
+    for start in range(0, number, size):
+        b = min(size, number - start)
         drawn = generator.integers(n, size=(b, n)) + n * np.arange(b)[:, None]
         yield np.bincount(drawn.ravel(), minlength=b * n).reshape(b, n)
 
@@ -73,11 +77,14 @@ def percentiles(values: np.ndarray, n: int) -> Interval:
 
 
 def bound_mean(values: np.ndarray, level: float = LEVEL) -> Interval:
-    """Return Student's interval of the mean of values (n,), such as clients' differences; unknown for n < 2."""
+    """Return Student's interval of the mean of values (n,), such as clients' differences.
+
+    It is unknown for n < 2 and for equal values: steps of few test samples make clients equal by chance.
+    """
     from scipy.stats import t
 
     n = len(values)
-    if n < 2:
+    if n < 2 or np.ptp(values) == 0:
         return UNKNOWN
     mean, half = float(values.mean()), float(t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1)) / math.sqrt(n)
     return Interval(mean - half, mean + half)

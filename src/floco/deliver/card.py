@@ -123,7 +123,8 @@ def _metric_lines(facts: Card) -> list[str]:
     if score is None:
         where = "on its own samples, left out in turn"
         chosen = (r for r in facts["left_out"] if r["chosen"])
-        return [f"{r['rule']}: {_number(known, known.primary, r)}, loss {r['loss']:.3f} {where}." for r in chosen]
+        made = [f"{r['rule']}: {_number(known, known.primary, r)}, loss {r['loss']:.3f} {where}." for r in chosen]
+        return [*made, "", f"**Not shown to be better than a guess**: {facts['doubt']}."] if facts["doubt"] else made
     numbers = ", ".join(_number(known, name, score) for name in known if score[name] is not None)
     lines = [f"On {score['samples']} samples ({facts['tested_on']}): {numbers}."]
     worst = [f"{c['class']} {100 * c['recall']:.0f} % of {c['samples']}" for c in score.get("classes", [])[:_WORST]]

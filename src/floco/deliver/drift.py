@@ -151,7 +151,8 @@ def _judge(setup: Setup, client: str, centers: Mapping[str, torch.Tensor], known
     if guess is not None:
         evidence.append(_row("no model: label frequencies of the other half", None, guess.loss))
     better = p_moved < LEVEL / 2 and loss_best < float(after.mean())
-    useless = guess is not None and guess.beats(task.value(task.score(best, new.y)), loss_best)
+    value = task.value(task.score(best, new.y))
+    useless = guess is not None and (loss_best >= guess.loss or guess.beats(value, loss_best))
     good = loss_best < new.loss(middle) and not useless
     verdict = "moved" if better and good else "strange" if better or p_worse < LEVEL / 2 else "fits"
     classes = _classes(setup, known, new, center) if task.labelled else ()

@@ -134,6 +134,7 @@ def export_placed(
     alone = setup.federation.around(targets[:0], targets, ())
     facts["data"] = data_facts(alone, torch.arange(len(targets)), source)
     facts["tested_on"] = "samples left out in turn"
+    facts["doubt"] = placed.compared if placed.doubtful else ""
     facts["left_out"] = [
         {"rule": c.rule, "loss": c.loss, setup.task.primary: c.value, "chosen": c is chosen} for c in placed.candidates
     ]

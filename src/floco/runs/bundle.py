@@ -77,5 +77,6 @@ def _fill(file: zipfile.ZipFile, store: Store, made: dict[str, bytes]) -> None:
 
 
 def _without(table: bytes, column: str) -> bytes:
-    rows: list[Row] = [dict(row) for row in csv.DictReader(io.StringIO(table.decode()))]
-    return csv_text([{**row, column: row[column] and _LEFT_OUT} for row in rows], header=True).encode()
+    reader = csv.DictReader(io.StringIO(table.decode()))
+    rows: list[Row] = [{**row, column: row[column] and _LEFT_OUT} for row in reader]
+    return csv_text(rows, header=True, columns=tuple(reader.fieldnames or ())).encode()

@@ -1,6 +1,7 @@
 """Run directories: a kill at any moment loses at most the rounds since the last checkpoint.
 
-config.toml environment.json run.json                 written once, with the directory
+config.toml environment.json                          written once, with the directory
+run.json                                              likewise; replaced if settings change
 federation.json network.pt2                           likewise: what reading needs in place of data and code
 history.csv clients.csv failures.csv timings.csv      append-only; truncated to the checkpoint on resume
 checkpoint/<round>/state.safetensors progress.json    immutable
@@ -53,7 +54,8 @@ class Store:
         if os.path.isfile(path):
             raise FlocoError(f"{path} is a file: a bundle is for reading only, continue the run that it was made of")
         if not os.path.isfile(path / "run.json"):
-            raise FlocoError(f"{path} is no run directory, or cannot be read: it has no run.json")
+            what = "is no run directory, or cannot be read: it has no run.json"
+            raise FlocoError(f"{path} {what if os.path.lexists(path) else 'does not exist: name a run, or a bundle'}")
         self.facts: dict[str, Any] = read_json(path / "run.json")
         if self.facts.get("format") != FORMAT:
             raise FlocoError(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import shutil
-import tempfile
-import zipfile
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError, warn
+from floco.core.inputs import arguments
 from floco.core.network import Network
+from floco.core.random import global_stream, one_thread
 from floco.core.settings import build
 from floco.data.federation import Federation
 from floco.data.known import Known
@@ -26,6 +26,7 @@ from floco.runs.machine import device
 from floco.runs.session import GRAPH, KNOWN, assemble, check, check_data, prepare
 from floco.runs.toml import parse
 from floco.server.progress import Progress
+from floco.storage.bundles import unpack
 from floco.storage.files import read_json
 
 
@@ -36,20 +37,9 @@ def find_run(path: Path) -> Path:
     state directory, that of its last run.
     """
     if os.path.isfile(path):  # unlike Path.is_file, False for what may not be read
-        return _unpacked(path)
+        return unpack(path)
     current = path / "current"
     return path / current.read_text().strip() if os.path.isfile(current) and not (path / "run.json").exists() else path
-
-
-def _unpacked(path: Path) -> Path:
-    try:
-        with zipfile.ZipFile(path) as bundle:
-            folder = Path(tempfile.mkdtemp(prefix="floco-"))
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
-            bundle.extractall(folder / path.stem)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise FlocoError(f"{path} is neither a run directory nor a bundle of one: {error}") from error
-    return folder / path.stem
 
 
 def read_run(path: Path) -> tuple[Config, Setup, Progress]:
@@ -103,7 +93,7 @@ def _setup(path: Path, config: Config, store: Store) -> Setup:
     known = Known(told, build(type(config.task), told["task"]), load)
     try:
         setup = assemble(config, known)
-        problem = _changed(config, setup.network, store)
+        problem = _changed(config, setup.network, store) or _computes_otherwise(config, setup, path / GRAPH)
     except FlocoError as error:
         problem = str(error) if config.model.name != source.PYTHON else "it was given in Python, not by name"
     if not problem:
@@ -123,6 +113,19 @@ def _graph(file: Path) -> Network:
         return read_graph(file.read_bytes())
     except Exception as error:  # whatever torch.export raises
         raise FlocoError(f"{file} cannot be read as a graph: {type(error).__name__}: {error}") from error
+
+
+def _computes_otherwise(config: Config, setup: Setup, graph: Path) -> str:
+    """Return how a network of one's own differs from its graph in what it computes; "" if it does not."""
+    if ":" not in config.model.name or not graph.is_file():
+        return ""
+    args, kwargs = arguments(setup.federation.sample)
+    mine, graphs = (n.holding({**n.parameters, **n.buffers}) for n in (setup.network, _graph(graph)))
+    with torch.no_grad(), one_thread(), global_stream(0, "graph"):
+        same = torch.allclose(mine(*args, **kwargs), graphs(*args, **kwargs), rtol=1e-4, atol=1e-5)
+    return (
+        "" if same else f"the code of {config.model.name} has changed since the run was started: it computes otherwise"
+    )
 
 
 def _changed(config: Config, network: Network, store: Store) -> str:

@@ -37,11 +37,11 @@ from floco.server.progress import Plan, Progress
 from floco.storage.files import csv_text, read_tensors, replace_file, to_json
 
 KNOWN, GRAPH = "federation.json", "network.pt2"
-AFTER = ("newcomers", "metrics", "groups", "confusion")
-"""Tables that are written after the last round."""
 """Files of a run directory; see `portrait`."""
 Watch = Callable[[Progress], None]
 """Called after every round, e.g. to show progress."""
+AFTER = ("newcomers", "metrics", "groups", "confusion")
+"""Tables that are written after the last round."""
 
 
 def prepare(config: Config, made: Federation | None = None) -> Setup:
@@ -125,6 +125,10 @@ def check_config(stored: Config, given: Config, path: Path) -> None:
 
 def note_changes(store: Store, config: Config, done: int) -> None:
     """Note in a run that other settings hold from round `done` + 1 on; what was computed at its end is out of date."""
+    if (store.path.resolve().parents[1] / "comparison.json").is_file():
+        raise FlocoError(
+            f"{store.path} is part of a comparison, whose methods have equal conditions: start another one"
+        )
     check_installed(config.run.trackers)
     if config.training.rounds > done:
         for name in AFTER:

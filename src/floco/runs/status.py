@@ -16,6 +16,7 @@ from typing import Any
 
 from floco.core.errors import FlocoError
 from floco.core.metrics import Metrics
+from floco.storage.bundles import unpack
 
 _LATEST = 10  # rounds, at least, whose mean duration is the pace
 
@@ -70,6 +71,7 @@ def look(paths: Sequence[Path]) -> list[Group]:
     """
     found: list[Group] = []
     for path in paths:
+        path = unpack(path) if path.is_file() else path
         try:
             inside = [path] if _kind(path) else sorted(p for p in path.iterdir() if p.is_dir() and _kind(p))
         except OSError as error:

@@ -148,9 +148,11 @@ def _methods(results: Results, missing: str) -> Iterator[Section]:
     table = pairs(results, results.names[0])
     if len(table):
         p = {name: table[name].map("{:.2g}".format) for name in ("p", "p_holm")}
-        difference = "mean difference, points" if scale == 100 else "mean difference"
-        table = table.assign(mean_difference=(scale * table["mean_difference"]).map("{:.3g}".format), **p)
-        table.columns = [str(c).replace("_", " ").replace("mean difference", difference) for c in table]
+        unit_of = ", points" if scale == 100 else ""
+        sizes = ("mean_difference", "lower", "upper")
+        numbers = {n: ["-" if v != v else f"{scale * v:.3g}" for v in table[n].tolist()] for n in sizes}
+        table = table.assign(**numbers, **p)
+        table.columns = [f"{c}{unit_of}".replace("_", " ") if c in sizes else str(c).replace("_", " ") for c in table]
         what = (
             f"Personal {unit.removesuffix(', %')} of the same client under {results.names[0]} and under another method "
             f"({'higher' if results.metrics.higher else 'lower'} is better; the difference is the first less the other)"
