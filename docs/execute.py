@@ -16,13 +16,19 @@ from pathlib import Path
 from textwrap import TextWrapper
 
 BLOCK = re.compile(r"(?<=^``` \{ \.console \}\n)\$ (.*?)\n(.*?)(?=^```$)", re.M | re.S)
-wrap = TextWrapper(120, replace_whitespace=False, drop_whitespace=False, break_long_words=False).wrap
+WRAPPER = TextWrapper(120, replace_whitespace=False, drop_whitespace=False, break_long_words=False)
 PLAIN = {"COLUMNS": "80", "TERM": "dumb", "NO_COLOR": "1", "PYTHONIOENCODING": "utf-8"}
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
     """Return the commands of a page, and what the page says that they print."""
     return [(command, output) for command, output in BLOCK.findall(page)]
+
+
+def fold(line: str) -> list[str]:
+    """Return a line in parts of at most 120 characters."""
+    first, *rest = WRAPPER.wrap(line) or [""]
+    return [first, *(part.lstrip() for part in rest)]
 
 
 def execute(commands: list[str], folder: Path) -> Iterator[str]:
@@ -40,7 +46,7 @@ def execute(commands: list[str], folder: Path) -> Iterator[str]:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
         )
-        lines = [part.rstrip() for line in done.stdout.splitlines() for part in wrap(line) or [""]]
+        lines = [part.rstrip() for line in done.stdout.splitlines() for part in fold(line)]
         text = "".join(f"{line}\n" for line in lines if line)
         yield text + (f"(exit code {done.returncode})\n" if done.returncode else "")
 
