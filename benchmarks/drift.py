@@ -55,13 +55,14 @@ def divide(federation: Federation, division: int) -> dict[str, tuple[torch.Tenso
 def checks(path: Path) -> Iterator[dict[str, str]]:
     """Yield the verdict of each check of a run."""
     run = floco.open_run(path)
-    federation = run.setup.federation
+    whole = run.setup.with_samples("a check of all clients")
+    federation = whole.federation
     clients = federation.clients
     main = {c.id: main_labels(federation, c) for c in clients}
     for division in range(DIVISIONS):
         halves = divide(federation, division)
         known = tuple(replace(c, test=halves[c.id][0]) for c in clients)
-        setup = replace(run.setup, federation=replace(federation, clients=known))
+        setup = replace(whole, federation=replace(federation, clients=known))
         for i, client in enumerate(clients[:CLIENTS]):
             later = halves[client.id][1]
             samples = {"its own": (later, federation.y[later])}

@@ -24,7 +24,7 @@ DRAWS = 20
 
 def points(path: Path) -> pd.DataFrame:
     run = floco.open_run(path)
-    setup, rows = run.setup, []
+    setup, rows = run.setup.with_samples("points of all clients"), []
     for client in setup.federation.clients:
         x, y = setup.federation.x[client.test], setup.federation.y[client.test]
         mixing, simplex, center = find_point(setup, run.progress, client.id)

@@ -26,7 +26,7 @@ import floco
 from floco.analysis.tuning import _FINE, cut_validation
 from floco.core.settings import plain
 from floco.data.federation import Client, Federation
-from floco.runs import session
+from floco.runs import session, source
 from floco.runs.config import Config
 from floco.runs.toml import read
 from floco.storage.tables import read_table
@@ -96,7 +96,7 @@ def seeds_of(out: Path) -> list[tuple[Config, Federation]]:
     found = [session.reopen(path) for path in sorted((out / "runs").glob("fedavg-seed*"))]
     for _, store in found:
         store.close()
-    return [(config, session.federation(config)) for config, _ in found]
+    return [(config, source.federation(config)) for config, _ in found]
 
 
 def rows(name: str, seeds: int) -> pd.DataFrame:

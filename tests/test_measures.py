@@ -246,7 +246,7 @@ def test_a_finished_run_has_a_row_for_each_client_and_model_with_the_numbers_of_
 
 def test_sensitivity_and_specificity_are_those_at_the_threshold(ill: tuple[Path, Path]) -> None:
     run = floco.open_run(ill[1])
-    federation = run.setup.federation
+    federation = run.setup.with_samples("a test").federation
     for row in run.metrics[run.metrics["model"] == "personal"].to_dict("records"):
         test = federation.client(row["client"]).test
         frame = pd.read_csv(ill[0]).iloc[test.numpy()]

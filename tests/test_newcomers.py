@@ -47,7 +47,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data_of(run: package.Run, client: str, part: str = "train") -> tuple[np.ndarray, np.ndarray]:
-    federation = run.setup.federation
+    federation = run.setup.with_samples("a test").federation
     chosen = getattr(federation.client(client), part)
     return federation.x[chosen].squeeze(1).numpy(), federation.y[chosen].numpy()
 
@@ -255,10 +255,11 @@ def test_a_model_that_is_only_less_often_right_than_the_commonest_label_comes_wi
     assert placed.chosen.loss < placed.guess.loss
     np.savez(tmp_path / "new.npz", x=x, y=y)
     done = floco("place", digits, tmp_path / "new.npz", "-o", tmp_path / "new.safetensors")
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 3, done.output
     assert "warning: these samples do not show" in done.stderr
     assert "warning" not in done.stdout
     assert (tmp_path / "new.safetensors").exists()
+    assert "Not shown to be better than a guess" in (tmp_path / "new.safetensors.md").read_text()
 
 
 def test_held_out_clients_whose_model_is_refused_are_among_those_of_whom_means_are_taken() -> None:
@@ -510,10 +511,9 @@ def test_a_check_is_not_more_easily_alarmed_by_more_samples(
     """Data of the client's own kind, many times as many as it has tested: with all, the best mixture would win."""
     run = package.open_run(groups[0])
     x, y = data_of(run, "c1", "test")
-    few = Client("c1", run.setup.federation.client("c1").train, run.setup.federation.client("c1").test[:15])
-    federation = replace(
-        run.setup.federation, clients=tuple(few if c.id == "c1" else c for c in run.setup.federation.clients)
-    )
+    whole = run.setup.with_samples("a test").federation
+    few = Client("c1", whole.client("c1").train, whole.client("c1").test[:15])
+    federation = replace(whole, clients=tuple(few if c.id == "c1" else c for c in whole.clients))
     small = package.Run(replace(run.setup, federation=federation), run.progress)
     g = np.random.default_rng(0)
     verdicts = [

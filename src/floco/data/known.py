@@ -20,6 +20,7 @@ from floco.data.schema import Form, Normalization, Schema
 from floco.data.table_roles import Roles
 from floco.data.tables import Columns
 
+_AWAY = 2**40  # added to positions of samples, so that nobody takes them for those in an array
 _INPUTS: dict[str, Any] = {"one": None, "tuple": (), "dict": {}}
 
 
@@ -87,7 +88,10 @@ class Known(Federation):
         return f"Known({len(self.clients)} clients)"
 
     def _missing(self) -> NoReturn:
-        raise FlocoError("this needs the samples of the run's data, and the run directory has none of them")
+        raise FlocoError(
+            "a run that was opened has no samples at hand, and made-up positions of them: "
+            'setup.with_samples("my question").federation loads them'
+        )
 
     x = property(_missing)
     y = property(_missing)
@@ -126,7 +130,7 @@ class Known(Federation):
         """Return how many of the samples `indices` have each label, (C,); () for a task without classes."""
         if not self.task.labelled:
             return ()
-        labels: torch.Tensor = self._labels[indices]  # type: ignore[attr-defined]
+        labels: torch.Tensor = self._labels[indices - _AWAY]  # type: ignore[attr-defined]
         return tuple(labels.bincount(minlength=self.classes).tolist())
 
     @cached_property
@@ -151,7 +155,7 @@ def _client(told: Mapping[str, Any], ordered: list[int]) -> Client:
     for part in (told["train"], told["test"]):
         start = len(ordered)
         ordered += [label for label, n in enumerate(part["labels"]) for _ in range(n)] or [0] * part["n"]
-        parts.append(torch.arange(start, len(ordered)))
+        parts.append(torch.arange(start, len(ordered)) + _AWAY)
     return Client(told["id"], *parts)
 
 
