@@ -164,6 +164,7 @@ def test_the_page_needs_no_network_and_names_all_that_it_shows(page: Path) -> No
     body = re.sub(r"<script>.*?</script>", "", text, flags=re.S)
     assert not re.findall(r'(?:src|href)="(?!#|data:)', body)
     for title in (
+        "Which model to deploy",
         "Comparison",
         "Curves",
         "Paired tests",
@@ -184,7 +185,10 @@ def test_a_single_run_a_folder_of_nothing_and_an_unfinished_run(tmp_path: Path) 
     assert floco("run", *settings(tmp_path), "-s", "algorithm.name=local", "--out", tmp_path / "run").exit_code == 0
     done = floco("report", tmp_path / "run", "-o", tmp_path / "local.html")
     assert done.exit_code == 0, done.output
-    assert "Clients on the simplex" not in (tmp_path / "local.html").read_text()
+    written = (tmp_path / "local.html").read_text()
+    assert "Clients on the simplex" not in written
+    assert "<h2>Results</h2>" in written
+    assert "<h2>Comparison</h2>" not in written
     assert not (tmp_path / "run" / "report.html").exists()
     nothing = floco("report", tmp_path)
     assert nothing.exit_code == 2
@@ -273,7 +277,7 @@ def test_data_that_are_gone_cost_the_pictures_of_the_data_only(tmp_path: Path) -
     done = floco("report", tmp_path / "run")
     assert done.exit_code == 0, done.output
     text = (tmp_path / "run" / "report.html").read_text()
-    assert "<h2>Comparison</h2>" in text
+    assert "<h2>Which model to deploy</h2>" in text
     assert "Not shown: " in text
     assert "blobs.npz" in text
 
@@ -320,6 +324,11 @@ def test_in_a_browser_all_charts_are_there_and_nothing_complains(
     assert len(charts) >= 11
     assert all(c.query_selector(".main-svg") for c in charts)
     assert window.evaluate("document.documentElement.scrollWidth") <= width
+    fits = "[...document.querySelectorAll('.scroll')].every(e => e.scrollWidth <= e.clientWidth)"
+    assert window.evaluate(fits)  # no table scrolls sideways
+    for chart in charts:
+        heading, bar = chart.query_selector("xpath=preceding-sibling::h3"), chart.query_selector(".modebar")
+        assert bar.bounding_box()["y"] >= heading.bounding_box()["y"] + heading.bounding_box()["height"]
     for box in (c.bounding_box() for c in charts):
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
@@ -341,7 +350,7 @@ def test_text_of_page_and_charts_stands_out_in_both_colour_schemes(browser: Any,
     for element in (
         "document.body",
         "document.querySelector('.figure .xtick text')",
-        "document.querySelector('.figure .gtitle')",
+        "document.querySelector('.figure .xtitle')",
     ):
         ink = brightness(
             window, f"getComputedStyle({element}).fill" if "figure" in element else f"getComputedStyle({element}).color"
@@ -352,16 +361,17 @@ def test_text_of_page_and_charts_stands_out_in_both_colour_schemes(browser: Any,
 
 def test_charts_follow_a_change_of_the_colour_scheme(browser: Any, page: Path) -> None:
     window, complaints, _ = looked_at(browser, page, 1400, "light")
-    before = window.evaluate("getComputedStyle(document.querySelector('.figure .gtitle')).fill")
+    before = window.evaluate("getComputedStyle(document.querySelector('.figure .xtitle')).fill")
     window.emulate_media(color_scheme="dark")
-    window.wait_for_function(f"getComputedStyle(document.querySelector('.figure .gtitle')).fill != {before!r}")
+    window.wait_for_function(f"getComputedStyle(document.querySelector('.figure .xtitle')).fill != {before!r}")
     assert complaints == []
     window.context.close()
 
 
 def test_hovering_over_a_client_tells_its_name_labels_and_accuracy(browser: Any, page: Path) -> None:
     window, complaints, _ = looked_at(browser, page, 1400, "light")
-    chart = next(c for c in window.query_selector_all(".figure") if "clients on the simplex" in c.text_content())
+    places = window.query_selector_all(".figures > div")
+    chart = next(c for c in places if "clients on the simplex" in c.query_selector("h3").text_content())
     chart.scroll_into_view_if_needed()
     told, end = set[str](), time.monotonic() + PATIENCE
     for point in cycle(chart.query_selector_all(".scatterlayer .trace .points path.point")):
