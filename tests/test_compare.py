@@ -203,6 +203,14 @@ def test_a_number_that_is_none_does_not_break_a_table(tmp_path: Path) -> None:
     assert table["loss"].mean() == 0.5
 
 
+def test_a_comparison_of_which_every_run_fails_says_why(tmp_path: Path) -> None:
+    words = settings(tmp_path, **{"training.lr": 1e30, "training.rounds": 2})
+    done = floco("compare", *words, "-a", "fedavg,local", "--seeds", 1, "--out", tmp_path / "out")
+    assert done.exit_code == 1, done.output
+    assert "2 of 2 runs failed" in done.output
+    assert "floco resume" in done.output
+
+
 def test_equal_methods_are_not_told_apart() -> None:
     table = pairs.pairs(results(curves(floco=[0.1], fedavg=[0.1]), one_client("floco", "fedavg")), "floco")
     assert table[["equal", "p", "p_holm"]].values.tolist() == [[1, 1, 1]]

@@ -265,6 +265,31 @@ def test_a_run_of_another_user_is_read_and_nothing_is_written_into_it(story: Sto
     assert {p: p.stat().st_mtime_ns for p in place.rglob("*")} == before
 
 
+def test_code_of_a_network_that_has_changed_is_found_and_the_graph_predicts(
+    story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layers and their initial values are equal; only the forward pass is another."""
+    home = tmp_path / "changed"
+    home.mkdir()
+    (home / "ownnet.py").write_text(CODE.replace("torch.tanh(self.body(x))", "torch.relu(self.body(x))"))
+    monkeypatch.syspath_prepend(home)
+    sys.modules.pop("ownnet", None)
+    frame = pd.read_csv(story.home / "new.csv")
+    with pytest.warns(UserWarning, match="the code of ownnet:build has changed since the run was started"):
+        run = package.open_run(story.run)
+    sys.modules.pop("ownnet")
+    expected = pd.DataFrame(story.expected["predict"]).to_numpy()
+    np.testing.assert_allclose(run.predict(frame, "north").drop(columns="label").to_numpy(), expected, atol=1e-5)
+
+
+def test_a_bundle_has_the_headers_of_its_tables_and_a_status(story: Story, tmp_path: Path) -> None:
+    assert floco("bundle", story.run, "-o", tmp_path / "run.zip").exit_code == 0
+    assert package.open_run(tmp_path / "run.zip").failures.columns.tolist() == ["round", "client", "reason"]
+    found = floco("status", tmp_path / "run.zip", "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["runs"][0]["state"] == "finished"
+
+
 def test_a_bundle_holds_nobodys_data(story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(story.home)
     run, secret = tmp_path / "run", "seventy-three"
