@@ -524,7 +524,7 @@ def test_tuned_runs_use_the_best_trial_and_all_training_data_and_trials_are_not_
     (out / "tuning.csv").write_text(changed)
     again = floco("resume", out)
     assert again.exit_code == 1
-    assert "was started with" in again.output  # the runs have settings that are no longer the best
+    assert "is to be continued with" in " ".join(again.output.split())  # settings that are no longer the best
     assert (out / "tuning.csv").read_text() == changed
     (out / "tuning.csv").write_text("a,b\n1,2\n")
     assert "tuning.csv was changed" in floco("resume", out).output

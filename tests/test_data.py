@@ -324,7 +324,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(b"PK\x03\x04 broken")
     np.savez(tmp_path / "b.npz", x=np.array([{}]), y=np.array([1]))
     for name in ("a.npz", "b.npz"):
-        with pytest.raises(FlocoError, match=f"{name} cannot be read"):
+        with pytest.raises(FlocoError, match=rf"{name}.*(cannot be read|holds Python objects)"):
             load(f"npz:{tmp_path / name}")
 
 

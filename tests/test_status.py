@@ -125,7 +125,7 @@ def test_looking_at_a_run_keeps_nobody_from_using_it(made: Path, tmp_path: Path)
 def test_runs_of_others_in_folders_nobody_may_write_to_can_be_looked_at(made: Path, tmp_path: Path) -> None:
     runs = shutil.copytree(made, tmp_path / "runs")
     held = Store(runs / "torn")
-    for folder in [*tmp_path.parents][:2] + [tmp_path]:
+    for folder in [*tmp_path.parents][:3] + [tmp_path]:
         folder.chmod(0o755)
     for path in [runs, *runs.rglob("*")]:
         path.chmod(0o555 if path.is_dir() else 0o444)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 from dataclasses import asdict
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from floco.core.errors import FlocoError
 from floco.core.inputs import arguments, rows
@@ -29,9 +31,10 @@ def write_graph(network: Network, federation: Federation) -> bytes:
     """
     inputs = federation.normalize(federation.schema.made_up(3))
     args, kwargs = arguments(inputs)
-    size = {0: torch.export.Dim("n")}
-    sizes: Any = dict.fromkeys(kwargs, size) if kwargs else (size,) * len(args)
     module, buffer = network.holding({**network.parameters, **network.buffers}), io.BytesIO()
+    size = {0: torch.export.Dim("n")}
+    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments  # those of *args and **kwargs together
+    sizes: Any = {name: tree_map_only(torch.Tensor, lambda _: size, value) for name, value in given.items()}
     traits = {"layout": asdict(network.layout), "text": network.text, "tied": _tied(module)}
     try:
         with one_thread(), global_stream(0, "graph"), quiet_exporters():
@@ -39,8 +42,8 @@ def write_graph(network: Network, federation: Federation) -> bytes:
             torch.export.save(made, buffer, extra_files={_TRAITS: json.dumps(traits)})
             found = read_graph(buffer.getvalue()).module
             for n in (1, 3):
-                given, more = arguments(rows(inputs, slice(n)))
-                torch.testing.assert_close(found(*given, **more), module(*given, **more), rtol=1e-4, atol=1e-5)
+                few, more = arguments(rows(inputs, slice(n)))
+                torch.testing.assert_close(found(*few, **more), module(*few, **more), rtol=1e-4, atol=1e-5)
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise FlocoError(f"torch.export cannot write it as a graph: {type(error).__name__}: {reason}") from error
