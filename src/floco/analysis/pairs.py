@@ -19,8 +19,9 @@ def pairs(results: Results, reference: str) -> pd.DataFrame:
 
     `p` is Wilcoxon's signed-rank test (two-sided) of the clients' differences, `p_holm` the same after Holm's
     correction for the number of methods. `lower` and `upper` are the ends of Student's 95 % interval of the mean
-    difference over clients, each of which counts once, with its mean over seeds; empty for one client. Clients of one
-    run share a model and are not independent, so p is too small rather than too large, and the interval too narrow.
+    difference over clients, each of which counts once, with its mean over seeds; empty for one client, and if all
+    differ alike. Clients of one run share a model and are not independent, so p is too small rather than too large, and
+    the interval too narrow.
     """
     from scipy.stats import wilcoxon
 

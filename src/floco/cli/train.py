@@ -193,12 +193,12 @@ def _continue(path: Path, setup: Setup | None, debug: bool, overrides: Sequence[
     from floco.cli import views
     from floco.runs import session
     from floco.runs.changes import describe
-    from floco.storage.files import read_json
+    from floco.runs.evaluated import read_changes
 
     with stoppable(path), ExitStack() as stack:
 
         def start(setup: Setup, progress: Progress) -> Callable[[Progress], None]:
-            for line in describe(read_json(path / "run.json").get("changes", [])):
+            for line in describe(read_changes(path)):
                 say(line)
             return begin_bar(stack, path, setup, progress, debug)
 

@@ -30,8 +30,9 @@ def comparison_table(path: Path, metrics: Metrics) -> Table:
     from floco.storage.tables import read_table
 
     made = read_table(path / "methods.csv")
-    seeds = int(made["seeds"].max())
-    title = f"{metrics.reading}: means over {seeds} seed{'s' * (seeds > 1)} (methods.csv has the rest)"
+    fewest, seeds = int(made["seeds"].min()), int(made["seeds"].max())  # they differ where runs have failed
+    number = f"{seeds}" if fewest == seeds else f"{fewest} to {seeds}"
+    title = f"{metrics.reading}: means over {number} seed{'s' * (seeds > 1)} (methods.csv has the rest)"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     shown = methods_table(made, terminal_columns(metrics), spread=False)
     for name in shown:

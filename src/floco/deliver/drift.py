@@ -83,8 +83,9 @@ def drift(setup: Setup, progress: Progress, client: str, x: Inputs, y: torch.Ten
     has changed, so that both tests are exact.
 
     A larger advantage counts only if the mixture's loss is below the center's and the middle's. The verdict is then
-    `moved`, unless a guess without a model beats the mixture on the same samples (`Guess.beats`), with label
-    frequencies from the half that the mixture was fitted on. Such data are `strange`, e.g. if labels were exchanged.
+    `moved`, unless a guess without a model has no higher loss on the same samples or beats the mixture (`Guess.beats`),
+    with label frequencies from the half that the mixture was fitted on. Such data are `strange`, e.g. if labels were
+    exchanged.
 
     Raises:
         FlocoError: the client has no center, or there are too few samples.
@@ -131,13 +132,14 @@ class _Samples:
 def _judge(setup: Setup, client: str, centers: Mapping[str, torch.Tensor], known: _Samples, new: _Samples) -> Drift:
     center, task = centers[client], setup.task
     first, second = torch.randperm(len(new.y), generator=stream(setup.seed, "halves")).tensor_split(2)
-    best, p_halves, of_known = new.outputs(center), [], []
-    before, after = known.losses(center), new.losses(center)
+    at_center, p_halves, of_known = new.outputs(center), [], []
+    best, before, after = at_center.clone(), known.losses(center), task.losses(at_center, new.y)
     for fitted, half in ((first, second), (second, first)):
         alpha = new.mixtures.best(new.y, near=center, rows=fitted)
         best[half] = new.outputs(alpha)[half]
         of_known.append(known.losses(alpha))
-        p_halves.append(_p_larger(after[half] - new.losses(alpha)[half], before - of_known[-1], setup.seed))
+        gain = after[half] - task.losses(best[half], new.y[half])
+        p_halves.append(_p_larger(gain, before - of_known[-1], setup.seed))
     p_moved, p_worse = min(1.0, 2 * min(p_halves)), _p_larger(after, before, setup.seed)
     loss_best, middle = float(task.losses(best, new.y).mean()), new.mixtures.middle
     guess = task.guess(new.y, (first, second), setup.federation.schema.labels)
@@ -155,7 +157,7 @@ def _judge(setup: Setup, client: str, centers: Mapping[str, torch.Tensor], known
     useless = guess is not None and (loss_best >= guess.loss or guess.beats(value, loss_best))
     good = loss_best < new.loss(middle) and not useless
     verdict = "moved" if better and good else "strange" if better or p_worse < LEVEL / 2 else "fits"
-    classes = _classes(setup, known, new, center) if task.labelled else ()
+    classes = _classes(setup, known.outputs(center), known.y, at_center, new.y) if task.labelled else ()
     return Drift(client, verdict, p_moved, p_worse, float(after.mean()), loss_best, tuple(evidence), classes)
 
 
@@ -163,13 +165,14 @@ def _row(point: str, known: float | None, new: float) -> Row:
     return {"point": point, "loss_known": known, "loss_new": new}
 
 
-def _classes(setup: Setup, known: _Samples, new: _Samples, center: torch.Tensor) -> tuple[Row, ...]:
-    """Return what the model at the center makes of the samples of each label: see `Drift.classes`."""
+def _classes(
+    setup: Setup, known: torch.Tensor, y_known: torch.Tensor, new: torch.Tensor, y_new: torch.Tensor
+) -> tuple[Row, ...]:
+    """Return what the model at the center makes of each label (`Drift.classes`), from its outputs for both parts."""
     names = setup.federation.schema.labels.names
-    guessed, given = known.outputs(center).argmax(dim=1), new.outputs(center).argmax(dim=1)
     table = []
-    for label in new.y.unique().tolist():
-        before, now = guessed[known.y == label], given[new.y == label]
+    for label in y_new.unique().tolist():
+        before, now = (found[y == label].argmax(dim=1) for found, y in ((known, y_known), (new, y_new)))
         recognised = float((before == label).double().mean()) if len(before) else None
         row = {"label": names[label], "samples_known": len(before), "recognised_known": recognised}
         row |= {"samples_new": len(now), "recognised_new": float((now == label).double().mean())}

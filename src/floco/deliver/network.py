@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from floco.core.errors import FlocoError
-from floco.core.inputs import arguments, rows
+from floco.core.inputs import Inputs, arguments, rows
 from floco.core.network import Network, Traits
 from floco.core.random import global_stream, one_thread
 from floco.core.values import Layout
@@ -33,21 +33,27 @@ def write_graph(network: Network, federation: Federation) -> bytes:
     args, kwargs = arguments(inputs)
     module, buffer = network.holding({**network.parameters, **network.buffers}), io.BytesIO()
     size = {0: torch.export.Dim("n")}
-    given = inspect.signature(module.forward).bind(*args, **kwargs).arguments  # those of *args and **kwargs together
-    sizes: Any = {name: tree_map_only(torch.Tensor, lambda _: size, value) for name, value in given.items()}
     traits = {"layout": asdict(network.layout), "text": network.text, "tied": _tied(module)}
     try:
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments  # *args and **kwargs are one each
+        sizes: Any = {name: tree_map_only(torch.Tensor, lambda _: size, value) for name, value in given.items()}
         with one_thread(), global_stream(0, "graph"), quiet_exporters():
             made = torch.export.export(module, args, kwargs, dynamic_shapes=sizes)
             torch.export.save(made, buffer, extra_files={_TRAITS: json.dumps(traits)})
             found = read_graph(buffer.getvalue()).module
             for n in (1, 3):
-                few, more = arguments(rows(inputs, slice(n)))
-                torch.testing.assert_close(found(*few, **more), module(*few, **more), rtol=1e-4, atol=1e-5)
+                check_equal(found, module, rows(inputs, slice(n)))
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise FlocoError(f"torch.export cannot write it as a graph: {type(error).__name__}: {reason}") from error
     return buffer.getvalue()
+
+
+def check_equal(module: nn.Module, other: nn.Module, inputs: Inputs) -> None:
+    """Raise an AssertionError, or what one of them raises, unless two modules give equal outputs up to rounding."""
+    args, kwargs = arguments(inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(module(*args, **kwargs), other(*args, **kwargs), rtol=1e-4, atol=1e-5)
 
 
 def _tied(module: nn.Module) -> dict[str, str]:

@@ -8,17 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError, warn
-from floco.core.inputs import arguments
 from floco.core.network import Network
 from floco.core.random import global_stream, one_thread
 from floco.core.settings import build
 from floco.data.federation import Federation
 from floco.data.known import Known
-from floco.deliver.network import read_graph
+from floco.deliver.network import check_equal, read_graph
 from floco.runs import source
 from floco.runs.checkpoint import Store
 from floco.runs.config import Config
@@ -119,13 +116,14 @@ def _computes_otherwise(config: Config, setup: Setup, graph: Path) -> str:
     """Return how a network of one's own differs from its graph in what it computes; "" if it does not."""
     if ":" not in config.model.name or not graph.is_file():
         return ""
-    args, kwargs = arguments(setup.federation.sample)
     mine, graphs = (n.holding({**n.parameters, **n.buffers}) for n in (setup.network, _graph(graph)))
-    with torch.no_grad(), one_thread(), global_stream(0, "graph"):
-        same = torch.allclose(mine(*args, **kwargs), graphs(*args, **kwargs), rtol=1e-4, atol=1e-5)
-    return (
-        "" if same else f"the code of {config.model.name} has changed since the run was started: it computes otherwise"
-    )
+    try:
+        with one_thread(), global_stream(0, "graph"):
+            check_equal(mine, graphs, setup.federation.sample)
+    except Exception as error:  # noqa: BLE001  an AssertionError, or whatever the changed code raises
+        reason = "other outputs" if isinstance(error, AssertionError) else str(error) or type(error).__name__
+        return f"the code of {config.model.name} has changed since the run was started: {reason}"
+    return ""
 
 
 def _changed(config: Config, network: Network, store: Store) -> str:

@@ -22,6 +22,7 @@ from floco.api import open_run
 from floco.core.errors import FlocoError
 from floco.core.values import Row
 from floco.runs.changes import describe
+from floco.runs.evaluated import read_changes
 from floco.runs.reading import find_run, read_settings
 from floco.runs.results import Run
 from floco.storage.files import csv_text, read_json, write_file
@@ -185,7 +186,7 @@ def _settings(results: Results) -> Section:
     if table["seed"].nunique() > 1:  # one row for all seeds with the same settings
         groups = table.groupby(["method", "training.lr", "settings"], sort=False)["seed"]
         table = groups.agg(lambda s: ", ".join(map(str, s))).reset_index()
-    changed = [(path.name, read_json(path / "run.json").get("changes", [])) for path in results.paths.values()]
+    changed = [(path.name, read_changes(path)) for path in results.paths.values()]
     said = [f"{name} was changed {line}." for name, made in changed for line in describe(made)]
     first = next(iter(results.paths.values()))
     texts = [(first / name).read_text(encoding="utf-8") for name in ("config.toml", "environment.json")]
