@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -192,11 +194,17 @@ def read_until(handle: int, wanted: bytes) -> bytes:
     return seen
 
 
-def test_the_display_follows_a_run_and_ends_cleanly_with_ctrl_c(made: Path, tmp_path: Path) -> None:
-    run = shutil.copytree(made / "torn", tmp_path / "run")
+@contextmanager
+def watched(run: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The display of a run whose lock is held, as if it were running."""
     with (run / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        process, screen = on_a_terminal("status", run, "--watch")
+        yield on_a_terminal("status", run, "--watch")
+
+
+def test_the_display_follows_a_run_and_ends_cleanly_with_ctrl_c(made: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(made / "torn", tmp_path / "run")
+    with watched(run) as (process, screen):
         read_until(screen, b"4/8")
         (run / "checkpoint" / "latest").write_text("5\n")
         read_until(screen, b"5/8")
@@ -208,9 +216,7 @@ def test_the_display_follows_a_run_and_ends_cleanly_with_ctrl_c(made: Path, tmp_
 
 def test_the_display_ends_when_nothing_runs_any_more(made: Path, tmp_path: Path) -> None:
     run = shutil.copytree(made / "torn", tmp_path / "run")
-    with (run / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        process, screen = on_a_terminal("status", run, "--watch")
+    with watched(run) as (process, screen):
         read_until(screen, b"running")
     read_until(screen, b"stopped")
     assert process.wait() == 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from floco.analysis.tables import Results
+from floco.core.errors import some
 from floco.core.intervals import LEVEL, Interval, bound_mean
 from floco.core.metrics import Metrics
 
@@ -112,7 +113,7 @@ def _choose(
     better = [d for d in found if d.interval.lower > 0]
     best = max(better or found, key=lambda d: d.mean)
     if not better:
-        worse = _listed([d.name for d in found if d.interval.upper < 0])
+        worse = some([d.name for d in found if d.interval.upper < 0], _NAMED)
         return [
             f"Take {title}: no method is better beyond the interval; the best, {best.name}, differs by "
             f"{_amount(metrics, best)}.",
@@ -123,7 +124,7 @@ def _choose(
     said = [f"Take {best.name}. Against {title}, {_gain(metrics, best)}."]
     if close:
         cheap = _cheapest(results, [best.name, *(d.name for d in close)])
-        names = _listed([f"{d.name} ({_amount(metrics, d)})" for d in close])
+        names = some([f"{d.name} ({_amount(metrics, d)})" for d in close], _NAMED)
         said.append(f"Not told apart from {best.name}: {names}. The cheapest of them is {cheap}.")
     elif gaps:
         said.append("It is better than every other method, beyond the interval.")
@@ -143,16 +144,11 @@ def _gain(metrics: Metrics, found: Difference) -> str:
     harmed, n = found.harmed, len(found.better)
     harm = "harms none"
     if len(harmed):
-        named = _listed([f"{client} ({_number(metrics, v)})" for client, v in harmed.items()])
+        named = some([f"{client} ({_number(metrics, v)})" for client, v in harmed.items()], _NAMED)
         harm = f"harms {len(harmed)}: {named}"
     missing = f"; {found.left_out} more have one of the two models only" if found.left_out else ""
     helped = f"it helps {int((found.better > 0).sum())} of {n} clients and {harm}{missing}"
     return f"it is better by {_amount(metrics, found)} on average over {n} clients: {helped}"
-
-
-def _listed(words: Sequence[str]) -> str:
-    more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
-    return ", ".join(words[:_NAMED]) + more
 
 
 def _number(metrics: Metrics, value: float) -> str:

@@ -43,7 +43,7 @@ def wilson(hits: int, n: int) -> Interval:
 def resample(statistic: Statistic, n: int, seed: int, width: int = 1) -> dict[str, np.ndarray]:
     """Return metrics of B resamples of n rows of `width` numbers, (B,) each: n rows drawn with replacement.
 
-    B is 1,000, or fewer down to 100 so that 20 million numbers are drawn at most.
+    B is 1,000, or fewer, down to 100, to draw no more than about 20 million numbers.
 
     Equal n and seed draw equal rows, so the difference of two models' values on one resample is a paired one.
     """
