@@ -34,8 +34,9 @@ from floco.core.network import build_network
 from floco.core.values import Training
 from floco.data.federation import Client, Federation
 from floco.data.models import model
+from floco.data.normalization import Normalization
 from floco.data.partition import Folds
-from floco.data.schema import Form, Normalization
+from floco.data.schema import Form
 from floco.data.sources import load
 from floco.engines.engine import start_engine
 from floco.engines.jobs import Job, Result

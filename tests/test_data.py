@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from floco.core.errors import FlocoError
 from floco.data.federation import Federation
+from floco.data.normalization import Normalization
 from floco.data.partition import (
     SPLITS,
     Dirichlet,
@@ -21,7 +22,6 @@ from floco.data.partition import (
     Pathological,
     Single,
 )
-from floco.data.schema import Normalization
 from floco.data.sources import load
 from floco.data.split import Table, heterogeneity
 

@@ -16,7 +16,7 @@ from torch import nn
 import floco as package
 from conftest import blobs, floco, small_net, write_blobs
 from floco.core.errors import FlocoError
-from floco.data.schema import Normalization
+from floco.data.normalization import Normalization
 from floco.deliver.graph import FORMATS
 from floco.storage.files import checksum
 

@@ -170,6 +170,8 @@ KINDS = {
     "pair": Kind(pair, (BOTH, 'data.labels=["0","1"]')),
     "csv": Kind(table, (*TABLE, LEVELS, "flower.shape=[4]"), "csv"),
     "parquet": Kind(table, (*TABLE, LEVELS, "flower.shape=[4]"), "parquet"),
+    "several by client": Kind(several, (BOTH, "model.ids=[5]", 'data.labels=["0","1"]', "data.normalize=client")),
+    "csv by client": Kind(table, (*TABLE, LEVELS, "flower.shape=[4]", "data.normalize=client"), "csv"),
     "ids": Kind(full_table, (*TABLE, LEVELS, "data.categories=ids", BOTH, "model.ids=[3]"), "csv"),
 }
 

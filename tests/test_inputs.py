@@ -10,10 +10,9 @@ from torch import nn
 
 import floco
 from floco.core.errors import FlocoError
+from floco.data.normalization import Normalization, fit_normalization, join_sums, sum_channels
 from floco.data.partition import DirichletSizes, Iid, Natural, Pathological
-from floco.data.schema import Normalization
 from floco.data.sources import load
-from floco.data.sums import fit_normalization, join_sums, sum_channels
 
 Y = np.arange(60) % 3
 CLIENTS = np.repeat(list("abc"), 20)

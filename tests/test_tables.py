@@ -19,8 +19,8 @@ import floco
 from conftest import floco as command
 from floco.client import predict
 from floco.core.errors import FlocoError
+from floco.data.normalization import Normalization
 from floco.data.samples import Samples
-from floco.data.schema import Normalization
 from floco.data.table_files import read_frame
 from floco.data.tables import Columns
 from floco.flower.joining import admit, agree

@@ -69,13 +69,13 @@ def cut_validation(federation: Federation, seed: int, *, small: str = "error", l
 
 
 def _cut(client: Client, seed: int, small: str, least: int) -> Client:
-    whole = Client(client.id, client.train, client.train[:0])
+    whole = replace(client, test=client.train[:0], when=None)
     if not len(client.test):
         return whole
     try:
         train, test = _random(client, seed) if client.when is None else _latest(client, client.when)
         if len(train) >= least and len(test):
-            return Client(client.id, train, test)
+            return replace(whole, train=train, test=test)
         few = f'client "{client.id}" has {len(client.train)} training samples, too few for two parts'
     except FlocoError as error:
         few = str(error)

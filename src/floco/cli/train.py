@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -164,7 +165,10 @@ def data(
         settings = read(config, s or [])
         samples = source.samples(settings)
         federation = source.divide(settings, samples)
-        findings = audit(federation, samples.columns)
+        raw = settings
+        if settings.data.normalize == "client":  # equal samples and other units are seen before the normalisation
+            raw = replace(settings, data=replace(settings.data, normalize="train"))
+        findings = audit(federation if raw is settings else source.divide(raw, samples), samples.columns)
         none = "\u00b7" if out_console.encoding.startswith("utf") else "."
         out_console.print(survey.client_table(federation, out_console.width, none))
         say(survey.summary(federation))

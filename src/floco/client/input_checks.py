@@ -9,6 +9,7 @@ from floco.client.setup import Setup
 from floco.core.errors import FlocoError, some, warn
 from floco.core.inputs import Inputs, arguments, columns, each, rows
 from floco.core.random import global_stream
+from floco.data.schema import Form
 
 
 def check_single(setup: Setup, x: Inputs) -> None:
@@ -46,11 +47,16 @@ def _norms(module: nn.Module) -> str:
     return " and ".join(names) or "the model"
 
 
+def _changes(form: Form) -> bool:
+    """Return whether the normalisation changes samples."""
+    return bool(form.normalization.mean) and (any(form.mean) or any(s != 1 for s in form.normalization.std))
+
+
 @torch.no_grad()
 def check_ids(setup: Setup, x: Inputs) -> None:
     """Warn if an Embedding looks up normalised inputs; other ids, e.g. positions, do not depend on the inputs."""
     forms = columns(setup.federation.schema.forms).values()
-    if not any(f.normalization.mean and (any(f.mean) or any(s != 1 for s in f.normalization.std)) for f in forms):
+    if not any(f.own or _changes(f) for f in forms):
         return
     whole = [column for column in columns(x).values() if column.dtype == torch.int64]
     module = setup.network.twin(setup.device, train=False)

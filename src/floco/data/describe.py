@@ -92,6 +92,8 @@ def _scaling(form: Form, channels: range) -> str:
     """Return how channels are scaled, in words."""
     if form.dtype == "int64":
         return "none: ids"
+    if form.own:
+        return "mean and deviation of each client's own training part"
     if not form.mean:
         return "none"
     divided = "/ 255, " if form.divisor == 255 else ""

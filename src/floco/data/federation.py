@@ -18,7 +18,8 @@ from floco.core.values import ClientInfo
 from floco.data.augment import Augment
 from floco.data.groups import Groups
 from floco.data.mapped import blocks
-from floco.data.schema import Form, Normalization, Schema
+from floco.data.normalization import Normalization
+from floco.data.schema import Form, Schema
 from floco.data.tables import Columns
 from floco.tasks import Classification
 
@@ -34,6 +35,9 @@ class Client:
     """(n_test,) int64; empty: the client trains and is not evaluated."""
     when: torch.Tensor | None = None
     """(n_train,) int64: temporal rank of each training sample; None: no order."""
+    forms: Mapping[str, Form] | None = None
+    """By column, the form of its samples in the source, with the normalisation by its own training part; None: all
+    clients have the federation's."""
 
     def __repr__(self) -> str:
         """Return id and counts."""
@@ -157,6 +161,10 @@ class Federation:
         """What samples and targets look like in their source."""
         forms = {name: self.forms.get(name, Form()).seen(column) for name, column in columns(self.x).items()}
         return Schema(like(self.x, forms), Labels(self.names, self.values or self.names), self.task, self.table)
+
+    def schema_of(self, client: str | None) -> Schema:
+        """Return the schema of new rows of a client: the common one, unless it has statistics of its own."""
+        return self.schema if client is None else self.schema.of_client(self.client(client).forms)
 
     @property
     def normalization(self) -> Normalization:

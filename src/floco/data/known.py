@@ -16,7 +16,8 @@ from floco.core.task import Labels, Task
 from floco.data.augment import Augment, find_augment
 from floco.data.federation import Client, Federation
 from floco.data.groups import Groups
-from floco.data.schema import Form, Normalization, Schema
+from floco.data.normalization import Normalization
+from floco.data.schema import Form, Schema
 from floco.data.table_roles import Roles
 from floco.data.tables import Columns
 
@@ -50,9 +51,12 @@ def describe(federation: Federation) -> dict[str, Any]:
 
 
 def _parts(federation: Federation, clients: Iterable[Client]) -> list[dict[str, Any]]:
-    return [
-        {"id": c.id} | {n: {"n": len(p), "labels": federation.label_counts(p)} for n, p in _both(c)} for c in clients
-    ]
+    made: list[dict[str, Any]] = []
+    for c in clients:
+        own = {} if c.forms is None else {"forms": {name: asdict(form) for name, form in c.forms.items()}}
+        sizes = {n: {"n": len(p), "labels": federation.label_counts(p)} for n, p in _both(c)}
+        made.append({"id": c.id, **sizes, **own})
+    return made
 
 
 def _both(client: Client) -> tuple[tuple[str, torch.Tensor], ...]:
@@ -65,7 +69,7 @@ class Known(Federation):
     def __init__(self, facts: Mapping[str, Any], task: Task, load: Callable[[], Federation]) -> None:
         """Take what `describe` returned, the task with its fitted values, and how to load the samples."""
         told, labels = _tuples(facts), _tuples(facts["labels"])
-        forms = {n: Form(**{**f, "normalization": Normalization(**f["normalization"])}) for n, f in _items(told)}
+        forms = _forms(told["forms"])
         table = told["table"] and Columns(**{**told["table"], "roles": Roles(**told["table"]["roles"])})
         ordered: list[int] = []  # the labels of all samples, sorted within each part: of numbers, all are 0
         made = {key: tuple(_client(c, ordered) for c in told[key]) for key in ("clients", "held_out")}
@@ -145,8 +149,8 @@ class Known(Federation):
         return self.normalize(self.schema.made_up(2))
 
 
-def _items(told: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    return told["forms"].items()  # type: ignore[no-any-return]
+def _forms(told: Mapping[str, Any]) -> dict[str, Form]:
+    return {n: Form(**{**f, "normalization": Normalization(**f["normalization"])}) for n, f in told.items()}
 
 
 def _client(told: Mapping[str, Any], ordered: list[int]) -> Client:
@@ -156,7 +160,8 @@ def _client(told: Mapping[str, Any], ordered: list[int]) -> Client:
         start = len(ordered)
         ordered += [label for label, n in enumerate(part["labels"]) for _ in range(n)] or [0] * part["n"]
         parts.append(torch.arange(start, len(ordered)) + _AWAY)
-    return Client(told["id"], *parts)
+    train, test = parts
+    return Client(told["id"], train, test, forms=_forms(told["forms"]) if "forms" in told else None)
 
 
 def _augment(name: str | None) -> Augment | None:

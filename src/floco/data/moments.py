@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from floco.data.federation import Client
-from floco.data.sums import sum_channels
+from floco.data.normalization import sum_channels
 
 _BLOCK = 1024  # samples that are copied at once
 _LEAST = 5  # samples from which on a client can stand out

@@ -26,7 +26,7 @@ def check_range(
 
     Args:
         raw: samples (N, C, ...) minus the offset.
-        ranges: minimum and maximum of each channel of the training data.
+        ranges: minimum and maximum of each channel of the training data; (): unknown.
         where: name of the array, for error messages.
         share: of the samples that may be far outside, with a warning.
         offset: what was subtracted from each channel; (): nothing.
@@ -35,6 +35,8 @@ def check_range(
     Raises:
         FlocoError: more than this share of the samples are far outside of the range.
     """
+    if not ranges:
+        return
     _warn_of_little(raw, torch.tensor(ranges), where, names)
     noted: list[str] = []
     for channel, (low, high) in enumerate(ranges):

@@ -18,15 +18,19 @@ from floco.data.augment import Change, check_augment, find_augment
 from floco.data.federation import Client, Federation
 from floco.data.groups import read_groups
 from floco.data.holdout import SMALL, divide_all, rank
+from floco.data.normalization import Normalization, fit_normalization, sum_channels
 from floco.data.partition import Foreign
-from floco.data.schema import Form, Normalization, Schema
+from floco.data.per_client import normalize_by_client
+from floco.data.schema import Form, Schema
 from floco.data.split import Split, Table, check_parts, cut
-from floco.data.sums import fit_normalization, sum_channels
 from floco.data.tables import Columns
 from floco.tasks import Classification
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
+
+
+Clients = tuple[Client, ...]
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ class Samples:
             seed: random seed of the split.
             test_share: share of each client's samples that is its test part, in (0, 1).
             held_out: number of clients, the last ones, that are excluded from training and evaluation.
-            normalize: "train" (statistics of all training parts), "none" (raw values), or fixed statistics.
+            normalize: "train" (statistics of all training parts), "client" (each client's own), "none" (raw values), or
+                fixed statistics.
             order: a column of numbers or dates, e.g. "position"; the test part is then a client's latest samples
                 (None: the column that `load` was told, if any).
             augment: "flip" or "flip+crop" (images), `module:function`, or a function `(batch, generator) -> batch`:
@@ -129,11 +134,11 @@ class Samples:
             raise FlocoError(f"data.held_out must leave one client at least of {len(made)}, got {held_out}")
         members, kept = tuple(made[: len(made) - held_out]), tuple(made[len(made) - held_out :])
         y_test = None if self.y_test is None else torch.from_numpy(self.y_test)
-        forms = self._all_normalized(normalize, members)
         change, tests = find_augment(augment), {"x_test": self.x_test, "y_test": y_test}
-        federation = self._federation(members, forms, **tests, held_out=kept, augment=change)
+        source, members, kept = self._normalize(normalize, members, kept)
+        federation = source._federation(members, source.forms, **tests, held_out=kept, augment=change)
         if change is not None:
-            channels = forms.get("", Form()).channels
+            channels = source.forms.get("", Form()).channels
             check_augment(change, federation.inputs(members[0].train[:4]), channels, federation.y)
         return replace(federation, task=self._fitted(federation.y, members))
 
@@ -168,12 +173,26 @@ class Samples:
             )
         return parts
 
+    def _normalize(
+        self, normalize: str | Normalization, members: Clients, kept: Clients
+    ) -> tuple[Samples, Clients, Clients]:
+        """Return the samples with their forms, and the clients with theirs if each has its own."""
+        if normalize != "client":
+            return replace(self, forms=self._all_normalized(normalize, members)), members, kept
+        if self.x_test is not None:
+            raise FlocoError(
+                'data.normalize = "client" needs data without a global test part (x_test, y_test), as nothing says how '
+                'to normalise it: leave it out, or set "train", "fixed" or "none"'
+            )
+        x, forms, clients = normalize_by_client(self.forms, self.x, [*members, *kept])
+        return replace(self, x=x, forms=forms), clients[: len(members)], clients[len(members) :]
+
     def _all_normalized(self, normalize: str | Normalization, members: tuple[Client, ...]) -> dict[str, Form]:
         """Return the form of each column with the statistics of its samples."""
         if not isinstance(normalize, Normalization) and normalize not in ("train", "none"):
-            offer = nearest(str(normalize), ("train", "none"))
+            offer = nearest(str(normalize), ("train", "client", "none"))
             raise FlocoError(
-                'data.normalize must be "train", "none", or fixed statistics, Normalization(mean, std), '
+                'data.normalize must be "train", "client", "none", or fixed statistics, Normalization(mean, std), '
                 f"got {normalize!r}{offer}"
             )
         each = columns(self.x)

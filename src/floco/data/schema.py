@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,34 +14,10 @@ from floco.core.errors import FlocoError, warn
 from floco.core.inputs import Inputs, array, columns, count, like
 from floco.core.task import Labels, Task
 from floco.data.arrays import as_in_source, channels_first, check_index, column_names, fill, float32, writeable
+from floco.data.normalization import Normalization
 from floco.data.ranges import check_range, draw_in_range
 from floco.data.table_roles import is_table
 from floco.data.tables import Columns
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """x -> (x - mean) / std per channel (images, sequences) or feature; uint8 is divided by 255 first."""
-
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    def by_column(self, x: Mapping[str, torch.Tensor]) -> dict[str, Normalization]:
-        """Return those of each column of raw samples: of the channels of all in a row, without ids; or all for each."""
-        sizes = {name: 0 if column.dtype == torch.int64 else column.shape[1] for name, column in x.items()}
-        if len(self.mean) != sum(sizes.values()):
-            return dict.fromkeys(sizes, self)
-        mean, std = iter(self.mean), iter(self.std)
-        return {n: Normalization(tuple(islice(mean, c)), tuple(islice(std, c))) for n, c in sizes.items()}
-
-    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
-        """Return float32 values (N, C, ...) of raw samples (N, C, ...); unscaled without statistics."""
-        x = raw.float()
-        if self.mean:
-            x = x / 255 if raw.dtype == torch.uint8 else x
-            shape = (1, -1) + (1,) * (x.ndim - 2)
-            x = (x - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
-        return x
 
 
 @dataclass(frozen=True)
@@ -66,6 +41,8 @@ class Form:
     """How many channels, the last ones, are 0 or 1 for a category: they are not scaled."""
     missing: str = "error"
     """`error`, `drop`, or `mean`: NaN stands for the mean of the training parts."""
+    own: bool = False
+    """Whether these are samples after a normalisation that each client has of its own (`Client.forms`)."""
 
     def seen(self, x: torch.Tensor) -> Form:
         """Return the form with shape, type and ranges of samples (N, C, ...)."""
@@ -83,10 +60,15 @@ class Form:
         """Return network inputs (N, C, ...), for sequences (N, ..., C), of raw samples (N, C, ...); ids as they are."""
         if raw.dtype == torch.int64:
             return raw
-        x = self.normalization(raw)
-        if self.missing == "mean":
-            x = torch.where(x.isnan(), 0.0, x)  # the mean, after the normalisation
+        x = self.scale(raw)
         return x.movedim(1, -1).contiguous() if self.channels == "kept" else x
+
+    def scale(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return normalised samples (N, C, ...) of raw ones, with means where values are missing; ids as they are."""
+        if raw.dtype == torch.int64:
+            return raw
+        x = self.normalization(raw)
+        return torch.where(x.isnan(), 0.0, x) if self.missing == "mean" else x
 
     def unscaled(self, found: Normalization) -> Normalization:
         """Return a normalisation that leaves categories as they are."""
@@ -132,6 +114,11 @@ class Form:
             FlocoError: another shape, type or order of columns, a value that is not finite, or more than `far` of the
                 samples far outside of the training data's range.
         """
+        if self.own:
+            raise FlocoError(
+                f'data.normalize = "client": {where} can be normalised only with the statistics of a client; name it '
+                "(--client, client=...)"
+            )
         if self.features and (given := column_names(x)) not in ((), self.features):
             raise FlocoError(
                 f"{where} must have the columns {', '.join(self.features)}, in this order, "
@@ -156,8 +143,9 @@ class Form:
             return raw
         holes = np.isnan(x) if self.missing == "mean" and x.dtype.kind == "f" else None
         if holes is not None:  # stand-ins in the middle of the range, for the checks only
-            shift = self.offset or (0.0,) * len(self.ranges)
-            middle = [(low + high) / 2 + o for (low, high), o in zip(self.ranges, shift, strict=True)]
+            ranges = self.ranges or [(0.0, 0.0)] * x.shape[-1 if self.channels in ("last", "kept") else 1]
+            shift = self.offset or (0.0,) * len(ranges)
+            middle = [(low + high) / 2 + o for (low, high), o in zip(ranges, shift, strict=True)]
             x = fill(x, holes, self.channels, middle)
         raw = float32(x, where, self.channels, self.offset)
         check_range(raw, self.ranges, where, far, offset=self.offset, names=self.features)
@@ -191,6 +179,12 @@ class Schema:
     task: Task
     table: Columns | None = None
     """How rows of a table become samples, if the source is one."""
+    scaled: bool = False
+    """Whether samples are normalised as they come in, as those of a client with statistics of its own."""
+
+    def of_client(self, forms: Mapping[str, Form] | None) -> Schema:
+        """Return the schema of a client's rows, from its own forms by column; None: it has none of its own."""
+        return self if forms is None else replace(self, forms=like(self.forms, dict(forms)), scaled=True)
 
     @property
     def form(self) -> Form:
@@ -220,6 +214,7 @@ class Schema:
                 f"{where} must have the columns {', '.join(forms)}, as the training data, got {', '.join(given)}"
             )
         made = {n: form.samples(given[n], f"{where} {n}".strip(), far=far) for n, form in forms.items()}
+        made = {n: forms[n].scale(column) for n, column in made.items()} if self.scaled else made
         return equally_long(like(self.forms, made), where)
 
     def made_up(self, n: int) -> Inputs:

@@ -42,7 +42,7 @@ def answer(
     setup: Setup, progress: Progress, x: Any, y: Any, *, client: str | None, group: Any, at: str, mixtures: int
 ) -> Answer:
     """Return what a model says of samples, from one pass; arguments are those of `Run.answer`."""
-    schema, task = setup.federation.schema, setup.task
+    schema, task = setup.federation.schema_of(client), setup.task
     if mixtures:
         return Answer(setup, predict_mean(setup, progress, client, schema.samples(x, "x"), mixtures, at=at))
     raw, targets = (schema.samples(x, "x"), None) if y is None else schema.labelled(x, y)

@@ -12,14 +12,16 @@ from floco.core.inputs import columns
 from floco.core.metrics import Metrics, Score
 from floco.core.settings import plain
 from floco.data.federation import Federation
-from floco.data.schema import Form
+from floco.data.schema import Form, Schema
 
 _WORST = 3  # classes listed as least recognised
 
 Card = dict[str, Any]
 
 
-def card(setup: Setup, title: str, score: Score | None, versions: Mapping[str, Any], **more: Any) -> Card:
+def card(
+    setup: Setup, title: str, score: Score | None, versions: Mapping[str, Any], schema: Schema, **more: Any
+) -> Card:
     """Return the card of one model, without the facts about its file (name, format, checksum).
 
     Args:
@@ -27,9 +29,10 @@ def card(setup: Setup, title: str, score: Score | None, versions: Mapping[str, A
         title: what the model is, in words.
         score: its metrics on data that it was not trained on.
         versions: versions of the packages, and the machine, that write the file.
+        schema: of the rows that the model takes.
         more: further facts, e.g. `client`, `mixture`.
     """
-    schema, algorithm, network, task = setup.federation.schema, setup.algorithm, setup.network, setup.task
+    algorithm, network, task = setup.algorithm, setup.network, setup.task
     inputs = {name: _input(form) for name, form in columns(schema.forms).items()}
     parameters = sum(t.numel() for t in network.parameters.values())
     return {
@@ -51,6 +54,7 @@ def card(setup: Setup, title: str, score: Score | None, versions: Mapping[str, A
 def _input(form: Form) -> dict[str, Any]:
     named = {"columns": list(form.features)} if form.features else {}
     scaling = {"divided_by": form.divisor, "mean": list(form.mean), "std": list(form.normalization.std)}
+    scaling |= {"by_client": True} if form.own else {}
     return {"shape": list(form.shape), "dtype": form.dtype, "channels": form.channels, **scaling, **named}
 
 
@@ -111,6 +115,7 @@ def _step_line(name: str, given: Mapping[str, Any]) -> list[str]:
     steps = [*moves.get(given["channels"], []), *(["divided by 255"] if given["divided_by"] == 255 else [])]
     scaled = f"mean {_few(given['mean'])} subtracted and divided by {_few(given['std'])}, per channel"
     steps += [scaled] if given["mean"] else []
+    steps += ["mean and deviation of the client's own training part, per channel"] if "by_client" in given else []
     large = given["dtype"] == "float64"
     exact = " Subtract in float64: float32 is not precise enough for these numbers." if large else ""
     return [f"- Before the network{f', `{name}`' if name else ''}: {', '.join(steps) or 'nothing'}.{exact}"]

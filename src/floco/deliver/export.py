@@ -80,19 +80,13 @@ def export(
         FlocoError: an unknown client, a missing model, an existing file, or a format that does not support the network.
             No file is written then.
     """
-    clients = (
-        [clients] if isinstance(clients, str) else list(list_models(setup, progress) if clients is None else clients)
-    )
-    if not progress.round:
-        raise FlocoError("there is nothing to export yet: no round is done")
-    if not clients or len({GLOBAL if c is None else c for c in clients}) < len(clients):
-        raise FlocoError(f"name one model at least, and none twice (nor {GLOBAL!r} and the global one), got {clients}")
+    clients = _chosen(setup, progress, clients)
     targets = [choose_file(path, GLOBAL if c is None else c, kind) for c in clients]
     if len(clients) > 1 and len({file for file, _ in targets}) < len(clients):
         raise FlocoError(f"-o {path} is one file, and there are {len(clients)} models: give a folder")
-    write = make_writer(setup, targets[0][1])
     setup, measured = _with_test_parts(setup, measured)
     done: list[Path] = []
+    write: Writer | None = None
     try:
         for client, (file, made) in zip(clients, targets, strict=True):
             with one_thread():
@@ -100,6 +94,9 @@ def export(
                 facts = _card(setup, progress, client, tensors, source, versions, measured)
             point = {} if mixture is None else {"at": at, "mixture": mixture.tolist()}
             facts |= {"changes": list(changes), **point}
+            schema = setup.federation.schema_of(client)
+            if write is None or schema.scaled:
+                write = make_writer(setup, made, schema)
             done.append(file)
             save(setup, tensors, facts, file, made, write)
     except BaseException:
@@ -130,7 +127,7 @@ def export_placed(
     chosen, title = placed.chosen, f'Model of the newcomer "{name}"'
     more = {"client": name, "round": round_, "mixture": placed.center.tolist(), "placed_by": chosen.rule}
     more["changes"] = list(changes)
-    facts: Card = card(setup, title, None, versions, **more)
+    facts: Card = card(setup, title, None, versions, placed.schema, **more)
     alone = setup.federation.around(targets[:0], targets, ())
     facts["data"] = data_facts(alone, torch.arange(len(targets)), source)
     facts["tested_on"] = "samples left out in turn"
@@ -138,8 +135,20 @@ def export_placed(
     facts["left_out"] = [
         {"rule": c.rule, "loss": c.loss, setup.task.primary: c.value, "chosen": c is chosen} for c in placed.candidates
     ]
-    save(setup, placed.tensors, facts, file, kind, make_writer(setup, kind))
+    save(setup, placed.tensors, facts, file, kind, make_writer(setup, kind, placed.schema))
     return file
+
+
+def _chosen(setup: Setup, progress: Progress, clients: Sequence[str | None] | None) -> list[str | None]:
+    """Return the models to export, checked; see `export`."""
+    if not progress.round:
+        raise FlocoError("there is nothing to export yet: no round is done")
+    every = list_models(setup, progress) if clients is None else clients
+    named: list[str | None] = []
+    named += [every] if isinstance(every, str) else every
+    if not named or len({GLOBAL if c is None else c for c in named}) < len(named):
+        raise FlocoError(f"name one model at least, and none twice (nor {GLOBAL!r} and the global one), got {named}")
+    return named
 
 
 def _cards(file: Path) -> tuple[Path, Path]:
@@ -177,7 +186,7 @@ def _card(
     versions: Mapping[str, Any],
     measured: Measured | None,
 ) -> Card:
-    federation = setup.federation
+    federation, schema = setup.federation, setup.federation.schema_of(client)
     more: dict[str, Any] = {"client": client, "round": progress.round}
     if client is None:
         title, train = "The global model", torch.cat([c.train for c in federation.clients])
@@ -186,11 +195,11 @@ def _card(
         own = federation.client(client)
         title, train, where = f'Model of client "{client}"', own.train, "its own test part"
         more["participated"] = progress.participated.get(client, 0)
-    data = data_facts(federation, train, source)
+    more["data"] = data_facts(federation, train, source)
     if measured is not None:
         found = measured(client)
-        where = "the run directory" if found is None else f"{where}, in the run's last evaluation"
-        return {**card(setup, title, None, versions, **more), "metrics": found, "data": data, "tested_on": where}
+        more["tested_on"] = "the run directory" if found is None else f"{where}, in the run's last evaluation"
+        return {**card(setup, title, None, versions, schema, **more), "metrics": found}
     x, y = federation.common_test if client is None else (rows(federation.x, own.test), federation.y[own.test])
     score = judge(in_float32(setup), [tensors], x, y)[0] if len(y) else None
-    return {**card(setup, title, score, versions, **more), "data": data, "tested_on": where}
+    return card(setup, title, score, versions, schema, **more, tested_on=where)

@@ -48,20 +48,25 @@ Writer = Callable[[nn.Module], bytes]
 """Function from a network with its weights to the bytes of a file."""
 
 
-def make_writer(setup: Setup, kind: str) -> Writer:
-    """Return a function that writes networks in one of `FORMATS`; a graph is traced once, for all models.
+def make_writer(setup: Setup, kind: str, schema: Schema) -> Writer:
+    """Return a function that writes networks in one of `FORMATS`; a graph is traced once, for all models of a schema.
 
     - safetensors: the state dict of the user's network; tied tensors are stored under each of their names.
     - pt2, onnx: `Portable` as a graph with dynamic N; each file is run once, and compared with the network.
 
     Raises:
-        FlocoError: an unknown format, one whose packages are missing, or a network that cannot be traced.
+        FlocoError: an unknown format, one whose packages are missing, a network that cannot be traced, or a graph
+            without a client where each has a normalisation of its own.
     """
     if kind == "safetensors":
         return lambda network: to_safetensors(network.state_dict())
     if kind not in FORMATS:
         raise FlocoError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
-    schema = setup.federation.schema
+    if any(form.own for form in columns(schema.forms).values()):
+        raise FlocoError(
+            f'a {kind} file contains the normalisation, and with data.normalize = "client" the global model has none: '
+            "name clients with --client, or write it with --format safetensors"
+        )
     raw, forms = columns(schema.made_up(3)), columns(schema.forms)  # a pt2 file has its samples inside: nobody's
     samples = tuple(forms[name].restored(column).contiguous() for name, column in raw.items())
     initial = setup.network.holding({**setup.network.parameters, **setup.network.buffers})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from floco.core.random import one_thread, stream
 from floco.core.settings import plain
 from floco.core.values import PERSONAL, Message, Row, ServerState, Tensors, Training, strip_prefix
 from floco.data.federation import Client
+from floco.data.per_client import schema_of_newcomer
 from floco.deliver.mixtures import Mixtures
 from floco.deliver.placement import Candidate, Placement
 
@@ -31,6 +33,12 @@ _NAME = "newcomer"
 _Samples = tuple[Inputs, torch.Tensor]
 """Raw samples (n, C, ...) and targets (n, ...)."""
 _Maker = Callable[[], tuple[str, Tensors, str]]
+
+
+def place_newcomer(setup: Setup, state: ServerState, x: Any, y: Any) -> Placement:
+    """Return what `place` does for samples x (N, ...) and targets y (N, ...) as in the source of the run's data."""
+    schema = schema_of_newcomer(setup.federation, x)
+    return replace(place(setup, state, *schema.labelled(x, y)), schema=schema)
 
 
 def place(setup: Setup, state: ServerState, x: Inputs, y: torch.Tensor) -> Placement:
@@ -88,7 +96,8 @@ def try_place(setup: Setup, state: ServerState, x: Inputs, y: torch.Tensor) -> P
     if not candidates:
         raise FlocoError(f"all rules fail: {problems}")
     guess = setup.task.guess(y, parts, setup.federation.schema.labels)
-    return Placement(tuple(candidates), problems, guess, setup.network, state.shared, mixing)
+    schema = setup.federation.schema
+    return Placement(tuple(candidates), problems, guess, setup.network, state.shared, mixing, schema)
 
 
 def _simplex(setup: Setup, state: ServerState) -> Mixing:

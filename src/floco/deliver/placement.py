@@ -11,6 +11,7 @@ from floco.core.mixing import Mixing
 from floco.core.network import Network
 from floco.core.task import Guess
 from floco.core.values import Tensors
+from floco.data.schema import Schema
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Placement:
     simplex: Tensors = field(repr=False)
     """The shared simplex, network tensors with endpoints (M, ...)."""
     mixing: Mixing = field(repr=False)
+    schema: Schema = field(repr=False)
+    """Of the newcomer's rows."""
 
     @property
     def chosen(self) -> Candidate:

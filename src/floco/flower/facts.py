@@ -14,8 +14,8 @@ from floco.core.random import one_thread
 from floco.core.task import Labels
 from floco.data.arrays import CHANNELS, channels_first
 from floco.data.federation import Client, Federation
+from floco.data.normalization import Sums, sum_channels
 from floco.data.schema import Form
-from floco.data.sums import Sums, sum_channels
 from floco.runs.config import Config
 from floco.tasks import Classification
 

@@ -16,8 +16,7 @@ from floco.core.task import Labels, add_statistics
 from floco.core.values import ClientInfo
 from floco.data.arrays import channels_first
 from floco.data.federation import Federation
-from floco.data.schema import Normalization
-from floco.data.sums import Sums, fit_normalization
+from floco.data.normalization import Normalization, Sums, fit_normalization
 from floco.flower.facts import DTYPES, SiteFacts, check_facts, difference, form_of
 from floco.flower.protocol import FORMAT
 from floco.runs.config import Config
@@ -97,6 +96,8 @@ def schema_only(agreed: Config, facts: Mapping[str, SiteFacts]) -> Federation:
     }
     normal = Normalization(agreed.data.mean, agreed.data.std).by_column(made)
     forms = {c["name"]: replace(form_of(c), normalization=normal[c["name"]]) for c in one["columns"]}
+    if agreed.data.normalize == "client":
+        forms = {n: replace(form, own=made[n].dtype != torch.int64) for n, form in forms.items()}
     x: Inputs = made if one["inputs"] == "dict" else tuple(made.values())
     x = made[""] if one["inputs"] == "one" else x
     y = torch.zeros(4, *one["target"]["shape"], dtype=DTYPES[one["target"]["dtype"]])

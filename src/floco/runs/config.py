@@ -76,8 +76,9 @@ class Data(Settings):
     )
     normalize: str = setting(
         "train",
-        "statistics of the training parts, fixed mean and std (uint8 is first divided by 255), or none: raw values",
-        choices=("train", "fixed", "none"),
+        "statistics of all training parts, of each client's own (client: such data are copied in memory), fixed mean "
+        "and std (uint8 is first divided by 255), or none: raw values",
+        choices=("train", "client", "fixed", "none"),
     )
     mean: tuple[float, ...] = setting((), "normalize fixed: mean of each channel, of several inputs all in a row")
     std: tuple[float, ...] = setting((), "normalize fixed: standard deviation of each channel", above=0)

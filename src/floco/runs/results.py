@@ -18,7 +18,7 @@ from floco.deliver.answers import Answer, answer
 from floco.deliver.drift import Drift, drift
 from floco.deliver.export import export, export_placed
 from floco.deliver.measures import measure_clients
-from floco.deliver.newcomers import newcomer_rows, place
+from floco.deliver.newcomers import newcomer_rows, place_newcomer
 from floco.deliver.personal import deliver
 from floco.deliver.placement import Placement
 from floco.runs.changes import CHANGES, describe
@@ -224,7 +224,7 @@ class Run:
 
         Raw samples x (N, ...) and targets y (N, ...) are as in the data of the run.
         """
-        return place(self.setup, self.progress.state, *self.setup.federation.schema.labelled(x, y))
+        return place_newcomer(self.setup, self.progress.state, x, y)
 
     def export_placed(
         self,
@@ -246,4 +246,4 @@ class Run:
 
     def check(self, client: str, x: Any, y: Any) -> Drift:
         """Return whether a client's subregion still fits, from new samples x (N, ...) and targets y (N, ...)."""
-        return drift(self.setup, self.progress, client, *self.setup.federation.schema.labelled(x, y))
+        return drift(self.setup, self.progress, client, *self.setup.federation.schema_of(client).labelled(x, y))

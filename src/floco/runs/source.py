@@ -7,8 +7,8 @@ from pathlib import Path
 
 from floco.core.errors import FlocoError
 from floco.data.federation import Federation
+from floco.data.normalization import Normalization
 from floco.data.samples import Samples
-from floco.data.schema import Normalization
 from floco.data.sources import load
 from floco.data.table_files import TABLES
 from floco.runs.config import Config

@@ -1,17 +1,43 @@
-"""Sums over the channels of samples, from which the normalisation of all clients follows."""
+"""The normalisation of samples, and the sums over their channels from which it follows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
 from floco.core.errors import FlocoError
 from floco.core.random import one_thread
-from floco.data.schema import Normalization
 
 _ROUNDING = 2.0**-22  # twice the spacing of float32 numbers, relative to their size
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """x -> (x - mean) / std per channel (images, sequences) or feature; uint8 is divided by 255 first."""
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def by_column(self, x: Mapping[str, torch.Tensor]) -> dict[str, Normalization]:
+        """Return those of each column of raw samples: of the channels of all in a row, without ids; or all for each."""
+        sizes = {name: 0 if column.dtype == torch.int64 else column.shape[1] for name, column in x.items()}
+        if len(self.mean) != sum(sizes.values()):
+            return dict.fromkeys(sizes, self)
+        mean, std = iter(self.mean), iter(self.std)
+        return {n: Normalization(tuple(islice(mean, c)), tuple(islice(std, c))) for n, c in sizes.items()}
+
+    def __call__(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return float32 values (N, C, ...) of raw samples (N, C, ...); unscaled without statistics."""
+        x = raw.float()
+        if self.mean:
+            x = x / 255 if raw.dtype == torch.uint8 else x
+            shape = (1, -1) + (1,) * (x.ndim - 2)
+            x = (x - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
+        return x
 
 
 Sums = tuple[int | tuple[int, ...], tuple[float, ...], tuple[float, ...]]
