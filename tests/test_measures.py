@@ -250,6 +250,7 @@ def test_sensitivity_and_specificity_are_those_at_the_threshold(ill: tuple[Path,
     for row in run.metrics[run.metrics["model"] == "personal"].to_dict("records"):
         test = federation.client(row["client"]).test
         frame = pd.read_csv(ill[0]).iloc[test.numpy()]
+        assert row["positive"] == "1"
         decided = run.predict(frame, row["client"])["p(1)"] >= row["threshold"] - 1e-6
         assert row["sensitivity"] == pytest.approx(recall_score(frame["ill"], decided.to_numpy()))
         assert row["specificity"] == pytest.approx(recall_score(frame["ill"], decided.to_numpy(), pos_label=0))

@@ -132,3 +132,9 @@ def test_clients_of_which_one_model_is_unknown_do_not_count() -> None:
     assert found is not None
     assert found.better.to_dict() == pytest.approx({"a": 0.3})
     assert compare("ours", ours * math.nan, theirs, 0.05) is None
+
+
+def test_methods_without_a_finished_run_are_named_before_the_choice_among_the_others() -> None:
+    said = decide(results({"floco": 0.05}), ["fedavg", "ditto"])
+    assert said[0] == "No run of fedavg, ditto is finished, so that this is about floco only."
+    assert said[1:] == decide(results({"floco": 0.05}))

@@ -58,13 +58,18 @@ def compare(name: str, ours: pd.Series, theirs: pd.Series, level: float) -> Diff
     return Difference(name, better, bound_mean(better.to_numpy(), level), int(either) - len(better))
 
 
-def decide(results: Results) -> list[str]:
+def decide(results: Results, absent: Sequence[str] = ()) -> list[str]:
     """Return which model to deploy, in plain sentences; the last one says what they rest on.
 
     Methods are judged by the primary metric of the clients' personal models, against FedAvg (without it: against the
     first method). The intervals of all pairs of methods hold together (95 %, Bonferroni). A single method's personal
-    models are judged against its global model, for the same clients.
+    models are judged against its global model, for the same clients. `absent` are methods of the comparison without a
+    finished run.
     """
+    if absent:
+        left = f"{', '.join(results.names)} only" if len(results.names) == 1 else some(results.names, _NAMED)
+        without = f"No run of {some(absent, _NAMED)} is finished, so that this is about {left}."
+        return [without, *decide(results)]
     personal = _values(results, "personal")
     if len(results.names) > 1:
         plain = "fedavg" if "fedavg" in results.names else results.names[0]

@@ -12,6 +12,8 @@ import typer
 from floco.cli.console import err_console, out_console, say
 from floco.core.errors import RunFailed
 
+_MANY = 1_000_000  # outputs for test samples from which measuring takes more than some seconds
+
 if TYPE_CHECKING:
     from floco.client.setup import Setup
     from floco.core.metrics import Metrics
@@ -34,7 +36,15 @@ def begin_bar(stack: ExitStack, path: Path, setup: Setup, start: Progress, debug
     """Show a run's rounds until the stack is closed; say so if it is finished already."""
     if start.round == setup.training.rounds:
         say(f"{path} is finished: all {start.round} rounds are done")
-    return stack.enter_context(show_rounds(start.round, setup.training.rounds, setup.task.metrics, debug))
+    watch = stack.enter_context(show_rounds(start.round, setup.training.rounds, setup.task.metrics, debug))
+    tested = sum(len(c.test) for c in setup.federation.clients)
+
+    def watch_and_tell(progress: Progress) -> None:
+        watch(progress)
+        if progress.round == setup.training.rounds and tested * setup.federation.outputs > _MANY:
+            say(f"measuring the models of {len(setup.evaluated)} clients on {tested} test samples")
+
+    return watch_and_tell
 
 
 @contextmanager

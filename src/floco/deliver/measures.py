@@ -73,8 +73,7 @@ def measure_samples(
     thresholds = _thresholds_of(setup, progress, client, at, len(y))
     judged = _Judged(outputs, y, thresholds, None if groups is None else groups.numbers)
     metrics = _measure(setup, judged, client or "")
-    if thresholds is not None:
-        metrics["threshold"] = float(thresholds[0])
+    metrics |= _decision(setup, judged)
     by = [] if groups is None else _by_group(setup, judged, client or "", groups.names)
     return Measured(metrics, by, _confusion(setup, judged))
 
@@ -139,16 +138,22 @@ def _judge(setup: Setup, progress: Progress, client: str) -> dict[str, _Judged]:
 def _row(setup: Setup, client: str, which: str, judged: dict[str, _Judged]) -> Row:
     mine, row = judged[which], {"model": which, **_unmeasured(setup)}
     row |= _measure(setup, mine, client)
-    if mine.thresholds is not None:
-        row["threshold"] = float(mine.thresholds[0])
+    row |= _decision(setup, mine)
     if which == "personal" and (other := judged.get("global_local")) is not None:
         pair = mine.outputs, other.outputs, mine.targets
         row |= measure_difference(setup.task, *pair, seed=_seed(setup, client))
     return row
 
 
+def _decision(setup: Setup, judged: _Judged) -> dict[str, Any]:
+    """Return the threshold, and the class that is decided for at or above it."""
+    if judged.thresholds is None:
+        return {}
+    return {"threshold": float(judged.thresholds[0]), "positive": setup.federation.names[1]}
+
+
 def _unmeasured(setup: Setup) -> Row:
-    further = ("threshold", "difference", "difference_lower", "difference_upper", "problem")
+    further = ("threshold", "positive", "difference", "difference_lower", "difference_upper", "problem")
     return {**unmeasured(setup.task), **dict.fromkeys(further)}
 
 

@@ -54,8 +54,8 @@ class Store:
         if os.path.isfile(path):
             raise FlocoError(f"{path} is a file: a bundle is for reading only, continue the run that it was made of")
         if not os.path.isfile(path / "run.json"):
-            why = "or cannot be read: it has no run.json" if os.path.lexists(path) else "there is nothing"
-            raise FlocoError(f"{path} is no run directory, {why}")
+            why = "it has no run.json, or cannot be read" if os.path.lexists(path) else "there is nothing"
+            raise FlocoError(f"{path} is no run directory: {why} (of a comparison, name one of the runs in it)")
         self.facts: dict[str, Any] = read_json(path / "run.json")
         if self.facts.get("format") != FORMAT:
             raise FlocoError(

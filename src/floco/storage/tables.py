@@ -12,11 +12,11 @@ from floco.core.errors import FlocoError
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Return a table of a run directory, empty if there is none; client ids are text, empty cells missing values."""
+    """Return a table of a run directory, empty if there is none; ids and labels are text, empty cells missing values."""
     if not path.is_file() or not path.stat().st_size:
         return pd.DataFrame()
     if not os.access(path, os.R_OK):
         raise FlocoError(f"{path} cannot be read: permission denied")
-    text = dict.fromkeys(("client", "method", "size"), str)
+    text = dict.fromkeys(("client", "method", "size", "label", "predicted", "group"), str)
     missing: Any = {column: ["", "nan"] for column in pd.read_csv(path, nrows=0) if column not in text}
-    return pd.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
+    return pd.read_csv(path, dtype={**text, "positive": str}, keep_default_na=False, na_values=missing)

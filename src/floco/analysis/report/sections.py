@@ -57,7 +57,12 @@ def write(paths: Sequence[Path], out: Path) -> Path:
         raise FlocoError(f"{', '.join(map(str, paths))} holds no finished run; finish one first: floco resume RUN")
     first, count = next(iter(results.paths.values())), len(results.paths)
     opened, problem = _opened(next(filter(_on_simplex, results.paths.values()), first))
-    sections = [_verdict(results), *_methods(results, _missing(runs, results)), *_clients(results, opened, problem)]
+    absent = [name for name in dict.fromkeys(order) if name not in results.names]
+    sections = [
+        _verdict(results, absent),
+        *_methods(results, _missing(runs, results)),
+        *_clients(results, opened, problem),
+    ]
     measured: list[Row] = []
     if opened is not None and (mixing := opened.setup.algorithm.mixing) is not None:
         section, measured = surface.loss(opened, mixing, results)
@@ -124,8 +129,8 @@ def _opened(path: Path) -> tuple[Run | None, str]:
         return None, str(error)
 
 
-def _verdict(results: Results) -> Section:
-    first, *rest = decide(results)
+def _verdict(results: Results, absent: Sequence[str]) -> Section:
+    first, *rest = decide(results, absent)
     return Section("Which model to deploy", f'<p class="verdict">{escape(first)}</p>\n{text(*rest)}')
 
 
