@@ -1,6 +1,6 @@
 """Update the tables of the comparison's pages from CSV files: python benchmarks/tables.py.
 
-A table is between `<!-- table FOLDER KIND -->` and `<!-- end -->`, with FOLDER below docs/comparison/. Those of the
+pairs.csv is first made from the committed clients.csv. A table is between `<!-- table FOLDER KIND -->` and `<!-- end -->`, with FOLDER below docs/comparison/. Those of the
 folder `results` come from benchmarks/results/: `schools` from regression.csv, `tasks` from tasks.csv.
 """
 
@@ -13,6 +13,8 @@ import pandas as pd
 from scipy import stats
 
 from floco.analysis.columns import cost_columns, main_columns, methods_table, other_columns
+from floco.analysis.pairs import pairs as compare
+from floco.analysis.tables import Results
 from floco.storage.tables import read_table
 from floco.tasks import Classification
 
@@ -33,6 +35,13 @@ def markdown(table: pd.DataFrame) -> str:
         *table.astype(str).values.tolist(),
     ]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def recount(folder: Path) -> None:
+    """Make pairs.csv from clients.csv, as `floco compare` does."""
+    history, clients, runs = (read_table(folder / f"{name}.csv") for name in ("history", "clients", "runs"))
+    results = Results(history, clients, runs)
+    compare(results, results.names[0]).to_csv(folder / "pairs.csv", index=False)
 
 
 def pairs(folder: Path) -> pd.DataFrame:
@@ -97,5 +106,7 @@ OTHERS = {"schools": schools, "tasks": tasks}
 
 
 if __name__ == "__main__":
+    for file in (DOCS / "comparison").glob("*/clients.csv"):
+        recount(file.parent)
     for page in PAGES:
         (DOCS / page).write_text(filled((DOCS / page).read_text()))

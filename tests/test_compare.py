@@ -162,20 +162,15 @@ def test_pairs_are_wilcoxons_test_of_the_same_clients_with_holms_correction() ->
         results(curves(**{m: [0.1] for m in a}), {**clients, "accuracy_personal": np.concatenate(list(a.values()))}),
         "floco",
     ).set_index("method")
-    p = {m: wilcoxon(a["floco"] - a[m]).pvalue for m in ("fedavg", "local", "ditto")}
+    gaps = {m: (a["floco"] - a[m]).reshape(2, 12).mean(axis=0) for m in ("fedavg", "local", "ditto")}  # one a client
+    p = {m: wilcoxon(gap).pvalue for m, gap in gaps.items()}
     ordered = sorted(p, key=lambda m: p[m])
-    for m in p:
-        gap = a["floco"] - a[m]
+    for m, gap in gaps.items():
         assert found.loc[m, "p"] == pytest.approx(p[m])
         assert found.loc[m, "mean_difference"] == pytest.approx(gap.mean())
-        assert (found.loc[m, "better"], found.loc[m, "worse"], found.loc[m, "clients"]) == (
-            (gap > 0).sum(),
-            (gap < 0).sum(),
-            24,
-        )
-        one = gap.reshape(2, 12).mean(axis=0)  # a client counts once
+        assert found.loc[m, ["better", "worse", "clients"]].tolist() == [(gap > 0).sum(), (gap < 0).sum(), 12]
         ends = found.loc[m, ["lower", "upper"]].tolist()
-        assert ends == pytest.approx(list(ttest_1samp(one, 0).confidence_interval()))
+        assert ends == pytest.approx(list(ttest_1samp(gap, 0).confidence_interval()))
         assert found.loc[m, "p_holm"] == pytest.approx(
             max(min(1, p[q] * (3 - i)) for i, q in enumerate(ordered) if i <= ordered.index(m))
         )

@@ -41,8 +41,8 @@ def results(
     ("shifts", "first"),
     [
         ({"floco": 0.05, "fedavg": 0.0, "ditto": 0.02}, "Take floco. Against plain FedAvg, it is better by "),
-        ({"fedavg": 0.0, "floco": 0.0, "ditto": -0.05}, "Take plain FedAvg: no method is better"),
-        ({"fedavg": 0.0, "floco": -0.05}, "Take plain FedAvg: no method is better"),
+        ({"fedavg": 0.0, "floco": 0.0, "ditto": -0.05}, "Take plain FedAvg, as the simplest: no method is shown"),
+        ({"fedavg": 0.0, "floco": -0.05}, "Take plain FedAvg, as the simplest: no method is shown"),
         ({"floco": 0.0, "local": 0.05}, "Take local. Against floco, it is better by "),
         ({"floco": 0.05}, "Give every client its personal model. Against the global model, it is better by "),
         ({"floco": -0.05}, "Take the global model: the personal models are worse by"),
@@ -138,3 +138,11 @@ def test_methods_without_a_finished_run_are_named_before_the_choice_among_the_ot
     said = decide(results({"floco": 0.05}), ["fedavg", "ditto"])
     assert said[0] == "No run of fedavg, ditto is finished, so that this is about floco only."
     assert said[1:] == decide(results({"floco": 0.05}))
+
+
+def test_what_an_interval_cannot_exclude_is_said_where_no_method_is_shown_to_be_better() -> None:
+    sentence = decide(results({"fedavg": 0.0, "floco": 0.0}, noise=0.2))[0]
+    upper = re.search(r"\[[-\d.]+, ([\d.]+)\], so that a gain of up to ([\d.]+) points cannot be excluded", sentence)
+    assert upper is not None, sentence
+    assert upper[1] == upper[2]
+    assert "excluded" not in decide(results({"fedavg": 0.0, "floco": -0.3}, noise=0.01))[0]

@@ -13,15 +13,16 @@ from floco.storage.files import replace_file
 
 
 def pairs(results: Results, reference: str) -> pd.DataFrame:
-    """Return the paired comparison of `reference` with every other method over all clients of all common seeds.
+    """Return the paired comparison of `reference` with every other method over the clients.
 
-    What is compared is the primary metric of the personal models; better is better, whatever its direction.
+    What is compared is the primary metric of the personal models; better is better, whatever its direction. A client
+    counts once, with its mean difference over the common seeds: its results under several seeds are about the same
+    data, or about as few clients.
 
     `p` is Wilcoxon's signed-rank test (two-sided) of the clients' differences, `p_holm` the same after Holm's
     correction for the number of methods. `lower` and `upper` are the ends of Student's 95 % interval of the mean
-    difference over clients, each of which counts once, with its mean over seeds; empty for one client, and if all
-    differ alike. Clients of one run share a model and are not independent, so p is too small rather than too large, and
-    the interval too narrow.
+    difference; empty for one client, and if all differ alike. Clients of one run share a model and are not independent,
+    so p is too small rather than too large, and the interval too narrow.
     """
     from scipy.stats import wilcoxon
 
@@ -33,12 +34,12 @@ def pairs(results: Results, reference: str) -> pd.DataFrame:
         both = table[[reference, name]].dropna()
         if not len(both):
             continue  # no common seed
-        gap = (both[reference] - both[name]).round(9)  # the test ranks gaps, so equal gaps must be equal numbers
+        each = both[reference] - both[name]
+        seeds, gap = (each.groupby(level=by).mean().round(9) for by in ("seed", "client"))  # equal gaps, equal numbers
         p = float(wilcoxon(gap).pvalue) if (gap != 0).any() else 1.0
-        seeds = gap.groupby(level="seed").mean()
         kinds = {"better": sign * gap > 0, "equal": gap == 0, "worse": sign * gap < 0}
         who = {"reference": reference, "method": name, "clients": len(gap), "mean_difference": gap.mean()}
-        who |= bound_mean(gap.groupby(level="client").mean().to_numpy())._asdict()
+        who |= bound_mean(gap.to_numpy())._asdict()
         counts = {kind: int(found.sum()) for kind, found in kinds.items()}
         rows.append({**who, **counts, "seeds_better": f"{(sign * seeds > 0).sum()}/{len(seeds)}", "p": p})
     corrected = 0.0

@@ -120,8 +120,8 @@ def _choose(
     if not better:
         worse = some([d.name for d in found if d.interval.upper < 0], _NAMED)
         return [
-            f"Take {title}: no method is better beyond the interval; the best, {best.name}, differs by "
-            f"{_amount(metrics, best)}.",
+            f"Take {title}, as the simplest: no method is shown to be better. The best, {best.name}, differs by "
+            f"{_amount(metrics, best)}{_open(metrics, best)}.",
             *([f"Worse than {title} beyond the interval: {worse}."] if worse else []),
         ]
     gaps = [compare(d.name, personal[d.name], personal[best.name], level) for d in found if d is not best]
@@ -154,6 +154,14 @@ def _gain(metrics: Metrics, found: Difference) -> str:
     missing = f"; {found.left_out} more have one of the two models only" if found.left_out else ""
     helped = f"it helps {int((found.better > 0).sum())} of {n} clients and {harm}{missing}"
     return f"it is better by {_amount(metrics, found)} on average over {n} clients: {helped}"
+
+
+def _open(metrics: Metrics, found: Difference) -> str:
+    """Return what a comparison of few clients cannot exclude, as a part of a sentence."""
+    if math.isnan(found.interval.upper) or found.interval.upper <= 0:
+        return ""
+    unit = "points" if metrics[metrics.primary].share else metrics.primary.replace("_", " ")
+    return f", so that a gain of up to {_number(metrics, found.interval.upper)} {unit} cannot be excluded"
 
 
 def _number(metrics: Metrics, value: float) -> str:

@@ -163,7 +163,7 @@ def _methods(results: Results, missing: str) -> Iterator[Section]:
             f"Personal {unit.removesuffix(', %')} of the same client under {results.names[0]} and under another method "
             f"({'higher' if results.metrics.higher else 'lower'} is better; the difference is the first less the other)"
         )
-        note = f"{what}, over all clients of all common seeds. {_TESTS}"
+        note = f"{what}, mean over common seeds, one for each client. {_TESTS}"
         yield Section("Paired tests", text(note) + html_table(table))
 
 
