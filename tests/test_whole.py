@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from floco.core.network import build_network
 from floco.core.settings import build
 from floco.data.federation import Federation
 from floco.data.known import Known, describe
-from floco.data.partition import Iid
+from floco.data.partition import Iid, Natural
 from floco.deliver.network import read_graph, write_graph
 from floco.runs.checkpoint import Store
 from floco.storage.files import to_json
@@ -215,6 +215,36 @@ def test_every_command_is_right_or_says_what_is_missing(situation: Any, story: S
         else:
             assert alike(found, story.expected[name]), (name, found)
     assert not (place / "network.pt2").exists() or not list(place.glob("*.new"))
+
+
+@pytest.fixture
+def away(story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """A bundle, and the run's data in another place than the run knows."""
+    monkeypatch.chdir(story.home)
+    monkeypatch.syspath_prepend(story.home)
+    assert floco("bundle", story.run, "-o", tmp_path / "run.zip").exit_code == 0
+    moved = tmp_path / "elsewhere.csv"
+    (story.home / "patients.csv").rename(moved)
+    yield tmp_path / "run.zip", moved
+    moved.rename(story.home / "patients.csv")
+    sys.modules.pop("ownnet", None)
+
+
+def test_data_that_have_moved_are_named_for_the_questions_that_need_them(
+    away: tuple[Path, Path], story: Story, tmp_path: Path
+) -> None:
+    run, data = away
+    words = ("place", run, "new.csv", "--check", "--client", "north", "--data")
+    assert floco(*words, f"csv:{data}").exit_code == 0
+    best = floco("predict", run, "new.csv", "--client", "north", "--at", "best", "-o", tmp_path / "p.csv",
+                 "--data", f"csv:{data}")  # fmt: skip
+    assert best.exit_code == 0, best.output
+    assert alike(predictions(tmp_path), story.expected["predict --at best"])
+    refused = floco(*words, f"csv:{story.home / 'new.csv'}")
+    assert refused.exit_code == 2
+    assert "have changed since the run was started" in refused.output
+    federation = package.load(f"csv:{data}", target="outcome", client="hospital").split(Natural())
+    assert package.open_run(run, data=federation).setup.with_samples("this").federation is federation
 
 
 READ_ONLY = """

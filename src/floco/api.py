@@ -33,15 +33,20 @@ from floco.storage.files import read_json
 from floco.storage.memories import Memories
 
 
-def open_run(path: Path | str) -> Run:
+def open_run(path: Path | str, *, data: str | Federation | None = None) -> Run:
     """Return a run at its last checkpoint, from a run directory, a bundle or a site's state directory.
 
     Nothing is written or locked. Neither the data nor the code of the network are needed; what needs samples, e.g. the
     best mixture, loads them, and raises if they are not here. The models are on the CPU if the run's device is not
     available.
+
+    Args:
+        path: the directory or file.
+        data: where the run's data are now, if not where they were: a source, e.g. "csv:hospitals.csv", or the
+            federation. They must be the same.
     """
     directory = find_run(Path(path))
-    config, setup, progress = read_run(directory)
+    config, setup, progress = read_run(directory, data)
     return Run(setup, progress, directory, source.show_source(config))
 
 

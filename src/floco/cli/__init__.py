@@ -7,7 +7,7 @@ import sys
 
 from floco.cli.console import app, print_in_any_encoding
 
-for _commands in ("train", "watch", "deliver", "federate"):  # in the order of the help page
+for _commands in ("train", "watch", "deliver", "bundle", "federate"):  # in the order of the help page
     importlib.import_module(f"floco.cli.{_commands}")
 
 

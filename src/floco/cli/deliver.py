@@ -1,4 +1,4 @@
-"""Use of trained models: `floco export`, `predict`, `place`, `bundle`."""
+"""Use of trained models: `floco export`, `predict`, `place`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ _TABLE = (
     "Write one line per sample: label (several: a JSON list), probabilities; .npz: arrays. Default: print the first."
 )
 TablePath = Annotated[Path | None, typer.Option("-o", metavar="OUT.csv|npz", help=_TABLE)]
-ZipPath = Annotated[Path | None, typer.Option("-o", metavar="FILE.zip", help="The file. Default: RUN.zip, here.")]
+_MOVED = "Where the run's data are now, if not where they were, e.g. csv:hospitals.csv; most questions need none."
+Moved = Annotated[str | None, typer.Option("--data", metavar="SOURCE", help=_MOVED)]
 Draws = Annotated[int, typer.Option(min=0, help="Average this many models of the client's subregion.")]
 
 
@@ -59,6 +60,7 @@ def export(
     out: ModelPath = None,
     kind: Format = None,
     at: At = "center",
+    moved: Moved = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -66,7 +68,7 @@ def export(
     with report_errors(debug, as_json):
         if [client is not None, global_, everyone].count(True) != 1:
             raise FlocoError("name one of --client ID, --global and --all")
-        files = _opened(path).export(out or _models(path), None if everyone else [client], kind=kind, at=at)
+        files = _opened(path, moved).export(out or _models(path), None if everyone else [client], kind=kind, at=at)
         size = sum(f.stat().st_size for f in files)
         what, where = ("models", files[0].parent) if len(files) > 1 else ("model", files[0])
         say(f"{len(files)} {what} with cards ({size / 1e6:.1f} MB): {where}")
@@ -82,6 +84,7 @@ def predict(
     out: TablePath = None,
     at: At = "center",
     mixtures: Draws = 0,
+    moved: Moved = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -93,7 +96,7 @@ def predict(
             raise FlocoError(f"{out} exists already: remove it, or choose another place with -o")
         if out is not None and out.suffix not in (".csv", ".npz"):
             raise FlocoError(f"the file of predictions must end in .csv, or in .npz for arrays, got {out}")
-        run, arrays = _both(path, data, "x")
+        run, arrays = _both(path, moved, data, "x")
         groups = run.setup.federation.groups
         group = None if groups is None else arrays.get(groups.column)
         answer = run.answer(arrays["x"], arrays.get("y"), client=client, group=group, at=at, mixtures=mixtures)
@@ -123,6 +126,7 @@ def place(
     kind: Format = None,
     check: Check = False,
     client: Client = None,
+    moved: Moved = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -134,7 +138,7 @@ def place(
         if check != (client is not None) or (check and (out, kind) != (None, None)):
             without = "--check and --client ID belong together, without -o and --format"
             raise FlocoError(f"{without}, to check a known client's subregion; omit both to place a newcomer")
-        run, arrays = _both(path, data, "x", "y")
+        run, arrays = _both(path, moved, data, "x", "y")
         if client is not None:
             checked = _check(run, client, arrays)
             emit(as_json, **checked)
@@ -142,17 +146,6 @@ def place(
         placed = _place(run, arrays, data, out or _models(path), kind)
         emit(as_json, **placed)
         raise typer.Exit(_DOUBTFUL if placed["doubt"] else 0)
-
-
-@app.command()
-def bundle(path: RunPath, out: ZipPath = None, as_json: Json = False, debug: Debug = False) -> None:
-    """Write a run as one file without anybody's data, which all commands that read runs take in its place."""
-    with report_errors(debug, as_json):
-        from floco.runs.bundle import bundle as write
-
-        file = write(path, out or Path(f"{path.resolve().name}.zip"))
-        say(f"the bundle is {file} ({file.stat().st_size / 1e6:.1f} MB)")
-        emit(as_json, file=file)
 
 
 def _models(path: Path) -> Path:
@@ -189,20 +182,20 @@ def _check(run: Run, client: str, arrays: dict[str, Any]) -> dict[str, Any]:
     return {**asdict(found), "advice": found.advice}
 
 
-def _opened(path: Path) -> Run:
+def _opened(path: Path, moved: str | None) -> Run:
     from floco.api import open_run
 
-    return open_run(path)
+    return open_run(path, data=moved)
 
 
-def _both(path: Path, data: Path, *needed: str) -> tuple[Run, dict[str, Any]]:
+def _both(path: Path, moved: str | None, data: Path, *needed: str) -> tuple[Run, dict[str, Any]]:
     """Return a run, and the samples and targets of a file: its arrays, or the columns that the run's table has."""
     from floco.data.table_files import SUFFIXES, read_frame
 
     if (scheme := SUFFIXES.get(data.suffix.lower())) is None:
         arrays = _arrays(data, *needed)
-        return _opened(path), arrays
-    frame, run = read_frame(str(data), scheme, "data"), _opened(path)
+        return _opened(path, moved), arrays
+    frame, run = read_frame(str(data), scheme, "data"), _opened(path, moved)
     if (table := run.setup.federation.table) is None:
         raise FlocoError(f"{data} is a table, and the data of {path} are arrays: give an npz file in their format")
     y = table.targets(frame, str(data))

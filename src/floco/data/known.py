@@ -112,7 +112,8 @@ class Known(Federation):
             return self._loaded
         except FlocoError as error:
             raise FlocoError(
-                f"{what} needs samples that no run directory has, and they are not here: {error}"
+                f"{what} needs samples that no run directory has, and they are not here: {error} (if they are "
+                "elsewhere, say where: --data SOURCE, or open_run(..., data=...))"
             ) from error
 
     @property

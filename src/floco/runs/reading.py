@@ -39,10 +39,11 @@ def find_run(path: Path) -> Path:
     return path / current.read_text().strip() if os.path.isfile(current) and not (path / "run.json").exists() else path
 
 
-def read_run(path: Path) -> tuple[Config, Setup, Progress]:
+def read_run(path: Path, data: str | Federation | None = None) -> tuple[Config, Setup, Progress]:
     """Return configuration, setup and last progress of a run directory.
 
-    The setup's federation has no samples, and loads them when something needs them (`Setup.with_samples`).
+    The setup's federation has no samples, and loads them when something needs them (`Setup.with_samples`): from where
+    they were, or from `data`, a source or a federation, where they must be the same.
 
     Raises:
         FlocoError: the run cannot be read, or needs code that is not importable here: a method or task of one's own,
@@ -50,7 +51,7 @@ def read_run(path: Path) -> tuple[Config, Setup, Progress]:
     """
     with closing(Store(path, read=True)) as store:
         config = _here(read_settings(path, store.facts))
-        setup = _setup(path, config, store)
+        setup = _setup(path, config, store, data)
         return config, setup, store.load(config.run.memory_budget)
 
 
@@ -75,14 +76,14 @@ def _here(config: Config) -> Config:
     return config
 
 
-def _setup(path: Path, config: Config, store: Store) -> Setup:
+def _setup(path: Path, config: Config, store: Store, data: str | Federation | None) -> Setup:
     if not (path / KNOWN).is_file():  # a run of an earlier version
-        setup = prepare(config)
+        setup = prepare(config, _samples(config, data))
         check(store, setup)
         return setup
 
     def load() -> Federation:
-        made = source.federation(parse(store.facts["config"]))
+        made = _samples(parse(store.facts["config"]), data)
         check_data(store, made)
         return made
 
@@ -103,6 +104,12 @@ def _setup(path: Path, config: Config, store: Store) -> Setup:
     network = _graph(path / GRAPH)
     method = config.algorithm.resolved(config.training, network.layout)
     return Setup(known, network, method, config.training, config.seed)
+
+
+def _samples(config: Config, data: str | Federation | None) -> Federation:
+    if isinstance(data, Federation):
+        return data
+    return source.federation(config if data is None else replace(config, data=replace(config.data, source=data)))
 
 
 def _graph(file: Path) -> Network:

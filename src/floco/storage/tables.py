@@ -12,7 +12,7 @@ from floco.core.errors import FlocoError
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Return a table of a run directory, empty if there is none; ids and labels are text, empty cells missing values."""
+    """Return a table of a run directory, empty if there is none; ids and labels are text, empty cells are missing."""
     if not path.is_file() or not path.stat().st_size:
         return pd.DataFrame()
     if not os.access(path, os.R_OK):
