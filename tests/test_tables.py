@@ -423,8 +423,21 @@ def test_place_and_drift_read_tables(run: Path, tmp_path: Path) -> None:
     assert "must hold the targets" in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["pt2", "onnx"])
-def test_exported_graphs_fill_missing_values(kind: str, run: Path, tmp_path: Path) -> None:
+def by_the_recipe(file: Path, x: np.ndarray) -> np.ndarray:
+    """Probabilities by the lines of the page for the network of this run; x is not scaled yet."""
+    (code,) = re.findall(r"```python\n(.*?safetensors.*?)```", (DOCS / "docs" / "models.md").read_text(), re.S)
+    np.save(file.with_name("samples.npy"), x)
+    for old, new in {"64, 128": f"{x.shape[1]}, 128", "128, 10": "128, 2"}.items():
+        code = code.replace(f"nn.Linear({old})", f"nn.Linear({new})")
+    for name in ("north.safetensors.json", "north.safetensors", "samples.npy"):
+        code = code.replace(f'"{name}"', repr(str(file.with_name(name.replace("north", "m")))))
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/models.md", "exec"), names)
+    return names["probabilities"].numpy()
+
+
+@pytest.mark.parametrize("kind", ["pt2", "onnx", "safetensors"])
+def test_exported_models_fill_missing_values(kind: str, run: Path, tmp_path: Path) -> None:
     opened = floco.open_run(run)
     schema = opened.setup.federation.schema
     rows = holed().head(9)
@@ -434,6 +447,8 @@ def test_exported_graphs_fill_missing_values(kind: str, run: Path, tmp_path: Pat
     assert raw.isnan().any()
     if kind == "pt2":
         found = torch.export.load(file).module()(raw)[1].detach().numpy()
+    elif kind == "safetensors":
+        found = by_the_recipe(file, raw.numpy())
     else:
         import onnxruntime
 
@@ -442,6 +457,10 @@ def test_exported_graphs_fill_missing_values(kind: str, run: Path, tmp_path: Pat
     assert found[:, 0] == pytest.approx(wanted, abs=1e-5)
     card = json.loads(file.with_name(f"{file.name}.json").read_text())
     assert card["input"]["columns"][:3] == ["age", "visits", "sex=f"]
+    assert card["input"]["missing"] == "mean"
+    text = file.with_name(f"{file.name}.md").read_text()
+    assert "NaN stands for a missing value" in text
+    assert ("(NaN) replaced by 0, which is the mean" in text) == (kind == "safetensors")
 
 
 class Embedding(nn.Module):

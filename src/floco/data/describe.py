@@ -89,15 +89,17 @@ def _layout(form: Form) -> str:
 
 
 def _scaling(form: Form, channels: range) -> str:
-    """Return how channels are scaled, in words."""
+    """Return how channels are scaled, in words; categories are not."""
     if form.dtype == "int64":
         return "none: ids"
+    if not (scaled := [c for c in channels if c < len(form.ranges) - form.flags]):
+        return "not scaled"
     if form.own:
         return "mean and deviation of each client's own training part"
     if not form.mean:
         return "none"
     divided = "/ 255, " if form.divisor == 255 else ""
-    mean, std = ([values[c] for c in channels] for values in (form.mean, form.normalization.std))
+    mean, std = ([values[c] for c in scaled] for values in (form.mean, form.normalization.std))
     return f"{divided}mean {_span(mean)}, deviation {_span(std)}"
 
 

@@ -55,7 +55,8 @@ def _input(form: Form) -> dict[str, Any]:
     named = {"columns": list(form.features)} if form.features else {}
     scaling = {"divided_by": form.divisor, "mean": list(form.mean), "std": list(form.normalization.std)}
     scaling |= {"by_client": True} if form.own else {}
-    return {"shape": list(form.shape), "dtype": form.dtype, "channels": form.channels, **scaling, **named}
+    kind = {"shape": list(form.shape), "dtype": form.dtype, "channels": form.channels, "missing": form.missing}
+    return {**kind, **scaling, **named}
 
 
 def metrics(setup: Setup, score: Score) -> dict[str, Any]:
@@ -107,6 +108,7 @@ def _input_line(name: str, given: Mapping[str, Any]) -> str:
     called = f"Input `{name}`" if name else "Input"
     names = given.get("columns", [])
     more = f": {', '.join(names)}" if names else ""
+    more += "; NaN stands for a missing value, in whose place the mean is used" if given["missing"] == "mean" else ""
     return f"- {called}: {given['dtype']} samples of shape ({shape}), as in the data it was trained on{more}."
 
 
@@ -116,6 +118,7 @@ def _step_line(name: str, given: Mapping[str, Any]) -> list[str]:
     scaled = f"mean {_few(given['mean'])} subtracted and divided by {_few(given['std'])}, per channel"
     steps += [scaled] if given["mean"] else []
     steps += ["mean and deviation of the client's own training part, per channel"] if "by_client" in given else []
+    steps += ["then missing values (NaN) replaced by 0, which is the mean"] if given["missing"] == "mean" else []
     large = given["dtype"] == "float64"
     exact = " Subtract in float64: float32 is not precise enough for these numbers." if large else ""
     return [f"- Before the network{f', `{name}`' if name else ''}: {', '.join(steps) or 'nothing'}.{exact}"]
