@@ -69,7 +69,7 @@ def test_data_shows_who_has_what_as_table_and_picture(tmp_path: Path) -> None:
     shown = floco("data", "-s", "data.clients=10", "--picture", tmp_path / "who.png")
     assert shown.exit_code == 0, shown.output
     assert "client-9" in shown.output
-    assert "heterogeneity 0." in shown.output
+    assert "heterogeneity of label shares 0." in shown.output
     assert (tmp_path / "who.png").read_bytes().startswith(b"\x89PNG")
     assert floco("data", "--picture", tmp_path / "who.nonsense").exit_code == 2
 

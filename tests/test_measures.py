@@ -218,12 +218,13 @@ def settings(source: Path, **more: object) -> list[str]:
 
 @pytest.fixture(scope="module")
 def ill(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A table, and a run on it with groups."""
+    """A table, and a run on it with groups; what the run prints is in printed.txt."""
     folder = tmp_path_factory.mktemp("ill")
     source = binary(folder)
     done = command("run", *settings(source, **{"data.group": "sex"}), "--out", folder / "run")
     assert done.exit_code == 0, done.output
     assert "moves in steps of" in " ".join(done.output.split())
+    (folder / "printed.txt").write_text(" ".join(done.output.split()))
     return source, folder / "run"
 
 
@@ -296,6 +297,15 @@ def test_groups_have_their_counts_and_metrics_and_add_up(ill: tuple[Path, Path])
     assert (ill[1] / "groups.csv").is_file()
 
 
+def test_a_run_prints_its_groups_with_their_counts_for_each_kind_of_model(ill: tuple[Path, Path]) -> None:
+    text = (ill[0].parent / "printed.txt").read_text()
+    found = floco.open_run(ill[1]).groups
+    for which, words in {"personal": "personal models", "global_local": "global model"}.items():
+        mine = found[(found["client"] == "") & (found["model"] == which)]
+        shown = ", ".join(f"{r.group} {100 * r.accuracy:.1f} % of {r.n}" for r in mine.itertuples())
+        assert f"accuracy by sex: {shown} ({words}, all clients' test parts together)" in text
+
+
 @pytest.mark.parametrize(("features", "used"), [("", ("age",)), ('["age", "sex"]', ("age", "sex"))])
 def test_a_group_is_a_feature_only_if_it_is_named_as_one(features: str, used: tuple[str, ...], tmp_path: Path) -> None:
     frame = pd.read_csv(binary(tmp_path)).dropna()
@@ -352,6 +362,8 @@ def test_predict_says_intervals_steps_and_groups_in_words_and_in_json(ill: tuple
     assert "of 18 samples: it moves in steps of 5.6 points" in text
     assert f"accuracy {100 * metrics['accuracy']:.1f} % [{100 * metrics['accuracy_lower']:.1f} %," in text
     assert "sensitivity and specificity are of '1'" in text
+    assert "chosen on training samples; labels are those of the largest probability, whatever the threshold" in text
+    assert "compared with ill: accuracy" in text
     assert sum(row["n"] for row in found["confusion"]) == 18
     assert sum(row["n"] for row in found["groups"]) == 18
     assert metrics == pytest.approx({**floco.open_run(run).evaluate(frame, frame["ill"], "0")}, nan_ok=True)

@@ -371,7 +371,7 @@ def test_predictions_metrics_and_arrays_come_from_one_pass_with_one_warning(
     write(holed().head(12).assign(further=1), "csv", tmp_path)
     done = command("predict", run, "t.csv", "--client", "east", *end)
     assert done.exit_code == 0, done.output
-    assert "compared with y: accuracy" in done.output
+    assert "compared with state: accuracy" in done.output
     assert (sizes.count(12), done.stderr.count("left out: further")) == (1, 1)
 
 
@@ -388,8 +388,10 @@ def test_predictions_go_by_the_names_of_columns(scheme: str, run: Path, tmp_path
     assert done.exit_code == 0, done.output
     assert "does not use are left out: further" in done.stderr
     known = json.loads(done.stdout)["metrics"]["accuracy"]
-    assert f"compared with y: accuracy {100 * known:.1f} %, balanced" in done.stderr
+    assert f"compared with state: accuracy {100 * known:.1f} %, balanced" in done.stderr
     assert known == np.mean(whole["label"].to_numpy() == rows["state"].to_numpy())
+    means = command("predict", run, source, "--client", "east", "--mixtures", "2")
+    assert "not compared with state: --mixtures averages" in " ".join(means.output.split())
     assert [p["label"] for p in json.loads(done.stdout)["predictions"]] == whole["label"].tolist()
     write(shuffled.drop(columns="visits"), scheme, tmp_path)
     done = command("predict", run, source, "--client", "east")

@@ -108,12 +108,10 @@ def predict(
             as_arrays = out.suffix == ".npz"
             _write(out, _packed(answer.arrays) if as_arrays else _in_words(table).to_csv(index=False).encode())
             say(f"{len(table)} predictions: {out}")
-        if judged is not None:
+        if "y" in arrays:
             from floco.cli import views
 
-            say("\n".join(views.measure_lines(judged, run.setup.task, run.setup.federation.names, len(table))))
-        elif "y" in arrays:
-            say("not compared with y: --mixtures averages predictions, and metrics are those of one model")
+            say("\n".join(views.measure_lines(judged, run.setup.federation, len(table))))
         found = {} if out is not None else {"predictions": table.to_dict("records")}
         emit(as_json, file=out, **found, **({} if judged is None else judged._asdict()))
 

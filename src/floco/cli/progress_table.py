@@ -98,7 +98,7 @@ def describe_machine(found: Mapping[str, Any], width: int) -> Table:
         line(name, f"{extra['purpose']}: installed" if extra["installed"] else f"{extra['purpose']}: missing {missing}")
         if not extra["installed"]:
             line("", extra["install"])
-    line("report", "one HTML file, for any browser; none is needed to write it")
+    line("report", "one HTML file, which any browser shows; no browser is needed to write the file")
     for problem in found["problems"]:
         table.add_row("[red]problem[/]", escape(problem))
     return table

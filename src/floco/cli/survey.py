@@ -113,7 +113,7 @@ def summary(federation: Federation) -> str:
     words = f"{len(sizes)} clients of {min(sizes)} to {max(sizes)} samples, {known}; {test}"
     if not federation.task.labelled:
         return words
-    return f"{words}\nheterogeneity {heterogeneity(_counts(federation)):.2f} ({measure})"
+    return f"{words}\nheterogeneity of label shares {heterogeneity(_counts(federation)):.2f} ({measure})"
 
 
 def summarize(federation: Federation, findings: list[Finding]) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def _continue(path: Path, setup: Setup | None, debug: bool, overrides: Sequence[
 
         setup = session.continue_run(path, setup, start, overrides)
     out_console.print(views.closing_table(path))
-    if line := views.uncertainty_line(path, setup.task):
+    for line in filter(None, [views.uncertainty_line(path, setup.task), *views.group_lines(path, setup.task)]):
         say(line)
     if (path / "newcomers.csv").exists():
         out_console.print(views.newcomer_table(path))

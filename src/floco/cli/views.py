@@ -17,9 +17,10 @@ from floco.runs.evaluated import read_metrics
 from floco.storage.files import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from floco.core.task import Task
+    from floco.data.federation import Federation
     from floco.deliver.drift import Drift
     from floco.deliver.measures import Measured
     from floco.deliver.placement import Placement
@@ -87,15 +88,36 @@ def uncertainty_line(path: Path, task: Task) -> str:
     return f"{what} (median of {len(own)}, metrics.csv); {few}"
 
 
-def measure_lines(judged: Measured, task: Task, names: Sequence[str], n: int) -> list[str]:
-    """Return what a model is worth on n samples, in words; `names` are those of the classes."""
+def group_lines(path: Path, task: Task) -> list[str]:
+    """Return what each kind of model is worth for each group of all clients' test samples, in words."""
+    from floco.storage.tables import read_table
+
+    made, lines = read_table(path / "groups.csv"), []
+    pooled = made if made.empty else made[made["client"] == ""]
+    for which, rows in pooled.groupby("model", sort=False) if len(pooled) else ():
+        numbers = zip(rows["group"], rows[task.primary], rows["n"], strict=True)
+        shown = ", ".join(f"{group} {task.metrics.text(task.primary, value)} of {n}" for group, value, n in numbers)
+        kind = "personal models" if which == "personal" else "global model"
+        column = read_json(path / "run.json")["config"]["data"]["group"]
+        lines.append(f"{task.primary.replace('_', ' ')} by {column}: {shown} ({kind}, all clients' test parts together)")
+    return lines
+
+
+def measure_lines(judged: Measured | None, federation: Federation, n: int) -> list[str]:
+    """Return what a model is worth on n samples, in words; None: it was not measured, as predictions are means."""
+    task, names, target = federation.task, federation.names, "y"
+    if federation.table is not None and federation.table.roles.target:
+        target = ", ".join(federation.table.roles.target)
+    if judged is None:
+        return [f"not compared with {target}: --mixtures averages predictions, and metrics are those of one model"]
     metrics, values = all_metrics(task), judged.metrics
     known = [name for name in metrics if name in task.metrics or values[name] is not None]
     shown = (f"{name.replace('_', ' ')} {metrics.text(name, values[name])}" for name in known)
-    lines = [f"compared with y: {', '.join(shown)}"]
+    lines = [f"compared with {target}: {', '.join(shown)}"]
     if (threshold := values.get("threshold")) is not None:
         where = f"from a probability of {threshold:.3g} on, chosen on training samples"
-        lines.append(f"sensitivity and specificity are of {names[1]!r}, {where}")
+        label = "labels are those of the largest probability, whatever the threshold"
+        lines.append(f"sensitivity and specificity are of {names[1]!r}, {where}; {label}")
     lines.append(f"95 % interval: {_with_interval(metrics, task.primary, values)}, {describe_samples(task, n)}")
     return lines + [f"{r['group']}: {_with_interval(metrics, task.primary, r)}, of {r['n']}" for r in judged.groups]
 
