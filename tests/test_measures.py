@@ -2,6 +2,7 @@
 
 import json
 import math
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -297,13 +298,15 @@ def test_groups_have_their_counts_and_metrics_and_add_up(ill: tuple[Path, Path])
     assert (ill[1] / "groups.csv").is_file()
 
 
-def test_a_run_prints_its_groups_with_their_counts_for_each_kind_of_model(ill: tuple[Path, Path]) -> None:
-    text = (ill[0].parent / "printed.txt").read_text()
+def test_a_run_and_its_report_say_the_metric_of_each_group_for_each_kind_of_model(ill: tuple[Path, Path]) -> None:
+    text, page = (ill[0].parent / "printed.txt").read_text(), ill[0].parent / "report.html"
+    assert command("report", ill[1], "-o", page).exit_code == 0
     found = floco.open_run(ill[1]).groups
     for which, words in {"personal": "personal models", "global_local": "global model"}.items():
         mine = found[(found["client"] == "") & (found["model"] == which)]
         shown = ", ".join(f"{r.group} {100 * r.accuracy:.1f} % of {r.n}" for r in mine.itertuples())
-        assert f"accuracy by sex: {shown} ({words}, all clients' test parts together)" in text
+        for shown_in in (text, unescape(page.read_text())):
+            assert f"accuracy by sex: {shown} ({words}, all clients' test parts together)" in shown_in
 
 
 @pytest.mark.parametrize(("features", "used"), [("", ("age",)), ('["age", "sex"]', ("age", "sex"))])

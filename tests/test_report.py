@@ -176,6 +176,7 @@ def test_the_page_needs_no_network_and_names_all_that_it_shows(page: Path) -> No
     ):
         assert f"<h2>{title}</h2>" in body
     assert "The highest rise of the loss on an edge" in body
+    assert body.index("ECE comes out too high on few samples") < body.index("ECE %, personal")
     assert "Between whole networks trained from different initial weights" in body
     kinds = {r["kind"] for r in rows(page.with_name("report-landscape.csv"))}
     assert kinds == {"middle", "endpoint", "edge", "plane", "subregion", "networks"}

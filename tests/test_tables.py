@@ -19,6 +19,7 @@ import floco
 from conftest import floco as command
 from floco.client import predict
 from floco.core.errors import FlocoError
+from floco.data.describe import describe_schema
 from floco.data.normalization import Normalization
 from floco.data.samples import Samples
 from floco.data.table_files import read_frame
@@ -240,6 +241,14 @@ def test_another_separator_is_found_and_said(separator: str, words: str, tmp_pat
         ({"target": "state", "order": "x_test"}, "data.order: .* called 'x_test'.*rename it"),
         ({"target": "state", "order": "x.a"}, "data.order: .* called 'x.a'.*rename it"),
         ({"target": "state", "features": ["ages"]}, "data.features: .*did you mean 'age'"),
+        ({"target": "state", "leave_out": ["dya"]}, "data.leave_out: .* no column 'dya'; did you mean 'day'"),
+        ({"target": "state", "leave_out": "state"}, "data.leave_out must not hold 'state', which has another role"),
+        ({"target": "state", "leave_out": ["ward"], "client": "ward"}, "leave_out must not hold 'ward'"),
+        ({"target": "state", "leave_out": ["age"], "features": ["age"]}, "leave_out must not hold 'age'"),
+        ({"target": "state", "leave_out": ["day"], "order": "day"}, "leave_out must not hold 'day'"),
+        ({"target": "state", "leave_out": ["sex"], "group": "sex"}, "leave_out must not hold 'sex'"),
+        ({"target": "state", "leave_out": ["sex"], "levels": ["sex=f"]}, "no feature 'sex'"),
+        ({"target": "state", "labels": ["home"], "leave_out": "day"}, "labels as the data have them: recode"),
         ({"target": "state", "features": ["age", "state"]}, "must not hold the target 'state'"),
         ({"target": "state", "features": ["age", "age"]}, "name each column once"),
         ({"target": "state", "client": "state"}, "must be different columns"),
@@ -249,13 +258,34 @@ def test_another_separator_is_found_and_said(separator: str, words: str, tmp_pat
         ({"target": "state", "missing": "mode"}, "data.missing must be one of error, drop, mean"),
         ({"target": "state", "categories": "embed"}, "data.categories must be one of one-hot, ids"),
         ({"target": "state", "kind": "images", "features": ["age"]}, "data.kind is for arrays"),
-        ({"target": "state"}, "column 'day' holds dates or times such as '2024-01-01'"),
+        ({"target": "state"}, "column 'day' holds dates or times .*: name it in data.leave_out, or in data.order if"),
         ({}, "name the column of its targets in data.target; it has age, "),
     ],
 )
 def test_a_role_that_does_not_fit_is_refused_with_the_nearest_name(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(FlocoError, match=words):
         floco.load(patients().assign(**dict.fromkeys(("x", "y", "names", "x_test", "x.a"), I)), **settings)
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["one table", "x and y"])
+def test_a_column_that_is_left_out_is_no_feature_and_later_rows_may_have_it(beside: bool) -> None:
+    frame = patients().rename(columns={"smoker": "client"})
+    source = (frame.drop(columns="state"), frame["state"]) if beside else frame
+    target = {} if beside else {"target": "state"}
+    chosen = floco.load(source, leave_out=["day", "client", "ward"], **target)
+    listed = floco.load(source, features=["age", "sex", "visits"], client="ward", **target)
+    assert chosen.table.features == listed.table.features
+    assert torch.equal(chosen.x, listed.x)
+    assert "client" not in chosen.columns
+    for later in (frame.drop(columns="state"), frame.drop(columns=["state", "day", "ward"])):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(chosen.schema.samples(later, "x"), chosen.x)
+
+
+def test_only_columns_of_a_table_are_left_out() -> None:
+    with pytest.raises(FlocoError, match=r"leave_out, levels and categories are about the columns of a table"):
+        floco.load((np.ones((4, 2)), np.arange(4) % 2), leave_out="a")
 
 
 def test_a_path_without_its_kind_is_answered_with_it() -> None:
@@ -852,6 +882,9 @@ def test_the_schema_knows_the_columns() -> None:
     assert isinstance(table, Columns)
     assert table.features == ("age", "sex", "smoker", "visits")
     assert dict(table.levels) == {"sex": ("f", "m"), "smoker": ("false", "true")}
+    scaling = {row["name"]: row["scaling"] for row in describe_schema(split(patients(), order="day"))}
+    assert [name for name, words in scaling.items() if words == "not scaled"] == list(table.pairs)
+    assert "mean 0 " not in scaling["x"]
 
 
 DOCS = Path(__file__).parents[1]

@@ -230,3 +230,19 @@ def name_left_out(made: pd.DataFrame) -> str:
     ]
     why = "because they were not evaluated under both methods (clients, mean over seeds)"
     return f"Left out of 'better than', {why}: {', '.join(shown)}." if shown else ""
+
+
+def describe_groups(path: Path, metrics: Metrics) -> list[str]:
+    """Return what each kind of model of a run is worth for each group of `data.group`, in words; [] without groups."""
+    made, name = read_table(path / "groups.csv"), metrics.primary
+    pooled = made if made.empty else made[made["client"] == ""]
+    kinds = {"personal": "personal models", "global_local": "global model"}
+    said = []
+    for which in (k for k in kinds if len(pooled)):
+        rows = pooled[pooled["model"] == which]
+        numbers = zip(rows["group"], rows[name], rows["n"], strict=True)
+        shown = ", ".join(f"{group} {metrics.text(name, value)} of {n}" for group, value, n in numbers)
+        column = read_json(path / "run.json")["config"]["data"]["group"]
+        what = f"{name.replace('_', ' ')} by {column}: {shown}"
+        said += [f"{what} ({kinds[which]}, all clients' test parts together)"] if shown else []
+    return said

@@ -194,6 +194,7 @@ def _describe(setup: Setup) -> str:
 
 def _continue(path: Path, setup: Setup | None, debug: bool, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Train a run up to its last round; print the closing table, and return the last evaluation."""
+    from floco.analysis.tables import describe_groups
     from floco.cli import views
     from floco.runs import session
     from floco.runs.changes import describe
@@ -208,7 +209,7 @@ def _continue(path: Path, setup: Setup | None, debug: bool, overrides: Sequence[
 
         setup = session.continue_run(path, setup, start, overrides)
     out_console.print(views.closing_table(path))
-    for line in filter(None, [views.uncertainty_line(path, setup.task), *views.group_lines(path, setup.task)]):
+    for line in filter(None, [views.uncertainty_line(path, setup.task), *describe_groups(path, setup.task.metrics)]):
         say(line)
     if (path / "newcomers.csv").exists():
         out_console.print(views.newcomer_table(path))

@@ -88,21 +88,6 @@ def uncertainty_line(path: Path, task: Task) -> str:
     return f"{what} (median of {len(own)}, metrics.csv); {few}"
 
 
-def group_lines(path: Path, task: Task) -> list[str]:
-    """Return what each kind of model is worth for each group of all clients' test samples, in words."""
-    from floco.storage.tables import read_table
-
-    made, lines = read_table(path / "groups.csv"), []
-    pooled = made if made.empty else made[made["client"] == ""]
-    for which, rows in pooled.groupby("model", sort=False) if len(pooled) else ():
-        numbers = zip(rows["group"], rows[task.primary], rows["n"], strict=True)
-        shown = ", ".join(f"{group} {task.metrics.text(task.primary, value)} of {n}" for group, value, n in numbers)
-        kind = "personal models" if which == "personal" else "global model"
-        column = read_json(path / "run.json")["config"]["data"]["group"]
-        lines.append(f"{task.primary.replace('_', ' ')} by {column}: {shown} ({kind}, all clients' test parts together)")
-    return lines
-
-
 def measure_lines(judged: Measured | None, federation: Federation, n: int) -> list[str]:
     """Return what a model is worth on n samples, in words; None: it was not measured, as predictions are means."""
     task, names, target = federation.task, federation.names, "y"

@@ -124,7 +124,7 @@ def _read_objects(values: Sequence[Any], where: str, declared: bool) -> Cells:
             _check_exact(made, where)
         return Cells(made)
     if kind not in ("text", "true and false"):
-        raise FlocoError(f"{where}: a cell must hold one number or text, got {kind}: leave it out of data.features")
+        raise FlocoError(f"{where}: a cell must hold one number or text, got {kind}: name it in data.leave_out")
     distinct = _distinct(values)
     return _read_texts(*distinct, where) if kind == "text" else _categories(*distinct, where)
 
@@ -183,7 +183,7 @@ def _check_number(cells: Cells, where: str) -> Cells:
     if different > _MOST or (len(known) >= _ROWS and different > 0.9 * len(known)):
         raise FlocoError(
             f"{where} holds {different} different texts in {len(known)} rows, too many for categories (at most "
-            f"{_MOST}, and fewer than rows): leave it out by naming the others in data.features"
+            f"{_MOST}, and fewer than rows): name it in data.leave_out"
         )
     return cells
 
@@ -208,13 +208,13 @@ def to_text(value: Any) -> str:
 def _check_exact(values: np.ndarray, where: str) -> None:
     if (most := np.nanmax(np.abs(values), initial=0.0)) > EXACT:
         raise FlocoError(
-            f"{where} holds whole numbers up to {most:.0f}, beyond 2**53, which are rounded: if they are ids, leave "
-            "the column out of data.features"
+            f"{where} holds whole numbers up to {most:.0f}, beyond 2**53, which are rounded: if they are ids, name "
+            "the column in data.leave_out"
         )
 
 
 def _dates(where: str, value: Any) -> FlocoError:
     return FlocoError(
-        f"{where} holds dates or times such as {str(value)!r}, no numbers: leave it out of data.features, name it in "
+        f"{where} holds dates or times such as {str(value)!r}, no numbers: name it in data.leave_out, or in "
         "data.order if the latest samples are to be the test part, or write the days since a fixed date"
     )

@@ -42,6 +42,7 @@ def load(
     levels: str | Sequence[str] = (),
     missing: str = "error",
     group: str | None = None,
+    leave_out: str | Sequence[str] = (),
 ) -> Samples:
     """Return the samples of a source, e.g. `digits`, `npz:PATH`, `csv:PATH`, `folder:DIR`, or `module:function`.
 
@@ -65,6 +66,7 @@ def load(
         categories: of a table, how text becomes inputs: "one-hot" channels of 0 and 1, or "ids" (N,) beside "numbers".
         levels: categories such as "sex=f", of columns in which not all that exist occur, or which look like numbers.
         group: a column by whose values, such as sex or device, metrics are also shown; no feature unless named as one.
+        leave_out: of a table, columns that are neither features nor anything else.
         missing: rows without a value are an "error", left out ("drop"), or filled with the training rows' "mean".
 
     Raises:
@@ -81,7 +83,7 @@ def load(
         if value not in choices[key]:
             raise FlocoError(f"data.{key} must be one of {', '.join(choices[key])}, got {value!r}")
     given: dict[str, Any] = {"order": order, "categories": categories, "levels": _names(levels), "missing": missing}
-    given["group"] = group
+    given |= {"group": group, "leave_out": _names(leave_out)}
     roles = Roles(_names(target), features=_names(features), **given)
     where = source if isinstance(source, str) else "the source"
     data = _open(source, roles, channels) if isinstance(source, str) else source
@@ -92,9 +94,8 @@ def load(
         raise FlocoError(f"data.kind is for arrays, and {where} is a table: leave it at auto, got {kind!r}")
     if arrays.get(PICTURES) is np.True_:  # which dimension holds the channels is no question
         kind = "images" if kind == "auto" else kind
-        channels = (
-            "last" if kind == "images" and arrays["x_train" if "x_train" in arrays else "x"].ndim == 4 else channels
-        )
+        pictures = arrays["x_train" if "x_train" in arrays else "x"]
+        channels = "last" if kind == "images" and pictures.ndim == 4 else channels
     more: dict[str, Any] = {"kind": kind, "labels": labels, "channels": channels, "task": task, "table": table}
     return read_samples(arrays, where, **more, order=order, group=group, missing=missing)
 

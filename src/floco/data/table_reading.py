@@ -21,6 +21,7 @@ from floco.data.table_roles import (
     is_table,
     plain_column,
     read_targets,
+    resolve,
     say_same,
     times,
     without_given,
@@ -45,12 +46,12 @@ def read_table(frame: Any, roles: Roles, where: str, *, labelled: bool) -> tuple
         FlocoError: columns that do not exist or hold what they cannot, with their names.
     """
     frame = checked_frame(frame, where)
-    roles = _resolved(roles, frame, where)
+    roles = resolve(roles, frame, where)
     features = _features(roles, frame, where)
     declared = _declared(roles, features)
     cells = {f: read_cells(frame[f], f"{where}: column {f!r}", declared=f in declared) for f in features}
     if empty := [f for f, c in cells.items() if c.missing.all()]:
-        raise FlocoError(f"{where}: no row has a value in the columns {', '.join(empty)}: leave them out")
+        raise FlocoError(f"{where}: no row has a value in the columns {', '.join(empty)}: name them in data.leave_out")
     frame, cells = _complete(frame, cells, roles, where)
     levels = {f: declared.get(f) or _levels(c) for f, c in cells.items() if c.text}
     made = Columns(roles, features, levels, labelled)
@@ -70,39 +71,15 @@ def read_table(frame: Any, roles: Roles, where: str, *, labelled: bool) -> tuple
     return arrays, made
 
 
-def _resolved(roles: Roles, frame: pd.DataFrame, where: str) -> Roles:
-    """Return the roles, whose columns must exist and differ; a column called `client` holds client ids."""
-    known = list(frame.columns)
-    if roles.client is None and "client" in known and "client" not in (*roles.features, *roles.target):
-        roles = replace(roles, client="client")
-    single = {"client": roles.client, "order": roles.order, "group": roles.group}
-    given = [("target", t) for t in roles.target] + [("features", f) for f in roles.features]
-    for key, name in (*given, *((k, n) for k, n in single.items() if n is not None)):
-        if name not in known:
-            raise FlocoError(f"data.{key}: {where} has no column {name!r}{nearest(name, known)}")
-    if both := [f for f in roles.features if f in roles.target]:
-        raise FlocoError(f"data.features must not hold the target {both[0]!r}")
-    if roles.client in roles.target or roles.order in roles.target or roles.client in roles.features:
-        raise FlocoError("data.target, data.client and data.features must be different columns, and so must data.order")
-    for key, special in (("order", roles.order), ("group", roles.group)):
-        if str(special).partition(".")[0] in ("x", "x_train", "x_test", "y", "y_train", "y_test", "names"):
-            raise FlocoError(
-                f"data.{key}: {where} has a column called {special!r}, as arrays of samples are: rename it"
-            )
-        if special == "client" != roles.client and roles.client is not None:
-            raise FlocoError(f"data.{key} cannot be the column 'client' while data.client is another one: rename it")
-    return roles
-
-
 def _features(roles: Roles, frame: pd.DataFrame, where: str) -> tuple[str, ...]:
-    roled = {*roles.target, roles.client, roles.order, roles.group}
+    roled = {*roles.target, roles.client, roles.order, roles.group, *roles.leave_out}
     chosen = roles.features or tuple(c for c in frame.columns if c not in roled)
     if not chosen:
         raise FlocoError(f"{where} must have one feature at least beside {', '.join(sorted(filter(None, roled)))}")
     if unnamed := [c for c in chosen if not c or c.startswith(("Unnamed: ", "__index_level_"))]:
         raise FlocoError(
             f"{where}: a column without a name is probably the number of the row, as pandas writes it "
-            f"({unnamed[0]!r}): write the table with index=False, or name the others in data.features"
+            f"({unnamed[0]!r}): write the table with index=False, or name it in data.leave_out"
         )
     if len(set(chosen)) < len(chosen):
         raise FlocoError(f"data.features must name each column once, got {', '.join(chosen)}")
@@ -163,7 +140,7 @@ def _check_leak(frame: pd.DataFrame, roles: Roles, features: Sequence[str], wher
             if all(to_text(v) == g for v, g in zip(values, goal, strict=True)):
                 text = f"{where}: the feature {feature!r} equals the target {name!r} in every row"
                 if not roles.features:
-                    raise FlocoError(f"{text}: leave it out by naming the others in data.features")
+                    raise FlocoError(f"{text}: name it in data.leave_out")
                 warn(text)
 
 
@@ -191,7 +168,7 @@ def tabulate(
         if ids is not None:
             check_index(frame, ids, "client")
             same = find_column(frame, ids)
-            if same is None or same in (*roles.features, *roles.target):
+            if same is None or same in (*roles.features, *roles.target, *roles.leave_out):
                 frame = _with_ids(frame, ids, where)
             else:
                 say_same(where, "client", same)
@@ -220,7 +197,8 @@ def _tabulate_x(arrays: dict[str, Any], roles: Roles, where: str) -> tuple[dict[
     if not is_table(x) or not (is_text_table(x) or chosen):
         if roles.named:
             raise FlocoError(
-                f"data.target, features, levels and categories are about the columns of a table, and {where} is none"
+                "data.target, features, leave_out, levels and categories are about the columns of a table, "
+                f"and {where} is none"
             )
         return arrays, None
     if roles.target or roles.missing == "drop":

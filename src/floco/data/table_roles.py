@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +39,12 @@ class Roles:
     levels: tuple[str, ...] = ()
     missing: str = "error"
     group: str | None = field(default=None, repr=False)
+    leave_out: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def named(self) -> bool:
         """Whether they hold what only tables have."""
-        return bool(self.target or self.features or self.levels or self.categories != "one-hot")
+        return bool(self.target or self.features or self.leave_out or self.levels or self.categories != "one-hot")
 
 
 def checked_frame(frame: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -52,6 +53,33 @@ def checked_frame(frame: pd.DataFrame, where: str) -> pd.DataFrame:
     if repeated := sorted({n for n in names if names.count(n) > 1}):
         raise FlocoError(f"{where}: several columns have the same name: {', '.join(map(repr, repeated))}")
     return frame.set_axis(names, axis=1).reset_index(drop=True)
+
+
+def resolve(roles: Roles, frame: pd.DataFrame, where: str) -> Roles:
+    """Return the roles, whose columns must exist and differ; a column called `client` holds client ids."""
+    known = list(frame.columns)
+    given = [(key, name) for key in ("target", "features", "leave_out") for name in getattr(roles, key)]
+    if roles.client is None and "client" in known and "client" not in [name for _, name in given]:
+        roles = replace(roles, client="client")
+    single = {"client": roles.client, "order": roles.order, "group": roles.group}
+    for key, name in (*given, *((k, n) for k, n in single.items() if n is not None)):
+        if name not in known:
+            raise FlocoError(f"data.{key}: {where} has no column {name!r}{nearest(name, known)}")
+    used = (*roles.target, *roles.features, *single.values())
+    if both := [name for name in roles.leave_out if name in used]:
+        raise FlocoError(f"data.leave_out must not hold {both[0]!r}, which has another role: name it in one of them")
+    if both := [f for f in roles.features if f in roles.target]:
+        raise FlocoError(f"data.features must not hold the target {both[0]!r}")
+    if roles.client in roles.target or roles.order in roles.target or roles.client in roles.features:
+        raise FlocoError("data.target, data.client and data.features must be different columns, and so must data.order")
+    for key, special in (("order", roles.order), ("group", roles.group)):
+        if str(special).partition(".")[0] in ("x", "x_train", "x_test", "y", "y_train", "y_test", "names"):
+            raise FlocoError(
+                f"data.{key}: {where} has a column called {special!r}, as arrays of samples are: rename it"
+            )
+        if special == "client" != roles.client and roles.client is not None:
+            raise FlocoError(f"data.{key} cannot be the column 'client' while data.client is another one: rename it")
+    return roles
 
 
 def find_column(frame: Any, values: Any) -> str | None:
@@ -73,7 +101,7 @@ def without_given(arrays: dict[str, Any], roles: Roles, where: str) -> dict[str,
     if not is_table(x := arrays.get("x_train", arrays.get("x"))):
         return arrays
     same = {find_column(x, values): what for what, values in given.items() if values is not None}
-    lost = {name: what for name, what in same.items() if name and name not in roles.features}
+    lost = {name: what for name, what in same.items() if name and name not in (*roles.features, *roles.leave_out)}
     for name, what in lost.items():
         say_same(where, what, name)
     tables = {n: t for n, t in arrays.items() if n in ("x", "x_train", "x_test") and is_table(t)}

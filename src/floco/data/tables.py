@@ -57,7 +57,8 @@ class Columns:
             FlocoError: a missing column, or a missing value without a rule for it.
         """
         frame = checked_frame(frame, where)
-        known = {*self.features, *self.roles.target, self.roles.client, self.roles.order, self.roles.group}
+        roles = self.roles
+        known = {*self.features, *roles.target, roles.client, roles.order, roles.group, *roles.leave_out}
         if absent := [f for f in self.features if f not in frame]:
             given = ", ".join(map(str, frame.columns))
             raise FlocoError(f"{where} must have the columns {', '.join(absent)}, as the training data; got {given}")

@@ -142,7 +142,7 @@ def share_schema(config: Config) -> Config:
     labels, forms = samples.schema.labels, samples.schema.forms
     data = replace(config.data, labels=labels.values) if config.task.named else config.data
     if samples.table is not None:
-        data = replace(data, features=samples.table.features, levels=samples.table.pairs)
+        data = replace(data, features=samples.table.features, leave_out=(), levels=samples.table.pairs)
     ids = config.model.ids or tuple(find_ids(samples.schema).values())
     flower = replace(config.flower, shape=forms.shape if isinstance(forms, Form) else ())
     return replace(config, data=data, flower=flower, model=replace(config.model, ids=ids))

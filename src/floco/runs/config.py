@@ -39,6 +39,7 @@ class Data(Settings):
     target: str | tuple[str, ...] = setting((), "of a table: the column of the targets, or a list of several")
     client: str | None = setting(None, 'column of client ids (empty: "client", if there is one)')
     features: tuple[str, ...] = setting((), "of a table: the columns that are features (empty: all others)")
+    leave_out: tuple[str, ...] = setting((), "of a table: columns that are neither features nor anything else")
     categories: str = setting(
         "one-hot",
         "of a table: text becomes channels of 0 and 1, or ids (N,) as further inputs beside numbers (N, F)",

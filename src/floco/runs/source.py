@@ -35,7 +35,7 @@ def samples(config: Config) -> Samples:
             "this run was started from Python, and its directory does not describe its data and model: "
             "continue it with floco.fit(..., out=..., resume=True)"
         )
-    roles = ("target", "client", "features", "order", "group")
+    roles = ("target", "client", "features", "leave_out", "order", "group")
     names = ("kind", "labels", "channels", "categories", "levels", "missing", *roles)
     return load(data.source, task=config.task, **{name: getattr(data, name) for name in names})
 

@@ -139,7 +139,10 @@ class Classification(Task):
             known = np.asarray(given)
             if strange := sorted({str(v) for v in np.unique(y).tolist()} - set(known.tolist())):
                 shown = ", ".join(strange[:8])
-                raise FlocoError(f"{where}: labels {shown} are not among data.labels ({', '.join(given)})")
+                raise FlocoError(
+                    f"{where}: labels {shown} are not among data.labels ({', '.join(given)}), which must be labels as "
+                    "the data have them: recode the data to give them other names"
+                )
         elif names is not None:
             if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(names):
                 wanted = f"whole numbers from 0 to {len(names) - 1}"

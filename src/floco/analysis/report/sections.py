@@ -33,6 +33,10 @@ _METRICS = (
     "over all clients, whether they trained or not. Target: FedAvg's mean over the last tenth of its rounds. A dash "
     "means that there is no such model, or that the target was never reached."
 )
+_ECE = (
+    "ECE comes out too high on few samples, so of equally calibrated models the mean over clients (personal) looks "
+    "worse than that of all test samples together (global). Brier scores are sums over the classes, from 0 to 2."
+)
 _VARIANCE = (
     "Update variance: variance over clients of the updates of the parameters they send (on a simplex: of the model at "
     "1/M), mean over the rounds between evaluations. FedPer and FedRep send the body only; history.csv has separate "
@@ -63,6 +67,8 @@ def write(paths: Sequence[Path], out: Path) -> Path:
         *_methods(results, _missing(runs, results)),
         *_clients(results, opened, problem),
     ]
+    if count == 1 and (groups := tables.describe_groups(first, results.metrics)):
+        sections.append(Section("Groups", text(*groups, "groups.csv has each client's, and intervals.")))
     measured: list[Row] = []
     if opened is not None and (mixing := opened.setup.algorithm.mixing) is not None:
         section, measured = surface.loss(opened, mixing, results)
@@ -138,7 +144,8 @@ def _methods(results: Results, missing: str) -> Iterator[Section]:
     """Yield the tables and curves of the methods, and of several methods the paired tests."""
     made = tables.methods(results)
     several = len(results.names) > 1
-    notes = (_METRICS, tables.name_differences(results.paths.values()), tables.name_left_out(made), missing)
+    about = [_METRICS, _ECE] if "ece" in results.metrics else [_METRICS]
+    notes = (*about, tables.name_differences(results.paths.values()), tables.name_left_out(made), missing)
     kinds = (main_columns, other_columns, cost_columns)
     shown = [html_table(methods_table(made, columns(results.metrics))) for columns in kinds]
     yield Section("Comparison" if several else "Results", text(*filter(None, notes)) + "".join(shown))
