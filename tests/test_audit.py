@@ -116,6 +116,63 @@ def test_missing_values_hide_nothing(name: str, task: str) -> None:
     assert re.search(says, found[0].text), found[0].text
 
 
+def in_table(rows: int = N, **columns: np.ndarray) -> list[Finding]:
+    """Findings in a table with some columns beside six features, its rows in random order."""
+    frame = pd.DataFrame(X, columns=list("qrstuv")).assign(y=Y, client=CLIENT, **columns)
+    samples = floco.load(frame.sample(rows, random_state=3), target="y", missing="mean")
+    return [f for f in audit(samples.split(Iid(), clients=2)) if f.kind in ("leak", "repeated")]
+
+
+ROW = np.arange(N)
+IDS = {
+    "one after another": ROW + 1,
+    "by hospital": ROW % 6 * 10**5 + ROW // 6,
+    "in tens": 10 * ROW,
+    "large": 10**12 + ROW,
+    "with gaps": np.random.default_rng(3).choice(6 * N, N, replace=False),
+    "with holes": np.where(ROW % 9, ROW.astype(float), np.nan),
+}
+OTHER = np.random.default_rng(5).normal(size=N)
+MEASURED = {
+    "fractions": OTHER * 100,
+    "with ties": (OTHER * 100).round(),
+    "wide": (2e6 + 5e5 * OTHER).round(),
+    "bytes": ROW % 251,
+}
+
+
+@pytest.mark.parametrize("kind", [*IDS, *MEASURED])
+def test_whole_numbers_that_differ_in_every_row_are_questioned_as_ids(kind: str) -> None:
+    values = {**IDS, **MEASURED}[kind]
+    found = [f.text for f in in_table(patient=values) if "patient" in f.text]
+    assert len(found) == (kind in IDS), found
+    assert all('"patient" holds a whole number that differs in every row: is it an id?' in text for text in found)
+    assert all("data.leave_out" in text for text in found)
+
+
+def test_few_whole_numbers_may_differ_by_chance() -> None:
+    assert not in_table(24, patient=ROW)
+
+
+CREATININE = np.random.default_rng(4).gamma(9, 0.12, N)
+TWICE = {
+    "another unit": (CREATININE * 88.4, True),
+    "rounded": ((CREATININE * 88.4).round(), True),
+    "with an offset": (CREATININE * 1.8 + 32, True),
+    "with holes": (np.where(ROW % 300, CREATININE * 88.4, np.nan), True),
+    "close": (CREATININE + 0.05 * X[:, 0], False),
+    "constant": (np.full(N, 3.0), False),
+}
+
+
+@pytest.mark.parametrize("kind", TWICE)
+def test_a_column_in_two_units_is_named_with_its_twin(kind: str) -> None:
+    values, twin = TWICE[kind]
+    found = in_table(creatinine=CREATININE.round(2), umol=values, sex=np.array(["f", "m"])[ROW % 2])
+    assert [f.kind for f in found] == ["repeated"] * twin
+    assert all('unit: "creatinine" and "umol"; one' in f.text for f in found)
+
+
 def test_an_input_called_target_is_no_target() -> None:
     g = np.random.default_rng(0)
     x = {"target": g.normal(size=(60, 2)), "other": np.zeros((60, 1))}
@@ -244,6 +301,25 @@ def test_named_features_have_rows_of_their_own() -> None:
     assert [(r["name"], r["role"]) for r in rows[1:-1]] == [(n, "feature") for n in ("age", "height", "id")]
     assert rows[3]["low"] == pytest.approx(10**12, rel=1e-6)
     assert "mean 1e+12" in rows[3]["scaling"]
+
+
+@pytest.mark.parametrize("group", ["sex", "band"])
+@pytest.mark.parametrize("order", ["day", "date"])
+def test_the_columns_of_groups_and_of_order_are_part_of_the_schema(group: str, order: str, tmp_path: Path) -> None:
+    dates = pd.date_range("2024-01-01", periods=N).astype(str)
+    frame = pd.DataFrame({"age": X[:, 0], "sex": np.array(["f", "m"])[ROW % 2], "band": ROW % 4, "day": ROW})
+    frame.assign(date=dates, y=Y, client=CLIENT).to_csv(tmp_path / "t.csv", index=False)
+    settings = {"source": f"csv:{tmp_path / 't.csv'}", "target": "y", "split": "natural"}
+    settings |= {"group": group, "order": order}
+    unused = [name for name in ("sex", "band", "day", "date") if name not in (group, order)]
+    settings["leave_out"] = json.dumps(unused)
+    done = command("data", *(w for k, v in settings.items() for w in ("-s", f"data.{k}={v}")), "--json")
+    assert done.exit_code == 0, done.output
+    rows = {r["name"]: r for r in json.loads(done.stdout)["schema"]}
+    assert [(name, r["role"]) for name, r in rows.items()][-2:] == [(group, "group"), (order, "order")]
+    assert (rows[group]["low"], rows[group]["high"]) == ((None, None) if group == "sex" else (0, 3))
+    assert (rows[order]["low"], rows[order]["high"]) == ((0, N - 1) if order == "day" else (None, None))
+    assert not {*unused} & {*rows}
 
 
 def test_targets_without_classes_have_mean_and_spread_by_client(tmp_path: Path) -> None:

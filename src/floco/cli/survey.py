@@ -15,6 +15,7 @@ from floco.core.errors import FlocoError
 from floco.data.audit import Finding
 from floco.data.describe import describe_schema, describe_targets
 from floco.data.federation import Federation
+from floco.data.samples import Samples
 from floco.data.split import heterogeneity
 
 _ROWS = 40  # clients shown in a terminal
@@ -85,9 +86,9 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def schema_table(federation: Federation) -> Table:
+def schema_table(federation: Federation, samples: Samples) -> Table:
     """Return what each column of the data is."""
-    rows = describe_schema(federation)
+    rows = describe_schema(federation, samples)
     hidden = [r for role in ("feature", "target") for r in [r for r in rows if r["role"] == role][_FEATURES:]]
     table = Table(title="schema: what each column is", padding=(0, 0, 0, 1), pad_edge=False)
     for name in ("column", "role", "type", "scaling", "from", "to"):
@@ -116,7 +117,7 @@ def summary(federation: Federation) -> str:
     return f"{words}\nheterogeneity of label shares {heterogeneity(_counts(federation)):.2f} ({measure})"
 
 
-def summarize(federation: Federation, findings: list[Finding]) -> dict[str, Any]:
+def summarize(federation: Federation, samples: Samples, findings: list[Finding]) -> dict[str, Any]:
     """Return clients with their sizes and labels or targets, heterogeneity, schema and warnings as plain values.
 
     `targets` are mean, deviation and range; of several targets, these by name.
@@ -132,7 +133,7 @@ def summarize(federation: Federation, findings: list[Finding]) -> dict[str, Any]
             own = describe_targets(federation, torch.cat([client.train, client.test]))
             row["targets"] = own if len(own) > 1 else own["y"]
     made = {"clients": clients, "heterogeneity": heterogeneity(counts) if labelled else None}
-    return {**made, "schema": describe_schema(federation), "warnings": list(map(asdict, findings))}
+    return {**made, "schema": describe_schema(federation, samples), "warnings": list(map(asdict, findings))}
 
 
 def label_picture(federation: Federation, path: Path) -> None:

@@ -172,13 +172,13 @@ def data(
         none = "\u00b7" if out_console.encoding.startswith("utf") else "."
         out_console.print(survey.client_table(federation, out_console.width, none))
         say(survey.summary(federation))
-        out_console.print(survey.schema_table(federation))
+        out_console.print(survey.schema_table(federation, samples))
         for finding in findings:
             note(finding.text)
         if picture is not None:
             survey.label_picture(federation, picture)
             say(f"picture: {picture}")
-        emit(as_json, **survey.summarize(federation, findings), picture=picture)
+        emit(as_json, **survey.summarize(federation, samples, findings), picture=picture)
 
 
 def _describe(setup: Setup) -> str:

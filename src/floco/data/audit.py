@@ -13,7 +13,7 @@ from floco.core.inputs import Inputs, columns, count
 from floco.data.describe import channel_name
 from floco.data.federation import Federation
 from floco.data.holdout import rank
-from floco.data.leaks import find_leaks
+from floco.data.leaks import find_leaks, find_repeated
 from floco.data.moments import Moments, find_moments, odd_clients
 from floco.data.spelling import find_doubles
 
@@ -32,7 +32,8 @@ class Finding:
     """One thing that a user should know of the data before training."""
 
     kind: str
-    """`duplicates`, `scale`, `constant`, `classes`, `leak`, `order`, `sizes`, `untested`, `spelling` or `unchecked`."""
+    """`duplicates`, `scale`, `constant`, `classes`, `leak`, `repeated`, `order`, `sizes`, `untested`, `spelling` or
+    `unchecked`."""
     text: str
     grave: bool = False
     """Whether results would probably be wrong."""
@@ -47,6 +48,7 @@ def audit(federation: Federation, others: Mapping[str, np.ndarray] | None = None
         *_constant(federation, moments),
         *_classes(federation),
         *(Finding("leak", text) for text in find_leaks(federation)),
+        *(Finding("repeated", text) for text in find_repeated(federation)),
         *_order(federation, others or {}),
         *_sizes(federation),
         *_spelling(federation),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from floco.core.inputs import columns
 from floco.data.federation import Federation
 from floco.data.schema import Form
+from floco.data.table_roles import plain_column
 from floco.tasks import Regression
+
+if TYPE_CHECKING:
+    from floco.data.samples import Samples
 
 _LAYOUTS = {
     "first": "",
@@ -19,11 +24,14 @@ _LAYOUTS = {
 }
 
 
-def describe_schema(federation: Federation) -> list[dict[str, Any]]:
+def describe_schema(federation: Federation, samples: Samples | None = None) -> list[dict[str, Any]]:
     """Return one row for each input, for each named feature of a table, and for each number that is a target.
 
-    Keys: `name`, `role` (`input`, `feature`, `target`), `dtype`, `shape` (of one sample), `layout`, `scaling`, `low`
-    and `high` (in the units of the source), and for targets with classes `classes`.
+    Of the samples that were split, if given, also for the columns of groups and of order.
+
+    Keys: `name`, `role` (`input`, `feature`, `target`, `group`, `order`), `dtype`, `shape` (of one sample), `layout`,
+    `scaling`, `low` and `high` (in the units of the source; None of what is no number), and for targets with classes
+    `classes`.
     """
     rows: list[dict[str, Any]] = []
     for name, form in columns(federation.schema.forms).items():
@@ -34,7 +42,20 @@ def describe_schema(federation: Federation) -> list[dict[str, Any]]:
         for i, feature in enumerate(form.features if len(form.features) == len(low) else ()):
             own = {"name": feature, "role": "feature", "dtype": form.dtype, "shape": [], "layout": ""}
             rows.append({**own, "scaling": _scaling(form, range(i, i + 1)), "low": low[i], "high": high[i]})
-    return [*rows, *(_target(federation, i, name, y) for i, (name, y) in enumerate(_targets(federation).items()))]
+    rows += [_target(federation, i, name, y) for i, (name, y) in enumerate(_targets(federation).items())]
+    roles = {} if samples is None else {"group": samples.group, "order": samples.order}
+    return rows + [_other(samples.columns[name], name, role) for role, name in roles.items() if samples and name]
+
+
+def _other(values: np.ndarray, name: str, role: str) -> dict[str, Any]:
+    """Return the row of a column (N,) that is neither input nor target."""
+    from pandas import Series  # on use: slow to import
+
+    values = plain_column(Series(values))  # cells of CSV files are text
+    low, high = (float(values.min()), float(values.max())) if values.dtype.kind in "iuf" else (None, None)
+    kind = "text" if values.dtype.kind in "OUS" else str(values.dtype)
+    own = {"name": name, "role": role, "dtype": kind, "shape": [], "layout": "", "scaling": "none"}
+    return {**own, "low": low, "high": high}
 
 
 def describe_targets(federation: Federation, indices: torch.Tensor) -> dict[str, dict[str, float | None]]:
