@@ -375,8 +375,13 @@ def test_the_rule_holds_for_arrays(missing: str) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on a table with missing values, from the command line."""
     folder = tmp_path_factory.mktemp("run")
-    holed().to_csv(folder / "t.csv", index=False)
-    settings = {"data.source": f"csv:{folder / 't.csv'}", "data.target": "state", "data.client": "ward"}
+    holed().assign(number=I).to_csv(folder / "t.csv", index=False)
+    settings = {
+        "data.leave_out": '["number"]',
+        "data.source": f"csv:{folder / 't.csv'}",
+        "data.target": "state",
+        "data.client": "ward",
+    }
     settings |= {"data.split": "natural", "data.missing": "mean", "training.rounds": "2", "algorithm.endpoints": "2"}
     settings |= {"algorithm.assign_at": "1", "run.engine": "serial", "data.test_share": "0.5"}
     chosen = [part for key, value in settings.items() for part in ("-s", f"{key}={value}")]
@@ -410,13 +415,13 @@ def test_predictions_metrics_and_arrays_come_from_one_pass_with_one_warning(
 def test_predictions_go_by_the_names_of_columns(scheme: str, run: Path, tmp_path: Path) -> None:
     rows = holed().head(12)
     whole = floco.open_run(run).predict(rows, "east")
-    shuffled = rows[["visits", "state", "smoker", "sex", "age"]].assign(further=1)
+    shuffled = rows[["visits", "state", "smoker", "sex", "age"]].assign(further=1, number=2)
     source = write(shuffled, scheme, tmp_path).partition(":")[2]
     with pytest.warns(UserWarning, match="left out: further"):
         pd.testing.assert_frame_equal(floco.open_run(run).predict(shuffled, "east"), whole)
     done = command("predict", run, source, "--client", "east", "--json")
     assert done.exit_code == 0, done.output
-    assert "does not use are left out: further" in done.stderr
+    assert "does not use are left out: further\n" in done.stderr
     known = json.loads(done.stdout)["metrics"]["accuracy"]
     assert f"compared with state: accuracy {100 * known:.1f} %, balanced" in done.stderr
     assert known == np.mean(whole["label"].to_numpy() == rows["state"].to_numpy())

@@ -17,7 +17,7 @@ _FEW = 20  # samples from which on a column can be said to tell the label
 _NEXT = 20  # pairs of neighbouring numbers from which on it is no chance that none is equal
 _SAME = 0.999  # share of a column's variance that another one explains if they are the same in another unit
 _MOST = 2000  # columns that are compared with each other
-_REMEDY = "Columns of a table are left out by data.leave_out"
+_REMEDY = "data.leave_out leaves columns of a table out"
 
 
 def find_leaks(federation: Federation) -> Iterator[str]:
