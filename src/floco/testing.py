@@ -118,7 +118,7 @@ def _check_rounds(setup: Setup, passed: list[Progress]) -> None:
     facts = setup.facts(next(iter(setup.clients)))
     message = setup.algorithm.message(passed[-1].state, next(iter(setup.clients)), "evaluate")
     memory = passed[-1].memories.get(next(iter(setup.clients))) or setup.algorithm.start(setup.network, seed=0)
-    both = setup.algorithm.models(setup.algorithm.begin(message, memory, facts), facts)
+    both = setup.models(setup.algorithm.begin(message, memory, facts), facts)
     find_global_model(setup, message)  # for the server, which is no client: facts.n_train is 0
     for which, tensors in (("global", both.global_), ("personal", both.personal)):
         lacking = [] if tensors is None else [n for n in layout.names if n not in tensors]

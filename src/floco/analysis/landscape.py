@@ -148,7 +148,8 @@ def _subregions(setup: Setup, mixing: Mixing, state: ServerState, draws: int) ->
             continue
         drawn = sample_subregion(center, mixing.radius, draws, generator=stream(setup.seed, "landscape", client.id))
         alphas = torch.cat([center[None], mixing.middle[None], drawn])
-        mixtures = Mixtures(setup, mixing, state.shared, rows(setup.federation.x, client.test))
+        simplex = setup.shifted(state.shared, setup.facts(client.id).label_counts)
+        mixtures = Mixtures(setup, mixing, simplex, rows(setup.federation.x, client.test))
         found[client.id] = measure(setup.task, mixtures, alphas, setup.federation.y[client.test])
     return found
 

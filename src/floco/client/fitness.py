@@ -55,6 +55,7 @@ def _check_outputs(setup: Setup, x: Inputs, y: torch.Tensor) -> None:
     for given, when in ((found, ""), (trained.cpu(), " in training mode")):
         setup.task.check(given, y, federation.schema.labels, when)
     _check_loss(setup, found, y)
+    _check_shift(setup, found, x)
     with global_stream(setup.seed, "trial", device=setup.device), torch.enable_grad():
         tensors = setup.initial()
         for name in setup.network.layout.parameters:
@@ -62,6 +63,19 @@ def _check_outputs(setup: Setup, x: Inputs, y: torch.Tensor) -> None:
         last = type(setup.predictor(train=False)(tensors, setup.inputs(rows(x, slice(2)))).grad_fn).__name__
     if doubt := setup.task.doubt(found, last):
         warn(doubt)
+
+
+def _check_shift(setup: Setup, outputs: torch.Tensor, x: Inputs) -> None:
+    """Check that the outputs, (n, C), move with the last bias, where a task's shift is added to it."""
+    if (shift := setup.task.shift(range(outputs.shape[-1]))) is None:
+        return
+    tensors, bias = {**setup.network.parameters, **setup.network.buffers}, setup.network.layout.head[1]
+    moved = compute_outputs(setup, {**tensors, bias: tensors[bias].detach() + shift}, x)
+    if not torch.allclose(moved, outputs + shift, rtol=1e-3, atol=1e-3):
+        raise FlocoError(
+            'task.prior = "client" adds log frequencies to the last bias, and the model changes its logits after that '
+            "(by a scale, or a softmax of its own): return the last layer's outputs as they are"
+        )
 
 
 def _check_loss(setup: Setup, outputs: torch.Tensor, y: torch.Tensor) -> None:

@@ -66,7 +66,7 @@ def find_global_model(setup: Setup, message: Message) -> Tensors | None:
     """Return the tensors of the server's global model; None if the method has none or buffers stay local."""
     facts = Facts(setup.network.layout, setup.training, 0, (0,) * setup.federation.classes, 0, setup.task)
     tensors = setup.algorithm.begin(message, setup.algorithm.start(setup.network, seed=setup.seed), facts)
-    return None if setup.local_buffers else setup.algorithm.models(tensors, facts).global_
+    return None if setup.local_buffers else setup.models(tensors, facts).global_
 
 
 def split_test_part(setup: Setup) -> list[tuple[int, int]]:

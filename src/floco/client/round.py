@@ -83,13 +83,13 @@ def adapt(setup: Setup, client: str, message: Message, memory: Tensors | None) -
 
 def models(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Models:
     """Return the network tensors of a client's global and personal model."""
-    return setup.algorithm.models(adapt(setup, client, message, memory), setup.facts(client))
+    return setup.models(adapt(setup, client, message, memory), setup.facts(client))
 
 
 def score(setup: Setup, work: Work, tensors: Tensors) -> Scores:
     """Return the metrics of a client's two models on its own test part, from its (adapted) tensors."""
     test = setup.federation.client(work.client).test
-    both = setup.algorithm.models(tensors, work.facts)
+    both = setup.models(tensors, work.facts)
     distinct = {id(m): m for m in both if m is not None}
     scores = judge(setup, list(distinct.values()), rows(setup.federation.x, test), setup.federation.y[test])
     found = dict(zip(distinct, scores, strict=True))

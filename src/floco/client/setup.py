@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from floco.core.head import outputs_of
 from floco.core.inputs import Inputs, arguments, chunks, each, rows
 from floco.core.network import Network
 from floco.core.task import Task
-from floco.core.values import ClientInfo, Facts, Predict, Tensors, Training, fast_copy
+from floco.core.values import ClientInfo, Facts, Models, Predict, Tensors, Training, fast_copy
 from floco.data.federation import Federation
 from floco.data.known import Known
 
@@ -64,6 +64,15 @@ class Setup:
         """Check that the method can learn the task."""
         if self.algorithm.labelled and not self.task.labelled:
             raise FlocoError(f"{self.algorithm.name} needs class frequencies, and task {self.task.name} has no classes")
+        if self.task.shift((1,) * self.federation.classes) is None:
+            return
+        if self.algorithm.labelled:
+            raise FlocoError(f'{self.algorithm.name} corrects for class frequencies itself: set task.prior = "none"')
+        if len(self.network.layout.head) < 2:
+            raise FlocoError(
+                'task.prior = "client" adds to the bias of the nn.Linear that gives the logits, and the model has none '
+                "that is trained: give its last layer a bias"
+            )
 
     def with_samples(self, what: str) -> Setup:
         """Return the setup with the samples of its clients; raises if they are not here, and `what` needs them."""
@@ -74,6 +83,27 @@ class Setup:
         known = self._known(client)
         training = self.training if round_ is None else self.training.at(round_)
         return known if training is self.training else replace(known, training=training)
+
+    def training_targets(self, client: str, samples: torch.Tensor) -> torch.Tensor:
+        """Return the targets (n, ...) of the training samples at these positions, as the client's loss takes them."""
+        return self.task.training_targets(self.federation.y[samples], self.facts(client).label_counts)
+
+    def models(self, tensors: Tensors, facts: Facts) -> Models:
+        """Return a client's global and personal model from its working tensors.
+
+        The task's shift, if there is one, is added to the personal model's last bias.
+        """
+        both = self.algorithm.models(tensors, facts)
+        if both.personal is None:
+            return both
+        return both._replace(personal=self.shifted(both.personal, facts.label_counts))
+
+    def shifted(self, tensors: Tensors, counts: Sequence[int]) -> Tensors:
+        """Return a model or a simplex with the task's shift for these training samples by class; often the same."""
+        if (shift := self.task.shift(counts)) is None:
+            return tensors
+        bias = self.network.layout.head[1]
+        return {**tensors, bias: tensors[bias] + shift}  # of a simplex with M biases, (M, C), to each: mixtures move
 
     def _known(self, client: str) -> Facts:
         if client not in self._facts:

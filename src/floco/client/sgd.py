@@ -127,7 +127,7 @@ def train_client(setup: Setup, work: Work) -> Tensors:
         return work.tensors
     device, federation = setup.device, setup.federation
     tensors = _own_copies(work.tensors, work.phases, setup.network.layout, device)
-    read, y = _reader(setup, work.samples), federation.y[work.samples].to(device)
+    read, y = _reader(setup, work.samples), setup.training_targets(work.client, work.samples).to(device)
     predict = setup.predictor(train=True, fresh=setup.hidden_state is not None)
     for phase in work.phases:
         draws = work.draws(phase, tensors, setup.seed)

@@ -91,6 +91,14 @@ class Task(Settings, ABC):
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean loss, a scalar; samples whose target is `padding` do not count."""
 
+    def shift(self, counts: Sequence[int]) -> torch.Tensor | None:
+        """Return what is added to a client's own outputs, (C,), from its training samples by class; None: nothing."""
+        return None
+
+    def training_targets(self, targets: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Return the targets (n, ...) that a client trains on, which `loss` takes as well as plain ones."""
+        return targets
+
     @abstractmethod
     def score(self, outputs: torch.Tensor, targets: torch.Tensor) -> Score:
         """Return the sums from which the metrics follow; scores of disjoint parts of the data add up."""

@@ -85,7 +85,7 @@ def try_place(setup: Setup, state: ServerState, x: Inputs, y: torch.Tensor) -> P
         rules: dict[str, Callable[[str], torch.Tensor]] = {
             "global": lambda who: mixtures.middle,
             "signal": lambda who: _by_signal(alone, mixing, state, who),
-            "data": lambda who: mixtures.best(y, rows=alone.federation.client(who).train),
+            "data": lambda who: _best(alone, mixtures, who),
         }
         candidates, problems = [], {}
         for rule, at in rules.items():
@@ -97,7 +97,8 @@ def try_place(setup: Setup, state: ServerState, x: Inputs, y: torch.Tensor) -> P
         raise FlocoError(f"all rules fail: {problems}")
     guess = setup.task.guess(y, parts, setup.federation.schema.labels)
     schema = setup.federation.schema
-    return Placement(tuple(candidates), problems, guess, setup.network, state.shared, mixing, schema)
+    simplex = alone.shifted(state.shared, alone.facts(_NAME).label_counts)
+    return Placement(tuple(candidates), problems, guess, setup.network, simplex, mixing, schema)
 
 
 def _simplex(setup: Setup, state: ServerState) -> Mixing:
@@ -142,13 +143,24 @@ def _by_signal(alone: Setup, mixing: Mixing, state: ServerState, who: str) -> to
     return alone.algorithm.place(state, mixing.signal(state.shared, trained)[None])[0]
 
 
+def _best(alone: Setup, mixtures: Mixtures, who: str) -> torch.Tensor:
+    train = alone.federation.client(who).train
+    return mixtures.best(alone.training_targets(who, torch.arange(len(alone.federation.y))), rows=train)
+
+
 def _candidate(rule: str, at: Callable[[str], torch.Tensor], mixtures: Mixtures, alone: Setup) -> Candidate:
     everyone, *others = alone.federation.clients
-    found = [(mixtures.outputs(at(c.id), c.test).double(), alone.federation.y[c.test]) for c in others]
+    found = [(_outputs(alone, mixtures, at(c.id), c), alone.federation.y[c.test]) for c in others]
     judged = pooled(alone.task.score(*pair) for pair in found)
     assert judged is not None
     losses = [loss for pair in found for loss in alone.task.losses(*pair).tolist()]  # a sample each, as a guess has it
     return Candidate(rule, at(everyone.id), math.fsum(losses) / len(losses), alone.task.value(judged))
+
+
+def _outputs(alone: Setup, mixtures: Mixtures, alpha: torch.Tensor, client: Client) -> torch.Tensor:
+    """Return outputs for a copy's left-out samples, with the shift by those that are not left out."""
+    found, shift = mixtures.outputs(alpha, client.test).double(), alone.task.shift(alone.facts(client.id).label_counts)
+    return found if shift is None else found + shift
 
 
 def newcomer_rows(setup: Setup, state: ServerState) -> list[Row]:
@@ -215,4 +227,5 @@ def _makers(setup: Setup, state: ServerState, few: _Samples) -> dict[str, _Maker
 def _fine_tuned(setup: Setup, start: Tensors, few: _Samples, training: Training) -> Tensors:
     """Return network tensors after local training on a newcomer's samples, as long as `training` says for a round."""
     alone = replace(_alone(setup, *few, []), algorithm=FedAvgFT(), training=training)
-    return strip_prefix(adapt(alone, _NAME, Message(setup.training.rounds, "evaluate", start), None), PERSONAL)
+    found = strip_prefix(adapt(alone, _NAME, Message(setup.training.rounds, "evaluate", start), None), PERSONAL)
+    return alone.shifted(found, alone.facts(_NAME).label_counts)

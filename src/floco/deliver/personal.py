@@ -73,7 +73,7 @@ def _personal(setup: Setup, progress: Progress, client: str, at: str) -> tuple[T
         near, simplex, alpha = find_point(setup, progress, client, at)
         return near(simplex, alpha.float()), alpha
     tensors = _tensors(setup, progress, client)
-    personal = setup.algorithm.models(tensors, setup.facts(client)).personal
+    personal = setup.models(tensors, setup.facts(client)).personal
     if personal is None:
         raise FlocoError(f"algorithm {setup.algorithm.name} has no personal models")
     mixing = setup.algorithm.mixing
@@ -97,10 +97,11 @@ def _tensors(setup: Setup, progress: Progress, client: str) -> Tensors:
 def find_point(
     setup: Setup, progress: Progress, client: str, at: str = "center"
 ) -> tuple[Mixing, Tensors, torch.Tensor]:
-    """Return the mixing, a client's own simplex, and its point (M,) on it; `at` is as in `deliver`."""
+    """Return the mixing, a client's own simplex with the task's shift, and its point (M,); `at` is as in `deliver`."""
     if (mixing := setup.algorithm.mixing) is None:
         raise FlocoError(f"algorithm {setup.algorithm.name} has no simplex, as floco has")
     simplex, center = mixing.point(_tensors(setup, progress, client))
+    simplex = setup.shifted(simplex, setup.facts(client).label_counts)
     if at == "center":
         return mixing, simplex, center
     setup = setup.with_samples(f'the best mixture for the training part of client "{client}"')

@@ -39,7 +39,7 @@ class Placement:
     """What a model has to beat, if the task knows it."""
     network: Network = field(repr=False)
     simplex: Tensors = field(repr=False)
-    """The shared simplex, network tensors with endpoints (M, ...)."""
+    """The shared simplex (with the task's shift), network tensors with endpoints (M, ...)."""
     mixing: Mixing = field(repr=False)
     schema: Schema = field(repr=False)
     """Of the newcomer's rows."""

@@ -37,7 +37,8 @@ class Cohort:
         if (size := samples_size(federation.x, len(samples))) > _TOGETHER:
             raise FlocoError(f"their samples, {size / 1e9:.1f} GB, are too many to be in memory at once")
         self._x = each(lambda column: column.to(device), federation.inputs(samples))
-        self._y, self._columns = federation.y[samples], len(columns(federation.x))
+        self._y = torch.cat([setup.training_targets(w.client, w.samples) for w in works])
+        self._columns = len(columns(federation.x))
         self._starts = [0, *torch.tensor([len(w.samples) for w in works]).cumsum(0).tolist()]
         names = sorted(first.tensors)  # the order of names may differ between clients and cohorts
         changing = {n for p in first.phases for s in p.steps for n in _moving(s)}

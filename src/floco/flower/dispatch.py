@@ -111,7 +111,7 @@ def expect(setup: Setup, client: str, ask: Ask) -> Expected:
     algorithm, layout = setup.algorithm, setup.network.layout
     message, facts, tensors = receive(setup, client, ask.message(ask.purpose), None)
     update = conclude(setup, client, message, facts, tensors)[0] if ask.purpose != "evaluate" else None
-    both = algorithm.models(tensors, facts)
+    both = setup.models(tensors, facts)
     models, n_test = (both.global_ is not None, both.personal is not None), setup.clients[client].n_test
     trained = 0 if update is None else facts.steps(algorithm.phases(message, facts))
     names = frozenset(layout.parameters), frozenset(layout.buffers)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from floco.core.errors import FlocoError, warn
+from floco.core.errors import FlocoError
 from floco.core.intervals import Statistic
 from floco.core.metrics import Metric, Metrics, Score
 from floco.core.settings import setting
@@ -18,11 +18,9 @@ from floco.core.task import Labels, Task
 from floco.tasks import decisions
 from floco.tasks.endings import doubt_probabilities
 from floco.tasks.guess import LabelGuess
-from floco.tasks.labels import check_labels, plain_labels, whole_numbers
+from floco.tasks.labels import check_labels, doubt_amounts, plain_labels, read_labels
+from floco.tasks.prior import add_prior, join_prior, log_prior
 from floco.tasks.scores import BINS, ClassificationScore
-
-_FLOATS = 20  # different whole floats from which on they are taken for amounts
-_WHOLE = 100  # different integers from which on it is asked whether they are amounts
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,28 @@ class Classification(Task):
         above=0,
     )
     label_smoothing: float = setting(0.0, "share of each target spread over all classes in training", low=0, below=1)
+    prior: str = setting(
+        "none",
+        "client: log frequencies of a client's labels are added to logits in its training, and to those of its own "
+        "model; the global model has none",
+        choices=("none", "client"),
+    )
+
+    def shift(self, counts: Sequence[int]) -> torch.Tensor | None:
+        """Return a client's log prior, (C,) float32 (see `log_prior`), if that is set.
+
+        Trained on logits z + shift, a network is free of its clients' label frequencies (balanced softmax: Ren et al.,
+        NeurIPS 2020), and z + shift is a client's own model.
+        """
+        return None if self.prior == "none" else log_prior(counts)
+
+    def training_targets(self, targets: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+        """Return the targets that a client trains on; with a prior, (n, 1 + C), it is part of them."""
+        return targets if (shift := self.shift(counts)) is None else join_prior(targets, shift)
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy for training, in nats; weighted and smoothed, if that is set."""
+        outputs, targets = add_prior(outputs, targets)
         weights = self.class_weights
         given = None if isinstance(weights, str) else outputs.new_tensor(weights)
         return cross_entropy(outputs, targets, given, label_smoothing=self.label_smoothing)
@@ -130,11 +147,11 @@ class Classification(Task):
 
     def labels(self, values: Any, where: str, given: Sequence[str] = (), names: Any = None) -> Labels:
         """Return the classes: those `given`, those that `names` numbers, or the labels that occur, sorted."""
-        y = _read(values, where)
+        y = read_labels(values, where)
         known: np.ndarray = np.unique(y)
         check_labels(y, where, given)
         if not given and names is None and y.dtype.kind in "iu":
-            _doubt_amounts(plain_labels(values, where).dtype, len(known), where)
+            doubt_amounts(plain_labels(values, where).dtype, len(known), where)
         if given:
             known = np.asarray(given)
             if strange := sorted({str(v) for v in np.unique(y).tolist()} - set(known.tolist())):
@@ -161,7 +178,7 @@ class Classification(Task):
         Raises:
             FlocoError: not an array of labels, a missing label, or one that is not known.
         """
-        y = _read(values, where)
+        y = read_labels(values, where)
         check_labels(y, where, {*labels.names, *labels.values})
         found, which = np.unique(y, return_inverse=True)
         given = [str(v) for v in found.tolist()]
@@ -217,32 +234,6 @@ class Classification(Task):
         return LabelGuess.of(targets, parts, len(labels.names))
 
 
-def _doubt_amounts(dtype: np.dtype[Any], different: int, where: str) -> None:
-    """Question whole numbers that are many for classes: floats are refused."""
-    text = f"{where} holds {different} different whole numbers, each of which is a class of its own"
-    remedy = "if they are amounts, set task.name = regression"
-    if dtype.kind == "f" and different > _FLOATS:
-        raise FlocoError(f"{text}; {remedy}; if they are classes, write them as integers, without a point")
-    if different > _WHOLE:
-        warn(f"{text}; {remedy}")
-
-
 def _truth(outputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
     """Return which class each sample has, (n, C)."""
     return torch.nn.functional.one_hot(targets, outputs.shape[1]).numpy() > 0
-
-
-def _read(values: Any, where: str) -> np.ndarray:
-    y = whole_numbers(plain_labels(values, where))
-    if y.ndim != 1 or y.dtype.kind not in "iubU":
-        remedy = ""
-        if y.dtype.kind == "f" and y.ndim == 1:
-            remedy = "; if they are amounts, set task.name = regression"
-        elif y.ndim == 2 and y.shape[1] == 1:
-            remedy = "; take its one column, y[:, 0]"
-        elif y.ndim > 1:
-            remedy = "; another task.name may be meant: regression, multilabel, segmentation or tokens"
-        raise FlocoError(
-            f"{where} must be whole numbers or strings, one for each sample, got shape {y.shape} of {y.dtype}{remedy}"
-        )
-    return y

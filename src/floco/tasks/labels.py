@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, warn
 from floco.core.inputs import array
 
 _NO_TEXT = ("", "nan", "NaN", "None", "<NA>", "NaT")
@@ -15,6 +15,8 @@ _NO_TEXT = ("", "nan", "NaN", "None", "<NA>", "NaT")
 MISSING = frozenset({*_NO_TEXT[1:], "NA", "N/A", "n/a", "#N/A", "null", "NULL"})
 """Texts by which programs mark a missing value."""
 _NO_LABEL = (*_NO_TEXT[:1], *sorted(MISSING), "?")
+_FLOATS = 20  # different whole floats from which on they are taken for amounts
+_WHOLE = 100  # different integers from which on it is asked whether they are amounts
 _EXACT = {2: 2**11, 4: 2**24, 8: 2**53}  # by bytes of a float: larger whole numbers may be rounded
 
 
@@ -129,3 +131,30 @@ def client_ids(values: Any, where: str) -> np.ndarray:
 def _missing(where: str, missing: int, total: int, what: str) -> FlocoError:
     remedy = "leave these samples out, or fill the values in"
     return FlocoError(f"{where}: {missing} of {total} are missing ({what}); {remedy}")
+
+
+def doubt_amounts(dtype: np.dtype[Any], different: int, where: str) -> None:
+    """Question whole numbers that are many for classes: floats are refused."""
+    text = f"{where} holds {different} different whole numbers, each of which is a class of its own"
+    remedy = "if they are amounts, set task.name = regression"
+    if dtype.kind == "f" and different > _FLOATS:
+        raise FlocoError(f"{text}; {remedy}; if they are classes, write them as integers, without a point")
+    if different > _WHOLE:
+        warn(f"{text}; {remedy}")
+
+
+def read_labels(values: Any, where: str) -> np.ndarray:
+    """Return labels (N,) as whole numbers or text."""
+    y = whole_numbers(plain_labels(values, where))
+    if y.ndim != 1 or y.dtype.kind not in "iubU":
+        remedy = ""
+        if y.dtype.kind == "f" and y.ndim == 1:
+            remedy = "; if they are amounts, set task.name = regression"
+        elif y.ndim == 2 and y.shape[1] == 1:
+            remedy = "; take its one column, y[:, 0]"
+        elif y.ndim > 1:
+            remedy = "; another task.name may be meant: regression, multilabel, segmentation or tokens"
+        raise FlocoError(
+            f"{where} must be whole numbers or strings, one for each sample, got shape {y.shape} of {y.dtype}{remedy}"
+        )
+    return y
