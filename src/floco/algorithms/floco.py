@@ -85,6 +85,11 @@ class SimplexMethod(Algorithm):
         "assignment by signals of unit length, independent of the size of updates "
         "(false: as released, raw signals and a fixed grid)",
     )
+    step: str = setting(
+        "endpoint",
+        "step size: endpoint (as published: a mixture moves by lr |alpha|^2 times the gradient), or mixture (by lr)",
+        choices=("endpoint", "mixture"),
+    )
     noise: float | None = setting(
         None, "other endpoints: the first plus Gaussian noise, relative to its RMS (empty: the initialiser)", low=0
     )
@@ -173,7 +178,8 @@ class SimplexMethod(Algorithm):
 
         def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
             assert draw is not None
-            return task.loss(predict(self.mixing(tensors, draw), batch.x), batch.y)
+            mix = self.mixing.steep if self.step == "mixture" else self.mixing
+            return task.loss(predict(mix(tensors, draw), batch.x), batch.y)
 
         return loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch.optim.adamw import adamw
@@ -52,29 +53,38 @@ def apply_gradients(
         gradients = _clipped(gradients, training.clip, stacked=stacked)
     pairs = zip(moved, gradients, strict=True)
     alike = _in_order([g if g.stride() == t.stride() else torch.empty_like(t).copy_(g) for t, g in pairs])
-    if training.optimizer == "adamw":
-        _adamw_step(step, moved, alike, state, decay, lr)
-        return
-    momentum = training.momentum if step.momentum is None else step.momentum
-    if not state:
-        state.extend(map(torch.zeros_like, moved))
-    _sgd(_in_order(moved), alike, [*_in_order(state)], weight_decay=decay, momentum=momentum, lr=lr)
-
-
-def _adamw_step(
-    step: Step, moved: list[torch.Tensor], gradients: list[torch.Tensor], state: State, decay: float, lr: float
-) -> None:
-    if step.momentum is not None:
+    if training.optimizer == "adamw" and step.momentum is not None:
         raise FlocoError(
             f"a step of this method has a momentum of its own ({step.momentum}), and adamw has none: "
             'use training.optimizer = "sgd"'
         )
-    n = len(moved)
-    if not state:
+    if not state and training.optimizer == "adamw":
         state.extend(map(torch.zeros_like, moved * 2))
         state.extend(torch.zeros((), device=t.device) for t in moved)
-    moments = _in_order(state[: 2 * n])
-    _adamw(_in_order(moved), gradients, moments[:n], moments[n:], [], state[2 * n :], weight_decay=decay, lr=lr)
+    elif not state:
+        state.extend(map(torch.zeros_like, moved))
+    momentum = training.momentum if step.momentum is None else step.momentum
+    for factor, chosen in _by_rate(step).items():
+        more: dict[str, Any] = {"weight_decay": decay, "lr": lr if factor == 1 else lr * factor}
+        some, slopes, *kept = ([group[i] for i in chosen] for group in (moved, alike, *_split(state, len(moved))))
+        if training.optimizer == "adamw":
+            first, second, counters = kept
+            _adamw(_in_order(some), slopes, _in_order(first), _in_order(second), [], counters, **more)
+        else:
+            _sgd(_in_order(some), slopes, [*_in_order(kept[0])], momentum=momentum, **more)
+
+
+def _by_rate(step: Step) -> dict[float, list[int]]:
+    """Return the places of the tensors of each factor of the step size."""
+    places: dict[float, list[int]] = {}
+    for i, name in enumerate(step.moves):
+        places.setdefault(step.rates.get(name, 1.0), []).append(i)
+    return places
+
+
+def _split(state: State, n: int) -> list[State]:
+    """Return the velocities of n tensors, or their first moments, second moments and counters."""
+    return [state[i : i + n] for i in range(0, len(state), n)]
 
 
 def keep_first(state: State, clients: int) -> None:

@@ -45,6 +45,7 @@ def prepare(setup: Setup, client: str, message: Message, memory: Tensors | None)
     else:
         rate = setup.training.rate(message.round)
         phases = tuple(_scheduled(p, rate) for p in setup.algorithm.phases(message, facts))
+    phases = tuple(_with_head_rate(p, setup) for p in phases)
     path = ("adapt" if evaluating else "train", message.round, client)
     return Work(client, message, facts, tensors, phases, setup.federation.client(client).train, path)
 
@@ -54,6 +55,16 @@ def _scheduled(phase: Phase, rate: float) -> Phase:
     if rate == 1 or all(s.lr is None for s in phase.steps):
         return phase
     return replace(phase, steps=tuple(s if s.lr is None else replace(s, lr=s.lr * rate) for s in phase.steps))
+
+
+def _with_head_rate(phase: Phase, setup: Setup) -> Phase:
+    """Return a phase that trains the head, shared or a client's own, with `training.head_lr`."""
+    training, head = setup.training, setup.network.layout.head
+    if training.head_lr is None:
+        return phase
+    factor = training.head_lr / training.lr
+    rates = [{n: factor for n in s.moves if n.rpartition("/")[2] in head} for s in phase.steps]
+    return replace(phase, steps=tuple(replace(s, rates=r) for s, r in zip(phase.steps, rates, strict=True)))
 
 
 def conclude(setup: Setup, client: str, message: Message, facts: Facts, tensors: Tensors) -> tuple[Update, Tensors]:

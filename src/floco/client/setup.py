@@ -64,6 +64,11 @@ class Setup:
         """Check that the method can learn the task."""
         if self.algorithm.labelled and not self.task.labelled:
             raise FlocoError(f"{self.algorithm.name} needs class frequencies, and task {self.task.name} has no classes")
+        if self.training.head_lr is not None and not self.network.layout.head:
+            raise FlocoError(
+                "training.head_lr is the step size of the nn.Linear that gives the logits, and the model has none that "
+                "is trained: leave it out"
+            )
         if self.task.shift((1,) * self.federation.classes) is None:
             return
         if self.algorithm.labelled:

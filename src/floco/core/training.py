@@ -27,6 +27,9 @@ class Training(Settings):
         choices=("sgd", "adamw"),
     )
     lr: float = setting(0.05, "step size; adamw needs a smaller one, about 0.001", above=0)
+    head_lr: float | None = setting(
+        None, "step size of the head, the linear layer that gives the logits (empty: lr)", above=0
+    )
     schedule: str = setting(
         "constant",
         "step size over the rounds t = 1..T: lr times 1, (1 + cos(pi (t-1)/T)) / 2, or 1 - (t-1)/T",
@@ -61,9 +64,11 @@ class Training(Settings):
 
     def require_sgd(self, name: str, why: str) -> None:
         """Raise if the method `name`, whose rule is of plain SGD, would be trained otherwise."""
-        if self.optimizer != "sgd" or self.clip is not None:
-            given = f"optimizer = {self.optimizer!r}" if self.optimizer != "sgd" else f"clip = {self.clip:g}"
-            raise FlocoError(f"{name} needs training.optimizer = 'sgd' without clip, got {given}: {why}")
+        others = {"clip": self.clip, "head_lr": self.head_lr}
+        given = [f"{n} = {v:g}" for n, v in others.items() if v is not None]
+        if self.optimizer != "sgd" or given:
+            given = given or [f"optimizer = {self.optimizer!r}"]
+            raise FlocoError(f"{name} needs training.optimizer = 'sgd' without clip and head_lr, got {given[0]}: {why}")
 
     def at(self, number: int) -> Self:
         """Return the settings with the step size of round `number`, counted from 1."""

@@ -57,6 +57,8 @@ class Step:
 
     E.g. APFL's mixing weight. There is no momentum, decay or clipping, whatever the optimiser.
     """
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Factors of the step size of single tensors: set from `training.head_lr`, whatever the method."""
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def loss_key(step: Step) -> Hashable:
 def step_key(step: Step) -> Hashable:
     """Return a key that is equal for steps that clients can take together."""
     numbers = step.lr, step.momentum, step.weight_decay, step.repeat
-    return loss_key(step), step.moves, numbers, tuple(step.coefficients.items())
+    return loss_key(step), step.moves, numbers, tuple(step.coefficients.items()), tuple(step.rates.items())
 
 
 class _Identity:

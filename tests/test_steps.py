@@ -1,0 +1,121 @@
+"""Step sizes: that of Floco's endpoints, and that of the head."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import blobs, make, same, small_net, train
+from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, Ditto, FedAvg, FedAvgFT, FedRep, Floco, FlocoPlus, PFedMe
+from floco.client.optimizer import apply_gradients
+from floco.core.errors import FlocoError
+from floco.core.mixing import Mixing
+from floco.core.values import Step, Training
+from floco.engines.engine import start_engine
+
+OTHERS = {name: cls for name, cls in ALGORITHMS.items() if cls not in (SCAFFOLD, PFedMe)}
+
+
+def ends(algorithm: Any, engine: str = "serial", **options: Any) -> dict[str, torch.Tensor]:
+    running = None
+    if engine != "serial":
+        running = start_engine(make(algorithm, **options), engine, 2 if engine == "processes" else 1)
+    try:
+        return train(make(algorithm, **options), running)[-1].state.shared
+    finally:
+        if running is not None:
+            running.close()
+
+
+def test_a_step_of_the_endpoints_moves_the_mixture_by_lr() -> None:
+    """dW(alpha) = sum_m alpha_m dW_m, and g = dL/dW: by lr |alpha|^2 g as published, by lr g with `steep`."""
+    g = torch.Generator().manual_seed(0)
+    stack, target = torch.randn(4, 3, 5, generator=g).requires_grad_(), torch.randn(3, 5, generator=g)
+    mixing, alpha = Mixing(("w",), 4, 0.1), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    moves = {}
+    for name, mix in (("endpoint", mixing), ("mixture", mixing.steep)):
+        at = mix({"w": stack}, alpha)["w"]
+        (gradient,) = torch.autograd.grad((at * target).sum(), [stack])
+        moves[name] = torch.einsum("m,mij->ij", alpha, gradient)
+    assert torch.allclose(moves["endpoint"], alpha.square().sum() * target)
+    assert torch.allclose(moves["mixture"], target)
+
+
+@pytest.mark.parametrize("mix", ["last", "all"])
+@pytest.mark.parametrize("cls", [Floco, FlocoPlus])
+def test_values_are_equal_to_the_bit_and_with_one_endpoint_the_whole_run(cls: Any, mix: str) -> None:
+    stack = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    mixing, alpha = Mixing(("w",), 3, 0.1), torch.tensor([0.5, 0.2, 0.3])
+    assert torch.equal(mixing({"w": stack}, alpha)["w"], mixing.steep({"w": stack}, alpha)["w"])
+    published, steep = (ends(cls(endpoints=1, mix=mix, step=step)) for step in ("endpoint", "mixture"))
+    assert same(published, steep)
+
+
+def test_the_setting_changes_runs_with_several_endpoints() -> None:
+    published, steep = (ends(Floco(endpoints=3, step=step)) for step in ("endpoint", "mixture"))
+    assert not same(published, steep)
+
+
+@pytest.mark.parametrize("cls", [Floco, FlocoPlus])
+def test_engines_agree_on_steps_of_mixtures(cls: Any) -> None:
+    serial, processes, cohort = (ends(cls(endpoints=3, step="mixture"), e) for e in ("serial", "processes", "cohort"))
+    assert same(serial, processes)
+    assert all(torch.allclose(serial[n], cohort[n], atol=1e-5) for n in serial)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_rate_is_that_of_its_tensor(optimizer: str, stacked: bool) -> None:
+    training, g = Training(optimizer=optimizer, lr=0.1, weight_decay=0.01), torch.Generator().manual_seed(0)
+    start = {n: torch.randn(2, 3, generator=g) for n in ("body", "head")}
+    gradients = [torch.randn(2, 3, generator=g) for _ in start]
+    found = {}
+    for name, rates, lr in (("both", {"head": 0.3}, 0.1), ("fast", {}, 0.1), ("slow", {}, 0.03)):
+        tensors, state = {n: t.clone() for n, t in start.items()}, list[torch.Tensor]()
+        step = Step(lambda *_: torch.zeros(()), ("body", "head"), rates=rates, lr=lr)
+        for _ in range(3):
+            apply_gradients(step, tensors, gradients, state, training, stacked=stacked)
+        found[name] = tensors
+    assert torch.equal(found["both"]["body"], found["fast"]["body"])
+    assert torch.allclose(found["both"]["head"], found["slow"]["head"], atol=1e-7)
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_a_head_with_the_step_size_of_all_is_the_plain_run_to_the_bit(method: str) -> None:
+    assert same(ends(OTHERS[method](), lr=0.1), ends(OTHERS[method](), lr=0.1, head_lr=0.1))
+
+
+@pytest.mark.parametrize("algorithm", [FedAvg(), FedAvgFT(), Floco(endpoints=3), Ditto(), APFL(), FedRep()])
+def test_engines_agree_on_a_step_size_of_the_head(algorithm: Any) -> None:
+    serial, processes, cohort = (ends(algorithm, e, head_lr=0.02) for e in ("serial", "processes", "cohort"))
+    assert not same(serial, ends(algorithm)) or isinstance(algorithm, FedRep)
+    assert same(serial, processes)
+    assert all(torch.allclose(serial[n], cohort[n], atol=1e-5) for n in serial)
+
+
+def test_a_tiny_step_leaves_the_head_as_it_was() -> None:
+    options = {"weight_decay": 0.0, "head_lr": 1e-12, "rounds": 2}
+    setup = make(FedAvg(), **options)
+    after = train(setup)[-1].state.shared
+    head = setup.network.layout.head
+    assert all(torch.allclose(after[n], setup.network.parameters[n], atol=1e-8) for n in head)
+    assert not same({n: after[n] for n in setup.network.layout.parameters}, setup.network.parameters)
+
+
+def no_head(shape: Any = None, classes: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 3), nn.LayerNorm(3))
+
+
+REFUSED = {
+    "scaffold": (SCAFFOLD(), small_net, "without clip and head_lr"),
+    "pfedme": (PFedMe(), small_net, "without clip and head_lr"),
+    "no head": (FedAvg(), no_head, "the model has none that is trained"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_where_the_head_has_no_step_of_its_own_it_is_refused(case: str) -> None:
+    algorithm, model, words = REFUSED[case]
+    with pytest.raises(FlocoError, match=words):
+        make(algorithm, model=model(), federation=blobs(), head_lr=0.1)
