@@ -1,6 +1,8 @@
 """Update the tables of the comparison's pages from CSV files: python benchmarks/tables.py.
 
-pairs.csv is first made from the committed clients.csv. A table is between `<!-- table FOLDER KIND -->` and `<!-- end -->`, with FOLDER below docs/comparison/. Those of the
+pairs.csv is first made from the committed clients.csv.
+
+A table is between `<!-- table FOLDER KIND -->` and `<!-- end -->`, with FOLDER below docs/comparison/. Those of the
 folder `results` come from benchmarks/results/: `schools` from regression.csv, `tasks` from tasks.csv.
 """
 
