@@ -12,6 +12,7 @@ from conftest import UNEQUAL, blobs, make, same, small_net, train
 from floco.algorithms import (
     ALGORITHMS,
     APFL,
+    LPFT,
     SCAFFOLD,
     Ditto,
     FedAvg,
@@ -22,6 +23,7 @@ from floco.algorithms import (
     FedRoD,
     Floco,
     FlocoPlus,
+    LGFedAvg,
     Local,
     PFedMe,
     SuPerFed,
@@ -52,6 +54,8 @@ TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has 
     (FedRep(), False),
     (FedRoD(), True),
     (SuPerFed(), True),
+    (LPFT(), True),
+    (LGFedAvg(), False),
 ]
 
 

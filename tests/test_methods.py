@@ -15,7 +15,22 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from conftest import UNEQUAL, blobs, make, same, small_net, train
-from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, FedAvg, FedPer, FedProx, FedRep, FedRoD, PFedMe, SuPerFed
+from floco.algorithms import (
+    ALGORITHMS,
+    APFL,
+    LPFT,
+    SCAFFOLD,
+    FedAvg,
+    FedAvgFT,
+    FedPer,
+    FedProx,
+    FedRep,
+    FedRoD,
+    LGFedAvg,
+    Local,
+    PFedMe,
+    SuPerFed,
+)
 from floco.client.round import models
 from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
@@ -361,7 +376,7 @@ def headless() -> nn.Module:
     return nn.Conv1d(1, 3, 5)
 
 
-@pytest.mark.parametrize("name", ["fedper", "fedrep", "fedrod"])
+@pytest.mark.parametrize("name", ["fedper", "fedrep", "fedrod", "lg-fedavg", "lp-ft"])
 def test_a_method_that_splits_off_a_head_says_when_there_is_none(name: str) -> None:
     with pytest.raises(FlocoError, match=f"{name} needs a trained"):
         make(ALGORITHMS[name](), model=headless)
@@ -381,9 +396,51 @@ def test_every_method_trains_a_network_with_buffers(name: str, buffers: str) -> 
         kept = [t for m in last.memories.values() for n, t in m.items() if n.endswith("1.running_mean")]
         assert len(kept) >= len(last.memories)
         assert not any(torch.equal(t, torch.zeros(6)) for t in kept)
-    elif name != "local":
+    elif name not in ("local", "lg-fedavg"):  # whose bodies stay on the client, with all buffers
         assert shared["1.num_batches_tracked"] > 0
         assert not torch.equal(shared["1.running_mean"], torch.zeros(6))
+
+
+@pytest.mark.parametrize("method", [LGFedAvg, FedPer])
+def test_what_stays_on_a_client_is_never_sent(method: type[Algorithm]) -> None:
+    for progress in train(make(method())):
+        assert set(progress.state.shared) == set(HEAD if method is LGFedAvg else BODY)
+
+
+def test_without_epochs_of_the_head_lp_ft_is_fedavg_with_fine_tuning() -> None:
+    a, b = (train(make(m, federation=blobs(sizes=UNEQUAL))) for m in (LPFT(head_epochs=0), FedAvgFT()))
+    assert [p.evaluation.history for p in a] == [p.evaluation.history for p in b]
+
+
+def test_lp_ft_trains_the_head_of_a_copy_and_then_all_of_it() -> None:
+    setup = alone(LPFT(head_epochs=2, personal_epochs=1), rounds=1)
+    state = train(setup)[-1].state
+    x, y = data(setup)
+    at = dict(state.shared)
+    for names, epochs in ((HEAD, 2), ((*BODY, *HEAD), 1)):
+        sgd = SGD()
+        for _ in range(epochs):
+            g = gradient(lambda w, at=at: cross_entropy(net({**at, **w}, x), y), {n: at[n] for n in names})
+            at |= sgd.step({n: at[n] for n in names}, g)
+    both = models(setup, "a", setup.algorithm.message(state, "a", "evaluate"), None)
+    assert same(both.global_, state.shared) or close({n: both.global_[n] for n in at}, state.shared)
+    assert close(both.personal, at)
+
+
+def test_with_one_client_lg_fedavg_is_fedavg_to_the_bit() -> None:
+    a, b = train(alone(LGFedAvg(), rounds=3)), train(alone(FedAvg(), rounds=3))
+    assert same({**a[-1].state.shared, **a[-1].memories["a"]}, b[-1].state.shared)
+
+
+def test_lg_fedavg_averages_the_heads_that_clients_train_on_their_own_bodies() -> None:
+    options = {"federation": blobs(sizes=UNEQUAL), "rounds": 1, "fraction": 1.0}
+    shared, local = train(make(LGFedAvg(), **options))[-1], train(make(Local(), **options))[-1]
+    n = {c.id: len(c.train) for c in make(Local(), **options).federation.clients}
+    for name in HEAD:
+        mean = sum(k * local.memories[c][PERSONAL + name].double() for c, k in n.items()) / sum(n.values())
+        assert torch.allclose(shared.state.shared[name].double(), mean, atol=1e-7)
+    for client in n:
+        assert same(shared.memories[client], {b: local.memories[client][PERSONAL + b] for b in BODY})
 
 
 def test_fedrods_second_forward_does_not_count_batches_twice() -> None:

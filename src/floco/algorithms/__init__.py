@@ -10,7 +10,9 @@ from floco.algorithms.fedrep import FedRep
 from floco.algorithms.fedrod import FedRoD
 from floco.algorithms.floco import Floco
 from floco.algorithms.floco_plus import FlocoPlus
+from floco.algorithms.lg_fedavg import LGFedAvg
 from floco.algorithms.local import Local
+from floco.algorithms.lp_ft import LPFT
 from floco.algorithms.pfedme import PFedMe
 from floco.algorithms.scaffold import SCAFFOLD
 from floco.algorithms.superfed import SuPerFed
@@ -31,6 +33,8 @@ _ALL: tuple[type[Algorithm], ...] = (
     FedRep,
     FedRoD,
     SuPerFed,
+    LPFT,
+    LGFedAvg,
 )
 ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 """Name -> class; the hyperparameters are the class's fields."""
@@ -38,6 +42,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 __all__ = [
     "ALGORITHMS",
     "APFL",
+    "LPFT",
     "SCAFFOLD",
     "Ditto",
     "FedAvg",
@@ -48,6 +53,7 @@ __all__ = [
     "FedRoD",
     "Floco",
     "FlocoPlus",
+    "LGFedAvg",
     "Local",
     "PFedMe",
     "SuPerFed",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from floco.algorithms.fedper import OwnHead
+from floco.algorithms.own_part import OwnHead
 from floco.core.settings import setting
 from floco.core.values import Facts, Message, Phase, Step, plain_loss
 
