@@ -236,9 +236,9 @@ def test_bytes_are_divided_by_255_where_there_are_statistics_and_else_left_as_th
 
 @pytest.mark.parametrize("given", ["trian", "fixed", "", None, 3])
 def test_a_typo_in_normalize_is_an_error(given: object) -> None:
-    with pytest.raises(FlocoError, match=r'data.normalize must be "train", "none"'):
+    with pytest.raises(FlocoError, match=r'data.normalize must be "train", "client", "none"'):
         load(arrays()).split(Iid(), clients=2, normalize=given)
-    with pytest.raises(FlocoError, match=r'data.normalize must be "train", "none"'):
+    with pytest.raises(FlocoError, match=r'data.normalize must be "train", "client", "none"'):
         load(arrays(x=np.arange(60)[:, None]), kind="ids").split(Iid(), clients=2, normalize=given)
 
 

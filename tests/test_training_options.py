@@ -265,7 +265,7 @@ def test_a_method_of_plain_sgd_refuses_the_rest_by_name(
     algorithm: Algorithm, options: dict[str, Any], given: str
 ) -> None:
     with pytest.raises(
-        FlocoError, match=rf"{algorithm.name} needs training\.optimizer = 'sgd' without clip, got {given}"
+        FlocoError, match=rf"{algorithm.name} needs training\.optimizer = 'sgd' without clip and head_lr, got {given}"
     ):
         make(algorithm, **options)
 
