@@ -76,7 +76,8 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     sections.append(_settings(results))
     names = ", ".join(results.names)
     title = f"Federated learning: {names}" if len(names) < 60 else f"Federated learning: {len(results.names)} methods"
-    about = f"{count} finished runs of {names}; {_environment(first)}; page written by floco {__version__}"
+    finished = f"{count} finished run{'s' * (count > 1)}"
+    about = f"{finished} of {names}; {_environment(first)}; page written by floco {__version__}"
     try:
         write_file(out, render(title, about, sections).encode())
         if measured:
