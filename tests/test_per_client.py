@@ -16,6 +16,7 @@ from floco.core.errors import FlocoError
 from floco.core.inputs import columns
 from floco.data.partition import Natural
 from floco.data.per_client import normalize_by_client
+from floco.data.schema import Form
 
 N, SITES = 60, ("east", "north", "south")
 UNITS = {"east": (1.0, 0.0), "north": (250.0, 3e4), "south": (1e-3, -0.3)}
@@ -101,6 +102,16 @@ def test_test_parts_and_held_out_clients_use_their_own_training_part() -> None:
         mean, std = (getattr(in_units(x)[client.train.numpy()], name)(0) for name in ("mean", "std"))
         expected = (in_units(x)[client.test.numpy()] - mean) / std
         assert np.allclose(federation.x[client.test].numpy(), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape"), [("first", (4,)), ("first", (3, 5)), ("last", (4, 5, 3)), ("none", (4, 5)), ("kept", (6, 2))]
+)
+def test_samples_of_unknown_range_keep_their_missing_values(channels: str, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(size=(9, *shape)).astype(np.float32)
+    x.flat[::7] = np.nan
+    form = Form(channels, missing="mean", shape=shape)
+    assert int(form.samples(x, "x").isnan().sum()) == int(np.isnan(x).sum())
 
 
 def one_sample(x: np.ndarray, y: np.ndarray) -> Any:

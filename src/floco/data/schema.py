@@ -143,7 +143,7 @@ class Form:
             return raw
         holes = np.isnan(x) if self.missing == "mean" and x.dtype.kind == "f" else None
         if holes is not None:  # stand-ins in the middle of the range, for the checks only
-            ranges = self.ranges or [(0.0, 0.0)] * x.shape[-1 if self.channels in ("last", "kept") else 1]
+            ranges = self.ranges or [(0.0, 0.0)] * self._layout(1)[1]
             shift = self.offset or (0.0,) * len(ranges)
             middle = [(low + high) / 2 + o for (low, high), o in zip(ranges, shift, strict=True)]
             x = fill(x, holes, self.channels, middle)
@@ -153,8 +153,11 @@ class Form:
 
     def made_up(self, n: int) -> torch.Tensor:
         """Return n raw samples (n, C, ...) drawn from the ranges of the channels, always the same ones."""
-        layout = channels_first(torch.empty(n, *self.shape, device="meta"), self.channels).shape
-        return draw_in_range(self.ranges, layout, torch.float32 if self.offset else getattr(torch, self.dtype))
+        return draw_in_range(self.ranges, self._layout(n), torch.float32 if self.offset else getattr(torch, self.dtype))
+
+    def _layout(self, n: int) -> torch.Size:
+        """Return the shape of n samples, channels first."""
+        return channels_first(torch.empty(n, *self.shape, device="meta"), self.channels).shape
 
     def _ids(self, x: np.ndarray, where: str) -> torch.Tensor:
         ((low, high),) = self.ranges
