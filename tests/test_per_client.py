@@ -282,3 +282,19 @@ def test_tuning_keeps_each_clients_statistics(home: Path) -> None:
 
     federation = split(*measured(np.random.default_rng(8)))
     assert all(c.forms is not None for c in cut_validation(federation, 0).clients)
+
+
+def test_data_in_other_units_are_other_data() -> None:
+    x, y = measured(np.random.default_rng(9))
+    assert split(x, y).fingerprint() == split(x, y).fingerprint()
+    assert split(x, y).fingerprint() != split(2 * x, y).fingerprint()
+
+
+def test_a_channel_that_never_varies_at_a_client_is_nothing_there() -> None:
+    x, y = measured(np.random.default_rng(10))
+    plain = split(x, y)
+    train = plain.client("east").train.numpy()
+    x[train, 3], x[plain.client("east").test.numpy()[0], 3] = 7.0, 60000.0
+    federation = split(x, y)
+    assert federation.x[:N, 3].abs().max() < 1e-6
+    assert federation.x[N:, 3].std() == pytest.approx(1, abs=0.1)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import floco as package
-from conftest import blobs, floco, make, same, train
+from conftest import blobs, floco, make, same, small_net, train
 from floco.algorithms import ALGORITHMS, Ditto, FedAvg, FedAvgFT, FedRoD, Floco, FlocoPlus
 from floco.client.round import models
 from floco.core.errors import FlocoError
@@ -203,3 +203,21 @@ def test_label_shift_is_learnt_without_personal_parameters() -> None:
         setup = make(FedAvg(), federation=replace(federation, task=task), rounds=15, fraction=1.0, batch_size=5)
         accuracy[task.prior] = train(setup)[-1].evaluation.history["accuracy_personal"]
     assert accuracy["client"] > accuracy["none"]
+
+
+class Focal(Classification):
+    """A loss of one's own, which does not know of targets with a prior."""
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        p = outputs.softmax(1)[torch.arange(len(outputs)), targets]
+        return -((1 - p) * p.log()).mean()
+
+
+def test_a_loss_that_does_not_take_a_prior_is_refused() -> None:
+    with pytest.raises(FlocoError, match="needs a loss that takes targets with a prior"):
+        package.fit(small_net(), replace(skewed(), task=Focal(prior="client")), FedAvg(), rounds=1)
+
+
+def test_fingerprints_of_data_are_those_of_runs_before_the_prior_and_differ_with_one() -> None:
+    assert repr(Classification()) == "Classification(class_weights='none', label_smoothing=0.0)"
+    assert skewed().fingerprint() != replace(skewed(), task=PRIOR).fingerprint()

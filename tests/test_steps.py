@@ -8,11 +8,13 @@ from torch import nn
 
 from conftest import blobs, make, same, small_net, train
 from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, Ditto, FedAvg, FedAvgFT, FedRep, Floco, FlocoPlus, PFedMe
+from floco.analysis.tuning import list_trials
 from floco.client.optimizer import apply_gradients
 from floco.core.errors import FlocoError
 from floco.core.mixing import Mixing
 from floco.core.values import Step, Training
 from floco.engines.engine import start_engine
+from floco.runs.toml import parse
 
 OTHERS = {name: cls for name, cls in ALGORITHMS.items() if cls not in (SCAFFOLD, PFedMe)}
 
@@ -119,3 +121,9 @@ def test_where_the_head_has_no_step_of_its_own_it_is_refused(case: str) -> None:
     algorithm, model, words = REFUSED[case]
     with pytest.raises(FlocoError, match=words):
         make(algorithm, model=model(), federation=blobs(), head_lr=0.1)
+
+
+def test_tuning_keeps_the_ratio_of_the_heads_step_size() -> None:
+    trials = list_trials(parse({"algorithm": {"name": "fedavg"}, "training": {"lr": 0.1, "head_lr": 0.02}}))
+    assert {round(t["training.head_lr"] / t["training.lr"], 6) for t in trials} == {0.2}
+    assert len(trials) == 6

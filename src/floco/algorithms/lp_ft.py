@@ -22,7 +22,7 @@ class LPFT(FedAvgFT):
 
     name: ClassVar[str] = "lp-ft"
     personal_model: ClassVar[str] = "w after the epochs of the head, then of everything"
-    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"head_epochs": (1, 5)}
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"head_epochs": (5, 1)}
     head_epochs: int | None = setting(
         None, "e1: epochs of the head alone before those of everything (empty: training.epochs)", low=0
     )

@@ -32,17 +32,20 @@ _FINE = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0)  # factors for methods without one: the 
 def list_trials(config: Config) -> list[dict[str, Any]]:
     """Return the six trials of a method, as settings of `training` and `algorithm` by their keys.
 
-    They are three learning rates with two values of the tuned setting each, or six learning rates.
+    They are three learning rates with two values of the tuned setting each, or six learning rates; that of the head, if
+    it has its own, keeps its ratio.
     """
-    lr, grid = config.training.lr, config.algorithm.tuned
+    rates, grid = {"training.lr": config.training.lr}, config.algorithm.tuned
+    if config.training.head_lr is not None:
+        rates["training.head_lr"] = config.training.head_lr
     if not grid:
-        return [{"training.lr": lr * f} for f in _FINE]
+        return [{name: rate * f for name, rate in rates.items()} for f in _FINE]
     if len(grid) > 1 or not grid.keys() <= {*names(type(config.algorithm))}:
         raise FlocoError(f"{config.algorithm.name}: tuned must name one of its settings, got {', '.join(grid)}")
     ((name, usual),) = grid.items()
     given = getattr(config.algorithm, name)
     return [
-        {"training.lr": lr * f, f"algorithm.{name}": value}
+        {**{key: rate * f for key, rate in rates.items()}, f"algorithm.{name}": value}
         for f in _FACTORS
         for value in (given, next(v for v in usual if v != given))
     ]

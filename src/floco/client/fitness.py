@@ -66,9 +66,20 @@ def _check_outputs(setup: Setup, x: Inputs, y: torch.Tensor) -> None:
 
 
 def _check_shift(setup: Setup, outputs: torch.Tensor, x: Inputs) -> None:
-    """Check that the outputs, (n, C), move with the last bias, where a task's shift is added to it."""
-    if (shift := setup.task.shift(range(outputs.shape[-1]))) is None:
+    """Check that the outputs, (n, C), move with the last bias, and the loss with them, where a task adds a shift."""
+    if (shift := setup.task.shift(counts := range(outputs.shape[-1]))) is None:
         return
+    try:
+        plain = torch.arange(len(outputs)) % outputs.shape[-1]
+        given = setup.task.loss(outputs, setup.task.training_targets(plain, counts))
+        same = torch.allclose(given, setup.task.loss(outputs + shift, plain), rtol=1e-4)
+    except Exception:  # noqa: BLE001  a loss that does not take such targets, whatever it raises
+        same = False
+    if not same:
+        raise FlocoError(
+            f'task {setup.task.name}: task.prior = "client" needs a loss that takes targets with a prior: let it begin '
+            "with outputs, targets = floco.tasks.prior.add_prior(outputs, targets)"
+        )
     tensors, bias = {**setup.network.parameters, **setup.network.buffers}, setup.network.layout.head[1]
     moved = compute_outputs(setup, {**tensors, bias: tensors[bias].detach() + shift}, x)
     if not torch.allclose(moved, outputs + shift, rtol=1e-3, atol=1e-3):

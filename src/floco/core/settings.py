@@ -27,13 +27,16 @@ def setting(
     below: float | None = None,
     choices: tuple[str, ...] = (),
     key: str = "",
+    later: bool = False,
 ) -> Any:
     """Return a dataclass field with `low <= value <= high`, `above < value < below`, or text among `choices`.
 
-    `key` is its name in configurations, if that differs from the field's.
+    `key` is its name in configurations, if that differs from the field's. A field of a task that is younger than runs
+    that can be read is `later`: fingerprints of data have it only where it is set.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
-    return dataclasses.field(default=default, metadata={"doc": doc, **bounds, "choices": choices, "key": key})
+    meta = {"doc": doc, **bounds, "choices": choices, "key": key}
+    return dataclasses.field(default=default, repr=not later, metadata=meta)
 
 
 def key_of(field: dataclasses.Field[Any]) -> str:

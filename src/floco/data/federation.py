@@ -198,6 +198,10 @@ class Federation:
             digest.update(c.id.encode() + b"\0" + c.train.numpy().tobytes() + b"\1" + c.test.numpy().tobytes())
         forms = [(name, f.normalization, f.offset) for name, f in self.forms.items()]
         digest.update(repr((self.names, forms, self.task)).encode())
+        if (prior := getattr(self.task, "prior", "none")) != "none":  # no part of its text, as earlier runs have none
+            digest.update(prior.encode())
+        for own in (c.forms for c in (*self.clients, *self.held_out) if c.forms is not None):
+            digest.update(repr([(name, f.normalization, f.offset) for name, f in own.items()]).encode())
         if self.groups is not None:
             digest.update(repr(self.groups.names).encode() + self.groups.numbers.numpy().tobytes())
         if self.augment is not None:

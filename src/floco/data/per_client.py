@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from floco.data.federation import Client, Federation
 
 _LEAST = 2  # training samples of which a deviation can be taken
+_NEVER = 1e30  # the deviation of a channel that never varies
 _FINE = 2.0**-14  # differences in float32 that are smaller, relative to the values, are off by 0.1 % or more
 
 
@@ -45,7 +46,7 @@ def fit_own(forms: Mapping[str, Form], x: Inputs, train: torch.Tensor, client: s
             except FlocoError as error:
                 raise FlocoError(f"{rule}one value in each channel of its training part: {error}") from error
             form = replace(form, normalization=form.unscaled(found))
-        made[name] = form = form.seen(column[train])
+        made[name] = form = _without_constant(form.seen(column[train]))
         for channel, (mean, (low, high)) in enumerate(zip(form.normalization.mean, form.ranges, strict=False)):
             if 0 < high - low < _FINE * abs(mean):
                 raise FlocoError(
@@ -53,6 +54,17 @@ def fit_own(forms: Mapping[str, Form], x: Inputs, train: torch.Tensor, client: s
                     + f" are {mean:g} with differences of {high - low:g} only: subtract a constant from them first"
                 )
     return made
+
+
+def _without_constant(form: Form) -> Form:
+    """Return a form that makes 0 of channels that never vary in a client's training part, whatever later values are.
+
+    Their own unit is unknown: a later value minus the mean would reach the network as large as it is.
+    """
+    numbers = len(form.normalization.std) - form.flags
+    fixed = [low == high and i < numbers for i, (low, high) in enumerate(form.ranges)]
+    std = tuple(_NEVER if gone else s for gone, s in zip(fixed, form.normalization.std, strict=False))
+    return replace(form, normalization=Normalization(form.normalization.mean, std))
 
 
 def normalize_by_client(

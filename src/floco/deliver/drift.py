@@ -144,7 +144,9 @@ def _judge(setup: Setup, client: str, centers: Mapping[str, torch.Tensor], known
     loss_best, middle = float(task.losses(best, new.y).mean()), new.mixtures.middle
     guess = task.guess(new.y, (first, second), setup.federation.schema.labels)
     others = sorted((new.loss(at), c) for c, at in centers.items() if c != client)[:_SHOWN]
-    points = {f"center of {c}": centers[c] for _, c in others} | {"middle (the global model)": middle}
+    plain = task.shift(setup.facts(client).label_counts) is None
+    name = "middle (the global model)" if plain else "middle, with the client's prior (the global model has none)"
+    points = {f"center of {c}": centers[c] for _, c in others} | {name: middle}
     evidence = [
         _row("its center", float(before.mean()), float(after.mean())),
         _row("best mixture for the other half of the new data", float(torch.stack(of_known).mean()), loss_best),

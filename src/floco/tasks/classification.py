@@ -60,6 +60,7 @@ class Classification(Task):
         "client: log frequencies of a client's labels are added to logits in its training and in its own model, not in "
         "the global one",
         choices=("none", "client"),
+        later=True,
     )
 
     def shift(self, counts: Sequence[int]) -> torch.Tensor | None:
