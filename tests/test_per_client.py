@@ -230,6 +230,12 @@ def test_the_global_model_is_exported_with_words_and_not_as_a_graph(home: Path, 
     assert not (tmp_path / "g.pt2").exists()
 
 
+def test_the_global_model_never_gets_the_normalisation_of_the_client_before_it(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(FlocoError, match="contains the normalisation"):
+        package.open_run(home / "run").export(tmp_path, ["south", None], kind="pt2")
+    assert not list(tmp_path.iterdir())
+
+
 def test_rows_without_a_client_are_refused(home: Path) -> None:
     run = package.open_run(home / "run")
     with pytest.raises(FlocoError, match="only with the statistics of a client"):

@@ -17,6 +17,8 @@ class OwnPart(Algorithm):
     """Some tensors are the client's own, from common initial values; all others are averaged."""
 
     global_model: ClassVar[str] = "none"
+    needed: ClassVar[str]
+    """What the network must have, for the error message."""
 
     @abstractmethod
     def own(self, layout: Layout) -> tuple[str, ...]:
@@ -31,9 +33,6 @@ class OwnPart(Algorithm):
                     f"{self.name} needs {self.needed}; the trained parameters are {', '.join(layout.parameters)}"
                 )
         return self
-
-    needed: ClassVar[str] = ""
-    """What the network must have, for the error message."""
 
     def init(self, network: Network, *, seed: int) -> ServerState:
         """Return all other tensors."""

@@ -95,7 +95,7 @@ def export(
             point = {} if mixture is None else {"at": at, "mixture": mixture.tolist()}
             facts |= {"changes": list(changes), **point}
             schema = setup.federation.schema_of(client)
-            if write is None or schema.scaled:
+            if write is None or any(c.forms for c in setup.federation.clients):  # a normalisation of each client's own
                 write = make_writer(setup, made, schema)
             done.append(file)
             save(setup, tensors, facts, file, made, write)
