@@ -224,12 +224,20 @@ def _offspring() -> dict[int, int]:
     """All processes that come from this one, and of which child of this one each comes."""
     found = {os.getpid(): 0}
     for parent in (parents := [os.getpid()]):
-        for children in Path(f"/proc/{parent}/task").glob("*/children"):
-            with suppress(OSError):
-                for pid in map(int, children.read_text().split()):
-                    found[pid] = found[parent] or pid
-                    parents.append(pid)
+        for pid in _children(parent):
+            found[pid] = found[parent] or pid
+            parents.append(pid)
     del found[os.getpid()]
+    return found
+
+
+def _children(parent: int) -> list[int]:
+    """The children of all threads of a process; it and its threads may end while this looks, and then have none."""
+    found, threads = list[int](), Path(f"/proc/{parent}/task")
+    with suppress(OSError):
+        for thread in os.listdir(threads):
+            with suppress(OSError):
+                found += map(int, (threads / thread / "children").read_text().split())
     return found
 
 
