@@ -173,6 +173,19 @@ KINDS = {
     "with a prior": Kind(
         table, (*TABLE, LEVELS, "flower.shape=[4]", "task.prior=client", "training.head_lr=0.02"), "csv"
     ),
+    "own centers": Kind(
+        table,
+        (
+            *TABLE,
+            LEVELS,
+            "flower.shape=[4]",
+            "algorithm.name=floco",
+            "algorithm.centers=own",
+            "algorithm.step=mixture",
+            "algorithm.endpoints=3",
+        ),
+        "csv",
+    ),
     "several by client": Kind(several, (BOTH, "model.ids=[5]", 'data.labels=["0","1"]', "data.normalize=client")),
     "csv by client": Kind(table, (*TABLE, LEVELS, "flower.shape=[4]", "data.normalize=client"), "csv"),
     "ids": Kind(full_table, (*TABLE, LEVELS, "data.categories=ids", BOTH, "model.ids=[3]"), "csv"),

@@ -12,11 +12,12 @@ from typing import ClassVar, Self
 
 import torch
 
-from floco.core.algorithm import Algorithm, average
-from floco.core.errors import FlocoError, warn
+from floco.algorithms.centers import MixtureSampler, find_center, gather_signals
+from floco.algorithms.endpoints import WEIGHTS, average_endpoints, choose_mixed, start_endpoints
+from floco.core.algorithm import Algorithm, OwnSamples, average
+from floco.core.errors import FlocoError
 from floco.core.mixing import CENTER, CENTER_TENSOR, Mixing
 from floco.core.network import Network
-from floco.core.random import stream
 from floco.core.settings import setting
 from floco.core.task import Task
 from floco.core.values import (
@@ -37,25 +38,9 @@ from floco.core.values import (
     add_prefix,
     strip_prefix,
 )
-from floco.simplex import Assignment, assign, sample_released, sample_simplex, sample_subregion
+from floco.simplex import Assignment, assign
 
 _MAP = "assignment/"
-
-
-@dataclass(frozen=True)
-class MixtureSampler:
-    """Draws n mixtures (n, M) from the subregion around the center; without radius, from the whole simplex."""
-
-    endpoints: int
-    radius: float | None
-    released: bool
-
-    def __call__(self, tensors: Tensors, n: int, generator: torch.Generator) -> torch.Tensor:
-        """Return n mixtures (n, M)."""
-        if self.radius is None:
-            return sample_simplex(n, self.endpoints, generator=generator)
-        sample = sample_released if self.released else sample_subregion
-        return sample(tensors[CENTER_TENSOR].cpu(), self.radius, n, generator=generator)
 
 
 @dataclass(frozen=True)
@@ -69,9 +54,27 @@ class SimplexMethod(Algorithm):
     """Prefix of a client's own simplex; "": it is the shared one."""
     endpoints: int = setting(10, "M: endpoints of the solution simplex", low=1)
     assign_at: int | str | None = setting(
-        None, "tau: round of the assignment, counted from 1 (empty: half of the rounds)", low=1, choices=("never",)
+        None,
+        "tau: round of the assignment, counted from 1 (empty: half of the rounds, with own centers 1)",
+        low=1,
+        choices=("never",),
     )
     radius: float = setting(0.1, "rho: L1 radius of a client's subregion", low=0)
+    centers: str = setting(
+        "signals",
+        "who finds centers: the server in round assign_at, from clients' signals (as published), or each client its "
+        "own from that round on, as the mixture of lowest loss on its training part",
+        choices=("signals", "own"),
+    )
+    uniform: float | None = setting(
+        None, "share of batches from the whole simplex after assign_at (empty: 0, with own centers 0.5)", low=0, high=1
+    )
+    average: str | None = setting(
+        None,
+        "endpoints averaged by samples (as published), or by samples and how much of each endpoint a client trains "
+        "(empty: samples, with own centers mixtures)",
+        choices=("samples", "mixtures"),
+    )
     mix: str | tuple[str, ...] = setting(
         "last",
         "parameters that have endpoints: last (weight of the linear layer that gives the logits), "
@@ -96,78 +99,74 @@ class SimplexMethod(Algorithm):
 
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
         """Return the algorithm with `assign_at` and, given a layout, the names of the mixed parameters filled in."""
-        at = max(1, training.rounds // 2) if self.assign_at is None else self.assign_at
+        own = self.centers == "own"
+        at = (1 if own else max(1, training.rounds // 2)) if self.assign_at is None else self.assign_at
         if isinstance(at, int) and at > training.rounds:
-            limit = f"training.rounds ({training.rounds})"
-            raise FlocoError(f'assign_at must be at most {limit}, got {at}; "never" is legal')
-        if layout is None:
-            return replace(self, assign_at=at)
-        names = Mixing.chosen(layout, self.mix)
-        if layout.buffers and not {*names} <= {*layout.head}:
-            below = sum(n not in layout.head for n in names)
-            warn(
-                f"algorithm.mix mixes {below} parameters below the head of a model with buffers ({layout.buffers[0]}, "
-                "...): statistics such as BatchNorm's are averages over the mixtures of training, "
-                "wrong for any single one, also the global model's; use GroupNorm or LayerNorm, or mix only the head"
+            raise FlocoError(
+                f'assign_at must be at most training.rounds ({training.rounds}), got {at}; "never" is legal'
             )
-        return replace(self, assign_at=at, mix=names)
+        if own and self.sampler == "released":
+            raise FlocoError('sampler = "released" is for centers = "signals": its draws may leave the simplex')
+        uniform = self.uniform if self.uniform is not None else 0.5 if own else 0.0
+        made = replace(self, assign_at=at, uniform=uniform, average=self.average or ("mixtures" if own else "samples"))
+        if layout is None:
+            return made
+        return replace(made, mix=choose_mixed(layout, self.mix))
 
     @property
     def mixing(self) -> Mixing:
         """The mixed parameters and the shape of the simplex, once `resolved`."""
         names = (self.mix,) if isinstance(self.mix, str) else self.mix
-        return Mixing(names, self.endpoints, self.radius, self.prefix)
+        return Mixing(names, self.endpoints, self.radius, self.prefix, self.centers == "own")
 
     def init(self, network: Network, *, seed: int) -> ServerState:
         """Return the network with mixed parameters as M stacked endpoints (M, ...); endpoint 0 is the initial value."""
-        shared = {**network.parameters, **network.buffers}
-        first = {name: shared[name] for name in self.mixing.names}
-        rest = [self._endpoints(network, first, seed, m) for m in range(1, self.endpoints)]
-        stacked = {name: torch.stack([value, *(r[name] for r in rest)]) for name, value in first.items()}
-        return ServerState({**shared, **stacked})
-
-    def _endpoints(self, network: Network, first: Tensors, seed: int, m: int) -> Tensors:
-        """Return endpoint m of all mixed parameters; without `noise`, one-dimensional ones equal endpoint 0."""
-        if self.noise is None:
-            return {**first, **network.redraw([n for n, t in first.items() if t.ndim > 1], seed=seed, draw=m)}
-        endpoint = {}
-        for n, t in first.items():
-            gaussian = torch.randn(t.shape, generator=stream(seed, "noise", n, m), dtype=torch.float64)
-            endpoint[n] = t + (self.noise * t.double().square().mean().sqrt() * gaussian).to(t.dtype)
-        return endpoint
+        stacked = start_endpoints(network, self.mixing, seed, self.noise)
+        return ServerState({**network.parameters, **network.buffers, **stacked})
 
     def select(
         self, state: ServerState, clients: Sequence[str], *, fraction: float, generator: torch.Generator
     ) -> Selection:
         """Return a random selection as in FedAvg; in round tau all other clients probe, so that all K clients train."""
         train = super().select(state, clients, fraction=fraction, generator=generator).train
-        assigning = state.round + 1 == self.assign_at
+        assigning = state.round + 1 == self.assign_at and self.centers == "signals"
         return Selection(train, tuple(c for c in clients if c not in set(train)) if assigning else ())
 
     def aggregate(self, state: ServerState, updates: Sequence[Update], *, clients: Mapping[str, int]) -> ServerState:
         """Return the averaged state with centers: all are assigned in round tau, latecomers are placed afterwards."""
         after = average(state, updates)
+        if self.average == "mixtures":
+            after = average_endpoints(self.mixing.names, after, updates)
+        if self.centers == "own":
+            return after
         if after.round == self.assign_at:
-            made = assign(self._signals(state, updates), self.endpoints, normalize=self.normalize)
+            made = assign(gather_signals(self.mixing, state, updates), self.endpoints, normalize=self.normalize)
             kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64)}
             return replace(after, kept=add_prefix(kept, _MAP), by_client=_centers(updates, made.centers))
         late = [u for u in updates if u.client not in state.by_client]
         if late and self.assigned(state):
-            placed = _centers(late, self.place(state, self._signals(state, late)))
+            placed = _centers(late, self.place(state, gather_signals(self.mixing, state, late)))
             return replace(after, by_client={**state.by_client, **placed})
         return after
 
-    def _signals(self, state: ServerState, updates: Sequence[Update]) -> torch.Tensor:
-        mixed = [state.shared[n] for n in self.mixing.names]
-        size = sum(t.numel() for t in mixed)
-        signals = torch.empty(len(updates), size, dtype=mixed[0].dtype)  # not float64: it holds all clients' signals
-        for row, update in zip(signals, updates, strict=True):
-            row.copy_(self.mixing.signal(state.shared, update.shared))
-        return signals
-
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return the shared tensors and the client's center, 1/M until it has one."""
-        return {**message.shared, CENTER_TENSOR: message.own.get(CENTER, self.mixing.middle)}
+        center = message.own.get(CENTER, memory.get(CENTER_TENSOR, self.mixing.middle))
+        return {**message.shared, CENTER_TENSOR: center}
+
+    def examine(self, samples: OwnSamples, tensors: Tensors, message: Message, facts: Facts) -> Tensors:
+        """Return the center that the client finds itself: when it trains, and in an evaluation if it has none yet."""
+        near = tensors[CENTER_TENSOR]
+        kept = message.purpose == "evaluate" and not near.equal(self.mixing.middle)
+        if kept or self.centers == "signals" or not self._located(message):
+            return {}
+        return {CENTER_TENSOR: find_center(self.mixing, facts.task, message.shared, near, samples)}
+
+    def _located(self, message: Message) -> bool:
+        """Return whether the client has its subregion."""
+        if self.centers == "signals":
+            return CENTER in message.own
+        return isinstance(self.assign_at, int) and message.round >= self.assign_at
 
     def shared_phase(self, message: Message, facts: Facts) -> Phase:
         """Return the phase that trains the simplex, with one mixture drawn per batch."""
@@ -185,13 +184,15 @@ class SimplexMethod(Algorithm):
 
     def sampler_of(self, message: Message) -> MixtureSampler:
         """Return the sampler of the client's mixtures: its subregion, or the whole simplex until it has a center."""
-        radius = self.radius if CENTER in message.own else None
-        return MixtureSampler(self.endpoints, radius, released=self.sampler == "released")
+        radius = self.radius if self._located(message) else None
+        return MixtureSampler(self.endpoints, radius, self.sampler == "released", self.uniform or 0.0)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
-        """Return all shared tensors to send, or for a probe only the endpoints; nothing to keep."""
-        names = self.mixing.names if message.purpose == "probe" else message.shared
-        return Update(client, message.purpose, facts.n_train, {n: tensors[n] for n in names}), {}
+        """Return all shared tensors to send, or for a probe only the endpoints; to keep, the center found here."""
+        names, center = self.mixing.names if message.purpose == "probe" else message.shared, tensors[CENTER_TENSOR]
+        extra = {WEIGHTS: self.sampler_of(message).weights(center)} if self.average == "mixtures" else {}
+        kept = {CENTER_TENSOR: center} if self.centers == "own" and self._located(message) else {}
+        return Update(client, message.purpose, facts.n_train, {n: tensors[n] for n in names}, extra), kept
 
     def effective(self, shared: Tensors) -> Tensors:
         """Return the model at 1/M.
@@ -207,6 +208,8 @@ class SimplexMethod(Algorithm):
 
     def assigned(self, state: ServerState) -> bool:
         """Return whether round tau is over."""
+        if self.centers == "own":
+            return isinstance(self.assign_at, int) and state.round >= self.assign_at
         return bool(strip_prefix(state.kept, _MAP))
 
     def place(self, state: ServerState, signals: torch.Tensor) -> torch.Tensor:

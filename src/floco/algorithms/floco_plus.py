@@ -40,5 +40,6 @@ class FlocoPlus(SimplexMethod):
         return shared, personal_phase(facts, self.loss(facts.task), strength=strength, epochs=epochs, draws=draws)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
-        """Return Floco's update to send, and v_k to keep."""
-        return super().finish(tensors, message, client, facts)[0], keep_personal(tensors)
+        """Return Floco's update to send, and v_k to keep, with the center found here."""
+        update, kept = super().finish(tensors, message, client, facts)
+        return update, {**kept, **keep_personal(tensors)}

@@ -11,12 +11,13 @@ import torch
 from floco.client.predict import compute_outputs, find_global_model
 from floco.client.setup import Setup
 from floco.core.inputs import Inputs, rows
-from floco.core.mixing import CENTER, Mixing
+from floco.core.mixing import Mixing
 from floco.core.random import stream
 from floco.core.task import Task
 from floco.core.values import Message, Row, ServerState, Tensors
 from floco.data.federation import Federation
 from floco.deliver.mixtures import Mixtures
+from floco.server.progress import Progress
 from floco.simplex import sample_subregion
 
 _SAMPLES = 1000  # test samples on which a surface is measured
@@ -114,14 +115,14 @@ def _triangle(endpoints: int, corners: tuple[int, int, int], steps: int = 10) ->
     return torch.stack(points)
 
 
-def landscape(setup: Setup, mixing: Mixing, state: ServerState, *, draws: int = 20) -> Landscape:
+def landscape(setup: Setup, mixing: Mixing, progress: Progress, *, draws: int = 20) -> Landscape:
     """Return loss and primary metric over the shared simplex, and in each subregion on its client's test part.
 
     The edges are those of the ring 0, 1, ..., M - 1, 0. There are at most three planes, each through three neighbours.
     """
     m, task = mixing.endpoints, setup.task
     x, y = common_sample(setup.federation)
-    mixtures = Mixtures(setup, mixing, state.shared, x)
+    mixtures = Mixtures(setup, mixing, progress.state.shared, x)
     eye = torch.eye(m, dtype=torch.float64)
     t = torch.linspace(0, 1, _ALONG, dtype=torch.float64)[:, None]
     ring = list(pairwise([*range(m), 0])) if m > 2 else [(0, 1)] if m == 2 else []
@@ -136,19 +137,19 @@ def landscape(setup: Setup, mixing: Mixing, state: ServerState, *, draws: int = 
         measure(task, mixtures, eye, y),
         {key: measure(task, mixtures, a, y) for key, a in lines.items()},
         {key: measure(task, mixtures, a, y) for key, a in planes.items()},
-        _subregions(setup, mixing, state, draws),
+        _subregions(setup, mixing, progress, draws),
     )
 
 
-def _subregions(setup: Setup, mixing: Mixing, state: ServerState, draws: int) -> dict[str, tuple[Point, ...]]:
-    found = {}
+def _subregions(setup: Setup, mixing: Mixing, progress: Progress, draws: int) -> dict[str, tuple[Point, ...]]:
+    found, centers = {}, progress.centers(mixing)
     for client in setup.federation.clients:
-        center = state.by_client.get(client.id, {}).get(CENTER)
+        center = centers.get(client.id)
         if center is None or not len(client.test):
             continue
         drawn = sample_subregion(center, mixing.radius, draws, generator=stream(setup.seed, "landscape", client.id))
         alphas = torch.cat([center[None], mixing.middle[None], drawn])
-        simplex = setup.shifted(state.shared, setup.facts(client.id).label_counts)
+        simplex = setup.shifted(progress.state.shared, setup.facts(client.id).label_counts)
         mixtures = Mixtures(setup, mixing, simplex, rows(setup.federation.x, client.test))
         found[client.id] = measure(setup.task, mixtures, alphas, setup.federation.y[client.test])
     return found

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from floco.client.examine import TrainingPart
 from floco.client.predict import judge
 from floco.client.setup import Setup
 from floco.client.sgd import Work, train_client
@@ -39,6 +40,7 @@ def receive(setup: Setup, client: str, message: Message, memory: Tensors | None)
 def prepare(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Work:
     """Return a client's training in this round; in an evaluation its adaptation, often without phases."""
     message, facts, tensors = receive(setup, client, message, memory)
+    tensors = {**tensors, **setup.algorithm.examine(TrainingPart(setup, client), tensors, message, facts)}
     evaluating = message.purpose == "evaluate"
     if evaluating:
         phases = setup.algorithm.adapt(facts)

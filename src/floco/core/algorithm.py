@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 import torch
 
@@ -30,6 +30,17 @@ from floco.core.values import (
     Training,
     Update,
 )
+
+
+class OwnSamples(Protocol):
+    """A client's training part, as `Algorithm.examine` sees it; nothing is computed before it is asked for."""
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """(n, ...), as the client's loss takes them."""
+
+    def outputs(self, models: Sequence[Tensors]) -> torch.Tensor:
+        """Return the outputs (K, n, ...) of K models (network tensors), in evaluation mode."""
 
 
 class Algorithm(Settings, ABC):
@@ -94,6 +105,10 @@ class Algorithm(Settings, ABC):
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return the working tensors from which a client is trained or evaluated."""
         return dict(message.shared)
+
+    def examine(self, samples: OwnSamples, tensors: Tensors, message: Message, facts: Facts) -> Tensors:
+        """Return working tensors that follow from the client's training part before it is trained or evaluated."""
+        return {}
 
     @abstractmethod
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:

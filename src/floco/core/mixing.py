@@ -13,7 +13,7 @@ from floco.core.values import Layout, Tensors, fast_copy, strip_prefix
 CENTER = "center"
 """Name of a client's center in the server's state and in messages."""
 CENTER_TENSOR = "at/center"
-"""Its name among working tensors: a network may have a parameter called `center`."""
+"""Its name among working tensors and in memories: a network may have a parameter called `center`."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Mixing:
     """L1 radius of the clients' subregions."""
     prefix: str = ""
     """Where a client's own simplex is among its working tensors; "": the shared one is its own."""
+    own_centers: bool = False
+    """Whether clients find their centers themselves, and keep them: the server has none, and no map to new ones."""
 
     @staticmethod
     def chosen(layout: Layout, mix: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs, rows
-from floco.core.mixing import CENTER, Mixing
+from floco.core.mixing import Mixing
 from floco.core.random import one_thread, stream
 from floco.core.values import Row, Tensors
 from floco.deliver.mixtures import Mixtures
@@ -91,11 +91,11 @@ def drift(setup: Setup, progress: Progress, client: str, x: Inputs, y: torch.Ten
         FlocoError: the client has no center, or there are too few samples.
     """
     mixing, simplex, center = find_point(setup, progress, client)
-    centers = {c: own[CENTER] for c, own in progress.state.by_client.items() if CENTER in own}
+    centers = progress.centers(mixing)
     if client not in centers:
         raise FlocoError(
             f'client "{client}" has no center yet, so that there is nothing to check: the clients were not assigned, '
-            "or it has sent no signal since"
+            "or it has not trained since"
         )
     setup = setup.with_samples(f'comparing new data with the test part of client "{client}"')
     test = setup.federation.client(client).test

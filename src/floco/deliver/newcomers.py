@@ -87,6 +87,8 @@ def try_place(setup: Setup, state: ServerState, x: Inputs, y: torch.Tensor) -> P
             "signal": lambda who: _by_signal(alone, mixing, state, who),
             "data": lambda who: _best(alone, mixtures, who),
         }
+        if mixing.own_centers:  # there is no map
+            del rules["signal"]
         candidates, problems = [], {}
         for rule, at in rules.items():
             try:

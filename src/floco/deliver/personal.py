@@ -12,7 +12,7 @@ from floco.client.round import adapt
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs, rows
-from floco.core.mixing import CENTER, Mixing
+from floco.core.mixing import Mixing
 from floco.core.random import one_thread, stream
 from floco.core.settings import plain
 from floco.core.values import Message, Tensors
@@ -135,7 +135,7 @@ def predict_mean(
         raise FlocoError("mixtures are drawn from a client's subregion: name the client; the global model has none")
     with one_thread():
         mixing, simplex, alpha = find_point(setup, progress, client, at)
-        if CENTER not in progress.state.by_client.get(client, {}):
+        if client not in progress.centers(mixing):
             raise FlocoError(f'client "{client}" has no subregion: {_why_not(setup, progress)}')
         alphas = sample_subregion(alpha, mixing.radius, mixtures, generator=stream(setup.seed, "predict", client))
         return Mixtures(setup, mixing, simplex, x).mean_predictions(alphas)
@@ -145,7 +145,7 @@ def _why_not(setup: Setup, progress: Progress) -> str:
     if not setup.algorithm.assigned(progress.state):
         at = f"assign_at = {plain(setup.algorithm).get('assign_at')}, after round {progress.round}"
         return f"the clients were not assigned in this run ({at})"
-    return "it has sent no signal since the assignment"
+    return "it has not trained since the assignment"
 
 
 def prediction_table(setup: Setup, predictions: torch.Tensor) -> pd.DataFrame:

@@ -12,7 +12,6 @@ from torch import nn
 
 from floco.client.measure import Values
 from floco.client.setup import Setup
-from floco.core.mixing import CENTER
 from floco.core.values import Row
 from floco.deliver.answers import Answer, answer
 from floco.deliver.drift import Drift, drift
@@ -71,8 +70,9 @@ class Run:
         if table.empty:
             return table
         last: pd.DataFrame = table[table["round"] == table["round"].max()].reset_index(drop=True)
-        known = self.progress.state.by_client
-        centers = [known[c][CENTER].tolist() if CENTER in known.get(c, {}) else None for c in last["client"]]
+        mixing = self.setup.algorithm.mixing
+        known = {} if mixing is None else self.progress.centers(mixing)
+        centers = [known[c].tolist() if c in known else None for c in last["client"]]
         return last.assign(center=pd.Series(centers, dtype=object))
 
     @property

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
+from floco.core.mixing import CENTER, CENTER_TENSOR, Mixing
 from floco.core.values import Row, ServerState
 from floco.server.evaluation import Counts, Evaluation
 from floco.storage.memories import Memories
@@ -55,6 +58,14 @@ class Progress:
     def round(self) -> int:
         """Rounds completed."""
         return self.state.round
+
+    def centers(self, mixing: Mixing) -> dict[str, torch.Tensor]:
+        """Return the centers (M,) of the clients that have one: the server's, or those that clients keep."""
+        if not mixing.own_centers:
+            return {c: own[CENTER] for c, own in self.state.by_client.items() if CENTER in own}
+        kept = {c: self.memories.of(c) for c in self.participated}
+        memories = {c: m.tensors for c, m in kept.items() if m is not None}
+        return {c: m[CENTER_TENSOR] for c, m in memories.items() if CENTER_TENSOR in m}
 
 
 @dataclass(frozen=True)

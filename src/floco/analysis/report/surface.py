@@ -59,7 +59,7 @@ def loss(run: Run, mixing: Mixing, results: Results) -> tuple[Section, list[Row]
         run = replace(run, setup=run.setup.with_samples("the loss over the simplex"))
     except FlocoError as error:
         return Section(title, text(f"Not shown: {error}.")), []
-    found = landscape(run.setup, mixing, run.progress.state)
+    found = landscape(run.setup, mixing, run.progress)
     network = _fedavg(run, results)
     score = None if network is None else judge(run.setup, [network], *common_sample(run.setup.federation))[0]
     reference = None if score is None else (score.loss, run.setup.task.value(score))

@@ -1,0 +1,82 @@
+"""Where on the simplex a client trains, and centers that clients find themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from floco.core.algorithm import OwnSamples
+from floco.core.mixing import CENTER_TENSOR, Mixing
+from floco.core.task import Task
+from floco.core.values import ServerState, Tensors, Update
+from floco.simplex import sample_released, sample_simplex, sample_subregion
+from floco.simplex.optimum import lowest
+
+_DECIMALS = 5  # of a center: what engines differ in by rounding must not decide whether a coordinate is zero
+
+
+@dataclass(frozen=True)
+class MixtureSampler:
+    """Draws n mixtures (n, M) from the subregion around the center; without radius, from the whole simplex."""
+
+    endpoints: int
+    radius: float | None
+    released: bool
+    uniform: float = 0.0
+    """Probability that a mixture is from the whole simplex all the same."""
+
+    def __call__(self, tensors: Tensors, n: int, generator: torch.Generator) -> torch.Tensor:
+        """Return n mixtures (n, M)."""
+        if self.radius is None:
+            return sample_simplex(n, self.endpoints, generator=generator)
+        sample = sample_released if self.released else sample_subregion
+        inside = sample(tensors[CENTER_TENSOR].cpu(), self.radius, n, generator=generator)
+        if not self.uniform:
+            return inside
+        anywhere = sample_simplex(n, self.endpoints, generator=generator)
+        chosen = torch.rand(n, 1, generator=generator, dtype=torch.float64) < self.uniform
+        return torch.where(chosen, anywhere, inside)
+
+    def weights(self, center: torch.Tensor) -> torch.Tensor:
+        """Return the mean of the mixtures drawn around a center, (M,)."""
+        if self.radius is None:
+            return torch.full((self.endpoints,), 1 / self.endpoints, dtype=torch.float64)
+        return self.uniform / self.endpoints + (1 - self.uniform) * center
+
+
+def find_center(
+    mixing: Mixing, task: Task, tensors: Mapping[str, torch.Tensor], near: torch.Tensor, samples: OwnSamples
+) -> torch.Tensor:
+    """Return a client's center (M,) float64, from the endpoints' outputs on its training part.
+
+    beta_k = argmin sum_i loss(sum_m alpha_m f(x_i; W_m), y_i) + |alpha - 1/M|^2, started from `near`. The second term
+    is a Gaussian prior, which dominates if there are few samples. If only the last layer is mixed, the sum is the
+    mixture's own output, and the problem is convex if the loss is. Otherwise the sum stands for it: both agree where
+    the simplex is connected without a barrier.
+
+    Raises:
+        FlocoError: the loss is not finite.
+    """
+    if mixing.endpoints == 1:
+        return mixing.middle
+    corners = torch.eye(mixing.endpoints)
+    found, targets = samples.outputs([mixing(tensors, alpha) for alpha in corners]).double(), samples.targets
+
+    def objective(alpha: torch.Tensor) -> torch.Tensor:
+        far = (alpha - mixing.middle).square().sum()
+        return task.loss(torch.einsum("m,m...->...", alpha, found), targets) + far / len(targets)
+
+    rounded = lowest(objective, near, convex=False).round(decimals=_DECIMALS)
+    return rounded / rounded.sum()
+
+
+def gather_signals(mixing: Mixing, state: ServerState, updates: Sequence[Update]) -> torch.Tensor:
+    """Return the updates' signals, (k, P)."""
+    mixed = [state.shared[n] for n in mixing.names]
+    size = sum(t.numel() for t in mixed)
+    signals = torch.empty(len(updates), size, dtype=mixed[0].dtype)  # not float64: it holds all clients' signals
+    for row, update in zip(signals, updates, strict=True):
+        row.copy_(mixing.signal(state.shared, update.shared))
+    return signals

@@ -1,0 +1,44 @@
+"""A client's training part as a method may examine it before it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+
+from floco.client.predict import compute_outputs_of_each
+from floco.client.setup import Setup
+from floco.core.inputs import rows
+from floco.core.values import Tensors
+
+_MOST = 512  # samples that are examined: what is found from them are a few numbers
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """At most 512 samples of a client's training part, evenly spaced; read when they are asked for."""
+
+    setup: Setup
+    client: str
+
+    @cached_property
+    def _here(self) -> Setup:
+        federation = self.setup.federation.with_samples(f'finding the center of client "{self.client}"')
+        return self.setup if federation is self.setup.federation else replace(self.setup, federation=federation)
+
+    @cached_property
+    def _samples(self) -> torch.Tensor:
+        train = self._here.federation.client(self.client).train
+        n = min(_MOST, len(train))
+        return train[torch.arange(n) * len(train) // n]
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """(n, ...), as the client's loss takes them."""
+        return self._here.training_targets(self.client, self._samples)
+
+    def outputs(self, models: Sequence[Tensors]) -> torch.Tensor:
+        """Return the outputs (K, n, ...) of K models (network tensors), in evaluation mode."""
+        return torch.stack(compute_outputs_of_each(self._here, models, rows(self._here.federation.x, self._samples)))
