@@ -1,6 +1,6 @@
 """Update the tables of the comparison's pages from CSV files: python benchmarks/tables.py.
 
-pairs.csv is first made from the committed clients.csv.
+pairs.csv, and the columns of harm in runs.csv and methods.csv, are first made from the committed clients.csv.
 
 A table is between `<!-- table FOLDER KIND -->` and `<!-- end -->`, with FOLDER below docs/comparison/. Those of the
 folder `results` come from benchmarks/results/: `schools` from regression.csv, `tasks` from tasks.csv.
@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from floco.analysis.columns import cost_columns, main_columns, methods_table, other_columns
-from floco.analysis.pairs import pairs as compare
+from floco.analysis import harm
+from floco.analysis.columns import cost_columns, harm_columns, main_columns, methods_table, other_columns
+from floco.analysis.pairs import write
 from floco.analysis.tables import Results
 from floco.storage.tables import read_table
 from floco.tasks import Classification
@@ -25,6 +26,7 @@ PAGES = ("comparison.md", "comparison/regression.md", "comparison/tasks.md")
 _METRICS = Classification.metrics
 KINDS = {
     "accuracy": main_columns(_METRICS),
+    "harm": harm_columns(_METRICS),
     "calibration": other_columns(_METRICS),
     "cost": cost_columns(_METRICS),
 }
@@ -40,10 +42,10 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def recount(folder: Path) -> None:
-    """Make pairs.csv from clients.csv, as `floco compare` does."""
+    """Make pairs.csv and the columns of harm from clients.csv, as `floco compare` does."""
     history, clients, runs = (read_table(folder / f"{name}.csv") for name in ("history", "clients", "runs"))
-    results = Results(history, clients, runs)
-    compare(results, results.names[0]).to_csv(folder / "pairs.csv", index=False)
+    results = Results(history, clients, harm.add(runs, clients, _METRICS))
+    write(results, folder, results.names[0])
 
 
 def pairs(folder: Path) -> pd.DataFrame:

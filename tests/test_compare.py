@@ -48,6 +48,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = floco("compare", *settings(folder), "-a", ",".join(METHODS), "--seeds", 2, "--out", folder / "out")
     assert result.exit_code == 0, result.output
     assert "fedavg+ft" in result.output
+    assert "personal model is worse" in result.output
     return folder / "out"
 
 
@@ -101,10 +102,12 @@ def test_columns_that_do_not_apply_are_empty(done: Path) -> None:
         == ""
     )
     assert 0 <= float(found["floco"]["better_than_local"]) <= 1
+    assert (found["local"]["harm_local"], found["fedavg"]["harm_global"]) == ("0.0", "0.0")  # the same models
+    assert 0 <= float(found["local"]["harm_global"]) <= 1  # against FedAvg's
 
 
 def results(history: dict[str, Any], clients: dict[str, Any]) -> Results:
-    h, c = pd.DataFrame(history), pd.DataFrame(clients)
+    h, c = pd.DataFrame(history), pd.DataFrame({"accuracy_global_local": np.nan, **clients})
     runs = (
         c[["method", "seed"]]
         .drop_duplicates(ignore_index=True)

@@ -212,7 +212,7 @@ def table(page: Path, number: int) -> list[dict[str, str]]:
 
 def test_the_tables_of_the_page_are_those_of_the_files(page: Path) -> None:
     methods = {r["method"]: r for r in rows(page.with_name("methods.csv"))}
-    accuracy, calibration, cost = ({r["method"]: r for r in table(page, k)} for k in range(3))
+    accuracy, harm, calibration, cost = ({r["method"]: r for r in table(page, k)} for k in range(4))
     for name, row in methods.items():
         assert accuracy[name]["seeds"] == "2"
         apart = 100 * float(row["accuracy_personal_seed_std"])
@@ -220,6 +220,7 @@ def test_the_tables_of_the_page_are_those_of_the_files(page: Path) -> None:
             f" ± {apart:.1f}" if apart else ""
         )  # seeds may happen to agree
         assert accuracy[name]["personal %"] == shown
+        assert harm[name]["worse than global %"].split(" ")[0] == f"{100 * float(row['harm_global']):.1f}"
         assert calibration[name]["NLL, global"].startswith(f"{float(row['loss_global']):.3f} ± ")
         assert cost[name]["bytes up / FedAvg's"] == f"{float(row['bytes_up_ratio']):.2f}"
         assert cost[name]["kB up a round"] == f"{float(row['bytes_up']) / 1000:,.0f}"

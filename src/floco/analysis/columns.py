@@ -91,6 +91,18 @@ def other_columns(metrics: Metrics) -> dict[str, Column]:
     }
 
 
+def harm_columns(metrics: Metrics) -> dict[str, Column]:
+    """Return the columns of the tables of clients that are worse off, in the terminal and in the report."""
+    unit = "points" if metrics[metrics.primary].share else metrics.primary.replace("_", " ")
+    size = _share if metrics[metrics.primary].share else lambda heading: _plain(heading, ".3g")
+    return {
+        "harm_global": _share("worse than global %"),
+        "harm_global_size": size(f"by {unit} (global)"),
+        "harm_local": _share("worse than local %"),
+        "harm_local_size": size(f"by {unit} (local)"),
+    }
+
+
 def cost_columns(metrics: Metrics) -> dict[str, Column]:
     """Return the columns of the report's table of what methods cost."""
     return {

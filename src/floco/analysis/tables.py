@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from floco.analysis import harm
 from floco.core.errors import FlocoError
 from floco.core.metrics import Metrics
 from floco.core.settings import flatten
@@ -201,13 +202,14 @@ def _compared(
         for column in _OVERHEAD:
             one = float(base[column].iloc[0]) if len(base) else _NAN
             runs.loc[i, f"{column}_ratio"] = run[column] / one if one else _NAN
-    return runs
+    return harm.add(runs, clients, metrics)
 
 
 def methods(results: Results) -> pd.DataFrame:
     """Return one row per method: number of seeds, mean and standard deviation (`_seed_std`) over seeds of all columns.
 
-    A mean is empty if any of its values is: a first round that one seed never reached has no mean.
+    A mean is empty if any of its values is: a first round that one seed never reached has no mean. Sizes of harm are
+    means over the seeds in which somebody is harmed.
     """
     rows = []
     for name in results.names:
@@ -215,7 +217,7 @@ def methods(results: Results) -> pd.DataFrame:
         spread = mine.std(ddof=1) if len(mine) > 1 else pd.Series(np.nan, index=mine.columns)
         row: dict[str, Any] = {"method": name, "seeds": len(mine)}
         for column in map(str, mine):
-            row |= {column: mine[column].mean(skipna=False), f"{column}_seed_std": spread[column]}
+            row |= {column: mine[column].mean(skipna=column in harm.SIZES), f"{column}_seed_std": spread[column]}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -234,7 +234,7 @@ def _compare(made: Comparison, debug: bool) -> dict[str, Any]:
         failures = comparison.run_all(made, start, say)
     found, said = comparison.results(made), list[str]()
     if found.names:
-        out_console.print(views.comparison_table(made.path, found.metrics))
+        out_console.print(*views.comparison_tables(made.path, found.metrics))
         said = decide(found, [name for name in made.configs if name not in found.names])
         say("\n".join(filter(None, [tables.name_left_out(read_table(made.path / "methods.csv")), *said])))
     say(f"the comparison is in {made.path}")

@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from floco.analysis.columns import methods_table, terminal_columns
+from floco.analysis.columns import harm_columns, methods_table, terminal_columns
 from floco.client.measure import all_metrics, describe_samples
 from floco.core.metrics import Metrics
 from floco.runs.evaluated import read_metrics
@@ -19,6 +19,8 @@ from floco.storage.files import read_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import pandas as pd
+
     from floco.core.task import Task
     from floco.data.federation import Federation
     from floco.deliver.drift import Drift
@@ -26,16 +28,20 @@ if TYPE_CHECKING:
     from floco.deliver.placement import Placement
 
 
-def comparison_table(path: Path, metrics: Metrics) -> Table:
-    """Return the methods of a comparison directory with means over seeds."""
+def comparison_tables(path: Path, metrics: Metrics) -> list[Table]:
+    """Return the methods of a comparison directory with means over seeds, and whom their personal models harm."""
     from floco.storage.tables import read_table
 
     made = read_table(path / "methods.csv")
     fewest, seeds = int(made["seeds"].min()), int(made["seeds"].max())  # they differ where runs have failed
     number = f"{seeds}" if fewest == seeds else f"{fewest} to {seeds}"
     title = f"{metrics.reading}: means over {number} seed{'s' * (seeds > 1)} (methods.csv has the rest)"
+    kinds = {title: terminal_columns(metrics), "Share of clients whose personal model is worse": harm_columns(metrics)}
+    return [_methods_table(title, methods_table(made, columns, spread=False)) for title, columns in kinds.items()]
+
+
+def _methods_table(title: str, shown: pd.DataFrame) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
-    shown = methods_table(made, terminal_columns(metrics), spread=False)
     for name in shown:
         table.add_column(str(name), justify="left" if name == "method" else "right", no_wrap=name == "method")
     for row in shown.itertuples(index=False):

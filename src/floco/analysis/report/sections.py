@@ -12,7 +12,7 @@ import pandas as pd
 
 from floco import __version__
 from floco.analysis import comparison, tables
-from floco.analysis.columns import cost_columns, main_columns, methods_table, other_columns
+from floco.analysis.columns import cost_columns, harm_columns, main_columns, methods_table, other_columns
 from floco.analysis.pairs import pairs
 from floco.analysis.report import figures, surface
 from floco.analysis.report.page import Section, html_table, plots, render, text
@@ -32,6 +32,11 @@ _METRICS = (
     "on the union of the clients' test parts. Personal: each client's own model on its own test part, unweighted mean "
     "over all clients, whether they trained or not. Target: FedAvg's mean over the last tenth of its rounds. A dash "
     "means that there is no such model, or that the target was never reached."
+)
+_HARM = (
+    "Harm: the share of clients whose personal model is worse, on their own test part, than the method's global model "
+    "(of a method without one: than FedAvg's), and than the client's model under Local, with the mean difference over "
+    "these clients."
 )
 _ECE = (
     "ECE comes out too high on few samples, so of equally calibrated models the mean over clients (personal) looks "
@@ -145,9 +150,9 @@ def _methods(results: Results, missing: str) -> Iterator[Section]:
     """Yield the tables and curves of the methods, and of several methods the paired tests."""
     made = tables.methods(results)
     several = len(results.names) > 1
-    about = [_METRICS, _ECE] if "ece" in results.metrics else [_METRICS]
+    about = [_METRICS, _HARM, *([_ECE] if "ece" in results.metrics else [])]
     notes = (*about, tables.name_differences(results.paths.values()), tables.name_left_out(made), missing)
-    kinds = (main_columns, other_columns, cost_columns)
+    kinds = (main_columns, harm_columns, other_columns, cost_columns)
     shown = [html_table(methods_table(made, columns(results.metrics))) for columns in kinds]
     yield Section("Comparison" if several else "Results", text(*filter(None, notes)) + "".join(shown))
     relative, name = "variance / |mean update|²", results.metrics.primary
