@@ -19,6 +19,7 @@ from floco.algorithms import ALGORITHMS
 from floco.analysis import comparison, pairs, tables, tuning
 from floco.analysis.tables import Results
 from floco.core.errors import FlocoError
+from floco.runs.status import look
 from floco.runs.toml import read
 from floco.storage.tables import read_table
 
@@ -50,6 +51,23 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "fedavg+ft" in result.output
     assert "personal model is worse" in result.output
     return folder / "out"
+
+
+def test_variants_of_a_method_are_compared_under_names_of_their_own(tmp_path: Path) -> None:
+    words = [*settings(tmp_path, **{"algorithm.endpoints": 3}), "-a", "own=floco,floco,fedavg", "-s", "own.centers=own"]
+    result = floco("compare", *words, "--seeds", 1, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert [r["method"] for r in rows(tmp_path / "out" / "methods.csv")] == ["own", "floco", "fedavg"]
+    found = {
+        name: json.loads((tmp_path / "out" / "runs" / f"{name}-seed0" / "run.json").read_text())["config"]["algorithm"]
+        for name in ("own", "floco")
+    }
+    assert {name: f["centers"] for name, f in found.items()} == {"own": "own", "floco": "signals"}
+    assert {f["endpoints"] for f in found.values()} == {3}
+    resumed = floco("resume", tmp_path / "out")
+    assert resumed.exit_code == 0, resumed.output
+    (group,) = look([tmp_path / "out"])
+    assert [r.method for r in group.runs] == ["own", "floco", "fedavg"]
 
 
 def test_the_table_of_failures_has_its_header_though_nothing_failed(done: Path) -> None:
@@ -311,6 +329,12 @@ def test_methods_differ_in_their_algorithm_only_and_share_what_they_inherit() ->
     [
         (["-a", "floco,fedagv"], "did you mean 'fedavg'"),
         (["-a", "floco,floco"], "each once"),
+        (["-a", "a=floco,a=fedavg"], "each once"),
+        (["-a", "fedavg=floco"], "a name that no method has"),
+        (["-a", "../a=floco"], "of letters, digits"),
+        (["-a", "=floco"], "of letters, digits"),
+        (["-a", "own=flocco"], "did you mean 'floco'"),
+        (["-a", "own=floco", "-s", "floco.centers=own"], "settings for floco, which is not compared"),
         (["-a", ""], "got none"),
         (["-a", "floco", "--seeds", "0"], "--seeds must be at least 1"),
         (["-a", "floco", "-s", "ditto.pull=1"], "settings for ditto, which is not compared"),

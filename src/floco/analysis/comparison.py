@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from floco.algorithms import ALGORITHMS
 from floco.analysis import pairs, tables, tuning
 from floco.analysis.tables import Results
 from floco.client.setup import Setup
@@ -58,19 +60,18 @@ class Comparison:
 def configure(
     base: Config, methods: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Config]:
-    """Return a configuration for each method; they differ in `algorithm` only.
+    """Return a configuration for each method, by its name in the comparison; they differ in `algorithm` only.
 
     Settings of the base configuration's method also hold for the methods that inherit them from the same class (floco+
     shares those of the simplex with floco). All other settings have their defaults.
 
     Args:
         base: the common configuration.
-        methods: names as `algorithm.name` takes them, without repetition.
-        settings: method (its `name`) -> its own settings, which override all others.
+        methods: names as `algorithm.name` takes them, without repetition. "NAME=METHOD" is a variant of a method under
+            a name of its own, so that one method can be compared with several settings.
+        settings: name in the comparison -> its own settings, which override all others.
     """
-    registry = REGISTRIES["algorithm"]
-    classes = [registry.find(name) for name in methods]
-    words = [cls.name for cls in classes]
+    words, classes = split_variants(methods)
     if not methods or len(set(words)) < len(words):
         raise FlocoError(f"a comparison needs methods, each once, got {', '.join(words) or 'none'}")
     for name in settings or {}:
@@ -84,6 +85,16 @@ def configure(
         except FlocoError as error:
             raise FlocoError(f"{name}: {error}") from error
     return made
+
+
+def split_variants(methods: Sequence[str]) -> tuple[list[str], list[type[Algorithm]]]:
+    """Return the name of each of several methods in a comparison, and its class; "NAME=METHOD" gives it the name."""
+    found, registry = [name.rpartition("=") for name in methods], REGISTRIES["algorithm"]
+    for name, equals, _ in found:
+        if equals and (name in ALGORITHMS or not re.fullmatch(r"[\w+-]+", name, re.ASCII)):
+            raise FlocoError(f"a variant needs a name that no method has, of letters, digits, _, + and -, got {name!r}")
+    classes = [registry.find(method) for _, _, method in found]
+    return [name or cls.name for (name, _, _), cls in zip(found, classes, strict=True)], classes
 
 
 def _inherited(cls: type[Algorithm], base: Algorithm) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _finished(paths: Iterable[Path]) -> list[_Finished]:
             continue
         facts, history = read_json(path / "run.json"), read_table(path / "history.csv")
         config = facts["config"]
-        method, seed, rounds = facts["method"], config["seed"], config["training"]["rounds"]
+        seed, rounds = config["seed"], config["training"]["rounds"]
         if not len(history) or history["round"].iloc[-1] != rounds:
             continue
         before, same = first.setdefault(seed, (path, (facts["data"], rounds)))
@@ -127,6 +127,7 @@ def _finished(paths: Iterable[Path]) -> list[_Finished]:
             raise FlocoError(f"{before} and {path} {problem}")
         together = path.parents[1] if (path.parents[1] / "comparison.json").is_file() else None
         own = _settings(facts) if together is None else together  # a comparison may tune every seed separately
+        method = facts["method"] if together is None else path.name.removesuffix(f"-seed{seed}")  # or a variant's name
         folder, name, number = (together or path).name, method, 1
         while (name, seed) in {(f.name, f.seed) for f in found} or settings.get(name, own) != own:
             name = f"{method} ({folder}{f' {number}' if number > 1 else ''})"

@@ -75,17 +75,17 @@ def compare(
 ) -> None:
     """Compare several methods on the same data, splits, client samples and budget.
 
-    -s KEY=VALUE applies to all methods, -s METHOD.KEY=VALUE (e.g. ditto.pull=0.5) to one.
+    -s KEY=VALUE applies to all methods, -s METHOD.KEY=VALUE (e.g. ditto.pull=0.5) to one. -a NAME=METHOD compares a
+    method under another name, with settings of its own: -a floco,own=floco -s own.centers=own.
     """
     with report_errors(debug, as_json):
         from floco.algorithms import ALGORITHMS
         from floco.analysis import comparison
         from floco.runs import source
-        from floco.runs.config import REGISTRIES
         from floco.runs.toml import override, read
 
         methods = [a.strip() for a in algorithms.split(",") if a.strip()]
-        words = {REGISTRIES["algorithm"].find(method).name for method in methods} | set(ALGORITHMS)
+        words = {*comparison.split_variants(methods)[0], *ALGORITHMS}
         own: dict[str, dict[str, Any]] = {}
         common: list[str] = []
         for text in s or []:

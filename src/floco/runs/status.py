@@ -107,7 +107,8 @@ def _group(path: Path) -> Group:
 
 
 def _planned(path: Path, method: str, rounds: int, failed: str | None) -> Status:
-    found = _status(path) if _kind(path) else Status(path, "waiting", method, rounds=rounds)
+    found = _status(path) if _kind(path) else Status(path, "waiting", rounds=rounds)
+    found = Status(**{**vars(found), "method": method})
     if failed is None or found.state not in ("waiting", "stopped"):
         return found
     return Status(**{**vars(found), "state": "failed", "reason": failed})
