@@ -117,8 +117,7 @@ def _finished(paths: Iterable[Path]) -> list[_Finished]:
         if not (path / "run.json").is_file():
             continue
         facts, history = read_json(path / "run.json"), read_table(path / "history.csv")
-        config = facts["config"]
-        seed, rounds = config["seed"], config["training"]["rounds"]
+        seed, rounds = facts["config"]["seed"], facts["config"]["training"]["rounds"]
         if not len(history) or history["round"].iloc[-1] != rounds:
             continue
         before, same = first.setdefault(seed, (path, (facts["data"], rounds)))
