@@ -64,6 +64,8 @@ def test_variants_of_a_method_are_compared_under_names_of_their_own(tmp_path: Pa
     }
     assert {name: f["centers"] for name, f in found.items()} == {"own": "own", "floco": "signals"}
     assert {f["endpoints"] for f in found.values()} == {3}
+    implied = ("assign_at", "uniform", "average")  # defaults of each, and not those that the other's settings imply
+    assert [[found[name][key] for key in implied] for name in found] == [[1, 0.5, "mixtures"], [3, 0.0, "samples"]]
     resumed = floco("resume", tmp_path / "out")
     assert resumed.exit_code == 0, resumed.output
     (group,) = look([tmp_path / "out"])

@@ -95,7 +95,7 @@ def compare(
                 own.setdefault(method, {})[key] = value
             else:
                 common.append(text)
-        base = source.resolve_paths(read(config, common))
+        base = source.resolve_paths(read(config, common, resolve=False))
         configs = comparison.configure(base, methods, own)
         name = config.stem if config is not None else base.data.source.partition(":")[0]
         path = out or Path("runs") / f"compare-{name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -17,7 +17,7 @@ from floco.runs.config import DEFAULTS, REGISTRIES, SECTIONS, Config, Data
 T = TypeVar("T")
 
 
-def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def read(path: Path | None, overrides: Sequence[str] = (), *, resolve: bool = True) -> Config:
     """Return the configuration of a TOML file (None: this package's digits.toml) with `key=value` overrides.
 
     Keys are dotted. Overriding a name (`algorithm.name`, `data.split.name`, `task.name`) drops the file's settings of
@@ -28,7 +28,7 @@ def read(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """
     raw = _merge(path, overrides)
     try:
-        return parse(raw)
+        return parse(raw, resolve=resolve)
     except FlocoError as error:
         raise FlocoError(f"{_find_cause(path, overrides, str(error))}{error}") from error
 
@@ -105,8 +105,11 @@ def override(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def parse(raw: Mapping[str, Any]) -> Config:
-    """Return the configuration from nested tables; error messages name the key."""
+def parse(raw: Mapping[str, Any], *, resolve: bool = True) -> Config:
+    """Return the configuration from nested tables; error messages name the key.
+
+    The method's defaults that depend on other settings are filled in if `resolve`.
+    """
     known = ["seed", "data", "task", "model", "algorithm", "training", "run", "flower"]
     for key in raw:
         if key not in known:
@@ -120,8 +123,8 @@ def parse(raw: Mapping[str, Any]) -> Config:
     sections = {key: _section(cls, key, tables[key]) for key, cls in SECTIONS.items()}
     sections["data"] = dataclasses.replace(sections["data"], split=split)
     task, algorithm = (_named(key, tables[key]) for key in ("task", "algorithm"))
-    made = algorithm.resolved(sections["training"])
-    return Config(raw.get("seed", 0), task=task, algorithm=made, **sections)
+    made = algorithm.resolved(sections["training"])  # raises for what does not fit
+    return Config(raw.get("seed", 0), task=task, algorithm=made if resolve else algorithm, **sections)
 
 
 def _named(table: str, values: Mapping[str, Any]) -> Any:
