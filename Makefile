@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: run test soak check docs bench clean
 
 run: $(VENV)/.installed
-	$(BIN)/floco run
+	$(BIN)/floco compare configs/rotated-digits.toml -a floco,fedavg,fedavg+ft --seeds 1
 
 # At most ten minutes on two quiet cores. A file is one process's: its fixtures are made once.
 test: $(VENV)/.installed-dev

@@ -22,7 +22,7 @@ from floco.storage.tables import read_table
 from floco.tasks import Classification
 
 DOCS, RESULTS = Path(__file__).parents[1] / "docs", Path(__file__).parent / "results"
-PAGES = ("comparison.md", "comparison/regression.md", "comparison/tasks.md")
+PAGES = ("comparison.md", "comparison/published.md", "comparison/regression.md", "comparison/tasks.md")
 _METRICS = Classification.metrics
 KINDS = {
     "accuracy": main_columns(_METRICS),

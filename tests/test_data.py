@@ -38,6 +38,25 @@ def rows(federation: Federation) -> list[int]:
     return [i for c in federation.clients for i in (*c.train.tolist(), *c.test.tolist())]
 
 
+def test_rotated_digits_are_the_digits_once_each_and_turned_by_group() -> None:
+    found = load("digits:rotated")
+    assert isinstance(found.x, torch.Tensor)
+    assert isinstance(DIGITS.x, torch.Tensor)
+    clients, counts = np.unique(found.columns["client"], return_counts=True)
+    assert (len(clients), set(counts.tolist())) == (40, {44})
+    known = {(picture.numpy().tobytes(), int(label)) for picture, label in zip(DIGITS.x, DIGITS.y, strict=True)}
+    for picture, label, degrees in zip(found.x[:, 0], found.y, found.columns["rotation"], strict=True):
+        upright = np.rot90(picture.numpy(), -int(degrees) // 90)
+        assert (np.ascontiguousarray(upright).tobytes(), int(label)) in known
+    assert [np.unique(found.columns["rotation"][found.columns["client"] == c]).tolist() for c in (0, 1, 2, 3, 4)] == [
+        [0],
+        [90],
+        [180],
+        [270],
+        [0],
+    ]
+
+
 @pytest.mark.parametrize(
     "split", [Folds(5), Dirichlet(0.5), DirichletSizes(1.0), Iid(), Pathological(2)], ids=lambda s: s.name
 )
@@ -310,6 +329,7 @@ def test_arrays_that_do_not_fit_are_named(arrays: dict[str, object], says: str) 
         ("folder:/nowhere", "there is no folder"),
         ("idx:/nowhere", "neither is there"),
         ("digit", "did you mean 'digits'"),
+        ("digits:turned", "digits or digits:rotated"),
         ("npz", "npz:PATH"),
         ("no_such_module:load", "No module named"),
         ("floco.data.sources:lod", "has no 'lod'"),

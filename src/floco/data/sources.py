@@ -25,6 +25,7 @@ from floco.data.table_roles import CATEGORIES, MISSING, Roles, name_of
 from floco.tasks import TASKS
 
 _KINDS, _CHANNELS = ("auto", "images", "features", "ids"), ("auto", "first", "last")
+_SCANNERS = 40  # clients of digits:rotated
 
 
 def load(
@@ -140,11 +141,23 @@ def _open(source: str, roles: Roles, channels: str) -> Any:
         raise FlocoError(f"data.source: {source} raised {type(error).__name__}: {error}") from error
 
 
-def _digits(_: str) -> Arrays:
+def _digits(variant: str) -> Arrays:
+    """Return scikit-learn's digits; `rotated`: 44 of them for each of 40 clients in four groups of scanners.
+
+    Each group's pictures are rotated by another multiple of 90 degrees, the column `rotation`, in degrees.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    return {"x": digits.images.astype(np.uint8), "y": digits.target}
+    x, y = digits.images.astype(np.uint8), digits.target
+    if not variant:
+        return {"x": x, "y": y}
+    if variant != "rotated":
+        raise FlocoError(f"data.source must be digits or digits:rotated, got {f'digits:{variant}'!r}")
+    client = np.repeat(np.arange(_SCANNERS), len(x) // _SCANNERS)
+    chosen = np.random.default_rng(0).permutation(len(x))[: len(client)]
+    turned = [np.rot90(picture, k % 4) for picture, k in zip(x[chosen], client, strict=True)]
+    return {"x": np.stack(turned), "y": y[chosen], "client": client, "rotation": 90 * (client % 4)}
 
 
 def read_npz(path: str, what: str = "data.source") -> Arrays:
