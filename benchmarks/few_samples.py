@@ -7,7 +7,7 @@ random from the 60,000 training images, none to two clients. A run takes a few o
 every seed: configs/rotated.toml takes 80, half of them as the test part, and few_samples.sh also other numbers.
 
 rotated   four groups of 25 clients, whose pictures are rotated by 0, 90, 180 and 270 degrees.
-confused  four groups of 25 clients; each takes five classes for one another, in a way of its own: other p(y | x).
+confused  four groups of 25 clients; the labels of five classes are permuted, in another way in each: other p(y | x).
 each      no groups: of four rotations, five styles and five strengths of them, every client has its own combination.
 unequal   as rotated, with 55, 25, 15 and 5 clients.
 iid       the control: all clients alike.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -38,23 +39,24 @@ STYLES: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 }
 
 
-def rotate(x: np.ndarray, y: np.ndarray, group: int, rng: np.random.Generator) -> Samples:
+def rotate(x: np.ndarray, y: np.ndarray, group: int, seed: int) -> Samples:
     return np.rot90(x, group, axes=(1, 2)), y, f"{90 * group} degrees"
 
 
-def confuse(x: np.ndarray, y: np.ndarray, group: int, rng: np.random.Generator) -> Samples:
-    some, shown = rng.choice(CLASSES, 5, replace=False), np.arange(CLASSES)
-    shown[some] = np.roll(some, 1)
+def confuse(x: np.ndarray, y: np.ndarray, group: int, seed: int) -> Samples:
+    rng, shown = np.random.default_rng(seed), np.arange(CLASSES)
+    some = rng.choice(CLASSES, 5, replace=False)
+    shown[some] = rng.choice(list(permutations(some)), len(EQUAL), replace=False)[group]
     return x, shown[y], f"confusion {group}"
 
 
-def style(x: np.ndarray, y: np.ndarray, group: int, rng: np.random.Generator) -> Samples:
+def style(x: np.ndarray, y: np.ndarray, group: int, seed: int) -> Samples:
     turned, name, strength = np.rot90(x, group % 4, axes=(1, 2)), list(STYLES)[group // 4 % 5], group // 20 / 5
-    made = STYLES[name](turned.astype(float), strength, rng)
+    made = STYLES[name](turned.astype(float), strength, np.random.default_rng([seed, group]))
     return made.round().clip(0, 255).astype(np.uint8), y, name
 
 
-def keep(x: np.ndarray, y: np.ndarray, group: int, rng: np.random.Generator) -> Samples:
+def keep(x: np.ndarray, y: np.ndarray, group: int, seed: int) -> Samples:
     return x, y, "alike"
 
 
@@ -62,15 +64,12 @@ VARIANTS = {"rotated": rotate, "confused": confuse, "each": style, "unequal": ro
 
 
 def make(variant: str, x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Return the arrays of a variant; its groups have generators of their own, and are dealt to clients at random."""
+    """Return the arrays of a variant; its groups are dealt to clients at random."""
     rng = np.random.default_rng(seed)
     rows = rng.permutation(len(x))[: CLIENTS * SAMPLES].reshape(CLIENTS, SAMPLES)
     sizes = SIZES.get(variant, EQUAL)
     groups = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    parts = [
-        VARIANTS[variant](x[mine], y[mine], int(group), np.random.default_rng([seed, group]))
-        for mine, group in zip(rows, groups, strict=True)
-    ]
+    parts = [VARIANTS[variant](x[mine], y[mine], int(group), seed) for mine, group in zip(rows, groups, strict=True)]
     pictures, labels, names = zip(*parts, strict=True)
     clients = np.repeat([f"client-{i:02d}" for i in range(CLIENTS)], SAMPLES)
     arrays = {"x": np.concatenate(pictures), "y": np.concatenate(labels)}
