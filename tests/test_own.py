@@ -317,7 +317,7 @@ class Mood(Floco):
 def test_servers_tensors_for_a_client_are_no_center() -> None:
     run = quick(algorithm=Mood(endpoints=3, assign_at="never"))
     assert all(CENTER not in own for own in run.progress.state.by_client.values())
-    assert landscape(run.setup, run.setup.algorithm.mixing, run.progress.state).subregions == {}
+    assert landscape(run.setup, run.setup.algorithm.mixing, run.progress).subregions == {}
     with pytest.raises(FlocoError, match='client "client-1" has no subregion'):
         run.predict(np.zeros((2, 5), np.float32), "client-1", mixtures=3)
 

@@ -46,7 +46,7 @@ def trained(algorithm: Floco | FedAvg, **more: Any) -> tuple[Setup, ServerState]
 @pytest.mark.parametrize("mix", ["last", "all"])
 def test_endpoints_and_middle_are_the_networks_with_these_weights(mix: str) -> None:
     setup, state = trained(Floco(endpoints=3, assign_at=2, mix=mix))
-    found = landscape(setup, setup.algorithm.mixing, state)
+    found = landscape(setup, setup.algorithm.mixing, Progress(state))
     x, y = common_sample(setup.federation)
     assert found.samples == len(y) == 24
     for m, point in enumerate(found.endpoints):
@@ -90,7 +90,7 @@ def test_a_first_layer_is_not_taken_for_linear() -> None:
 
 def test_a_mixed_last_layer_has_no_barrier() -> None:
     setup, state = trained(Floco(endpoints=4, assign_at=2))
-    assert landscape(setup, setup.algorithm.mixing, state).barrier <= 1e-9
+    assert landscape(setup, setup.algorithm.mixing, Progress(state)).barrier <= 1e-9
 
 
 def test_a_barrier_is_the_rise_above_the_straight_line() -> None:
@@ -107,7 +107,7 @@ def test_a_barrier_is_the_rise_above_the_straight_line() -> None:
 
 def test_points_of_a_subregion_lie_in_it_and_are_judged_on_the_clients_own_test_part() -> None:
     setup, state = trained(Floco(endpoints=4, assign_at=2, radius=0.3))
-    found = landscape(setup, setup.algorithm.mixing, state, draws=5)
+    found = landscape(setup, setup.algorithm.mixing, Progress(state), draws=5)
     assert set(found.subregions) == set(setup.federation.ids)
     for client, (center, middle, *inside) in found.subregions.items():
         beta = state.by_client[client]["center"]
