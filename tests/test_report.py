@@ -22,6 +22,7 @@ from floco.client.setup import Setup
 from floco.core.errors import FlocoError
 from floco.core.values import ServerState
 from floco.deliver.mixtures import Mixtures
+from floco.server.progress import Progress
 from floco.tasks import Classification
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -156,7 +156,7 @@ def _digits(variant: str) -> Arrays:
         raise FlocoError(f"data.source must be digits or digits:rotated, got {f'digits:{variant}'!r}")
     client = np.repeat(np.arange(_SCANNERS), len(x) // _SCANNERS)
     chosen = np.random.default_rng(0).permutation(len(x))[: len(client)]
-    turned = [np.rot90(picture, k % 4) for picture, k in zip(x[chosen], client, strict=True)]
+    turned = [np.rot90(picture, int(k % 4)) for picture, k in zip(x[chosen], client, strict=True)]
     return {"x": np.stack(turned), "y": y[chosen], "client": client, "rotation": 90 * (client % 4)}
 
 
