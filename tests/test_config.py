@@ -15,9 +15,9 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
 
 def test_defaults_are_complete() -> None:
     config = read(None)
-    assert config.algorithm == Floco(endpoints=3, assign_at=config.training.rounds // 2)
+    assert config.algorithm == Floco(endpoints=3, assign_at=config.training.rounds // 2).resolved(config.training)
     assert config.data.source == "digits"
-    assert parse({}).algorithm == Floco(assign_at=50)
+    assert parse({}).algorithm == Floco(assign_at=50).resolved(parse({}).training)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
@@ -30,7 +30,7 @@ def test_overrides_have_the_last_word(write_toml: Callable[[str], Path]) -> None
     path = write_toml('seed = 1\n[algorithm]\nname = "floco"\nendpoints = 5\n[training]\nrounds = 20\n')
     config = read(path, ["training.rounds=8", "algorithm.radius=0.3", "seed=2", 'algorithm.mix=["a", "b"]'])
     assert (config.seed, config.training.rounds) == (2, 8)
-    assert config.algorithm == Floco(endpoints=5, radius=0.3, assign_at=4, mix=("a", "b"))
+    assert config.algorithm == Floco(endpoints=5, radius=0.3, assign_at=4, mix=("a", "b")).resolved(config.training)
 
 
 def test_another_algorithm_drops_the_settings_of_the_files(write_toml: Callable[[str], Path]) -> None:
@@ -115,9 +115,11 @@ def test_the_papers_settings() -> None:
         read(next(p for p in CONFIGS if p.stem == f"cifar10-{n}")) for n in ("folds", "folds-released", "dirichlet")
     )
     assert folds.training == released.training == dirichlet.training == paper
-    assert folds.algorithm == Floco(endpoints=10, assign_at=250, radius=0.1)
-    assert released.algorithm == Floco(endpoints=10, assign_at=250, radius=0.1, sampler="released", normalize=False)
-    assert dirichlet.algorithm == Floco(endpoints=10, assign_at=250, radius=0.3)
+    assert folds.algorithm == Floco(endpoints=10, assign_at=250, radius=0.1).resolved(folds.training)
+    assert released.algorithm == Floco(
+        endpoints=10, assign_at=250, radius=0.1, sampler="released", normalize=False
+    ).resolved(released.training)
+    assert dirichlet.algorithm == Floco(endpoints=10, assign_at=250, radius=0.3).resolved(dirichlet.training)
     assert (folds.data.split.share, released.data.split.share, dirichlet.data.split.alpha) == (0.8, 0.84, 0.5)
     assert {(c.data.clients, c.data.samples, c.data.test_share) for c in (folds, released, dirichlet)} == {
         (100, 500, 0.2)
