@@ -386,8 +386,10 @@ def batchnorm_net() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("buffers", ["average", "local"])
+@pytest.mark.parametrize(
+    ("name", "buffers"),
+    [(n, b) for n in ALGORITHMS for b in ("average", "local") if (n, b) != ("ifca", "local")],  # which is refused
+)
 def test_every_method_trains_a_network_with_buffers(name: str, buffers: str) -> None:
     first, *_, last = train(make(ALGORITHMS[name](), model=batchnorm_net, buffers=buffers))
     assert last.evaluation.history["loss_personal"] < first.evaluation.history["loss_personal"]
@@ -398,7 +400,7 @@ def test_every_method_trains_a_network_with_buffers(name: str, buffers: str) -> 
         assert not any(torch.equal(t, torch.zeros(6)) for t in kept)
     elif name not in ("local", "lg-fedavg"):  # whose bodies stay on the client, with all buffers
         assert shared["1.num_batches_tracked"] > 0
-        assert not torch.equal(shared["1.running_mean"], torch.zeros(6))
+        assert bool((shared["1.running_mean"] != 0).any())
 
 
 @pytest.mark.parametrize("method", [LGFedAvg, FedPer])

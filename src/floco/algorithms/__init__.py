@@ -10,6 +10,7 @@ from floco.algorithms.fedrep import FedRep
 from floco.algorithms.fedrod import FedRoD
 from floco.algorithms.floco import Floco
 from floco.algorithms.floco_plus import FlocoPlus
+from floco.algorithms.ifca import IFCA
 from floco.algorithms.lg_fedavg import LGFedAvg
 from floco.algorithms.local import Local
 from floco.algorithms.lp_ft import LPFT
@@ -35,6 +36,7 @@ _ALL: tuple[type[Algorithm], ...] = (
     SuPerFed,
     LPFT,
     LGFedAvg,
+    IFCA,
 )
 ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 """Name -> class; the hyperparameters are the class's fields."""
@@ -42,6 +44,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 __all__ = [
     "ALGORITHMS",
     "APFL",
+    "IFCA",
     "LPFT",
     "SCAFFOLD",
     "Ditto",

@@ -25,7 +25,7 @@ class TrainingPart:
 
     @cached_property
     def _here(self) -> Setup:
-        federation = self.setup.federation.with_samples(f'finding the center of client "{self.client}"')
+        federation = self.setup.federation.with_samples(f'examining the training part of client "{self.client}"')
         return self.setup if federation is self.setup.federation else replace(self.setup, federation=federation)
 
     @cached_property
