@@ -18,6 +18,7 @@ from floco.algorithms import (
     Ditto,
     FedAvg,
     FedAvgFT,
+    FedBABU,
     FedPer,
     FedProx,
     FedRep,
@@ -59,6 +60,7 @@ TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has 
     (SuPerFed(), True),
     (LPFT(), True),
     (LGFedAvg(), False),
+    (FedBABU(), True),
     (IFCA(clusters=3), False),
 ]
 

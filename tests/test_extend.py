@@ -49,7 +49,7 @@ from floco.server.progress import Progress
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = ["training.rounds=4", "training.epochs=1", "run.evaluate_every=2", "run.engine=serial", "training.lr=0.05"]
 OWN = {
-    "method": ["algorithm.name=fedbabu:FedBABU", "algorithm.personal_epochs=2"],
+    "method": ["algorithm.name=fedavgm:FedAvgM", "algorithm.beta=0.5"],
     "split": ["data.split=power_law:PowerLaw", "data.split.power=0.5", "data.clients=8"],
     "task": ["task.name=quantile:Quantile", "data.source=quantile:diabetes", "data.split=iid", "data.clients=6"],
 }
@@ -58,7 +58,7 @@ OWN = {
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the examples' files, and nothing of this project: the user stands in it."""
-    for name in ("fedbabu", "power_law", "quantile"):
+    for name in ("fedavgm", "power_law", "quantile"):
         shutil.copy(EXAMPLES / f"{name}.py", tmp_path)
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -95,23 +95,27 @@ def test_what_is_ones_own_runs_and_resumes_from_the_command_line_to_the_same_bit
 
 
 def test_an_own_method_is_compared_beside_floco_and_its_settings_are_its_own(elsewhere: Path) -> None:
-    given = settings(*QUICK, "fedbabu.personal_epochs=2", "floco.assign_at=2")
-    result = floco("compare", "-a", "floco,fedbabu:FedBABU,fedavg", "--seeds", "1", *given, "--out", "c", "--json")
+    given = settings(*QUICK, "fedavgm.beta=0.5", "floco.assign_at=2")
+    result = floco("compare", "-a", "floco,fedavgm:FedAvgM,fedavg", "--seeds", "1", *given, "--out", "c", "--json")
     assert result.exit_code == 0, result.output
-    assert [m["method"] for m in json.loads(result.stdout)["methods"]] == ["floco", "fedbabu", "fedavg"]
-    config = json.loads(Path("c/runs/fedbabu-seed0/run.json").read_text())["config"]
-    assert config["algorithm"] == {"name": "fedbabu:FedBABU", "personal_epochs": 2}
+    assert [m["method"] for m in json.loads(result.stdout)["methods"]] == ["floco", "fedavgm", "fedavg"]
+    config = json.loads(Path("c/runs/fedavgm-seed0/run.json").read_text())["config"]
+    assert config["algorithm"] == {"name": "fedavgm:FedAvgM", "beta": 0.5}
     assert floco("report", "c").exit_code == 0
-    assert "fedbabu" in Path("c/report.html").read_text()
+    assert "fedavgm" in Path("c/report.html").read_text()
 
 
-def test_fedbabus_global_head_keeps_its_initial_values(elsewhere: Path) -> None:
-    from fedbabu import FedBABU  # type: ignore[import-not-found]
+def test_fedavgm_moves_with_momentum_and_without_it_is_fedavg(elsewhere: Path) -> None:
+    from fedavgm import FedAvgM  # type: ignore[import-not-found]
 
-    setup = make(FedBABU())
-    first, last = setup.network.parameters, train(setup)[-1].state.shared
-    assert all(torch.equal(first[n], last[n]) == (n in setup.network.layout.head) for n in first)
-    testing.check_algorithm(FedBABU())
+    assert same(train(make(FedAvgM(beta=0.0)))[-1].state.shared, train(make(FedAvg()))[-1].state.shared)
+    setup = make(FedAvgM(beta=0.5))
+    before = replace(setup.algorithm.init(setup.network, seed=0), kept={"w": torch.tensor([2.0])})
+    before = replace(before, shared={"w": torch.tensor([10.0])})
+    updates = [Update(str(n), "train", n, {"w": torch.tensor([w])}) for n, w in ((1, 6.0), (3, 10.0))]
+    after = setup.algorithm.aggregate(before, updates, clients={})  # v = 0.5 * 2 + 10 - 9
+    assert (float(after.kept["w"]), float(after.shared["w"])) == (2.0, 8.0)
+    testing.check_algorithm(FedAvgM())
 
 
 def test_a_power_law_split_gives_every_sample_to_one_client_and_sizes_fall(elsewhere: Path) -> None:

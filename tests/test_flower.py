@@ -87,7 +87,7 @@ class Federated:
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-OWN = "fedbabu:FedBABU"
+OWN = "fedavgm:FedAvgM"
 MINE = "my_floco:MyFloco"
 """Methods in files outside the package, which `floco flower new` copies into the app."""
 MY_FLOCO = """
@@ -112,7 +112,7 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     (methods, rounds), logs, user = request.param, {}, folder / "user"
     user.mkdir()
     (user / "my_floco.py").write_text(MY_FLOCO)
-    (user / "fedbabu.py").write_text((EXAMPLES / "fedbabu.py").read_text())
+    (user / "fedavgm.py").write_text((EXAMPLES / "fedavgm.py").read_text())
     with pytest.MonkeyPatch.context() as patch, processes(folder) as running:
         patch.chdir(user)  # the processes of the federation run in other folders
         patch.syspath_prepend(str(user))
@@ -653,7 +653,7 @@ def test_an_app_takes_the_users_own_modules_along_and_what_they_import(
     net = (
         "from torch import nn\nimport widths\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
     )
-    files = {n: (EXAMPLES / n).read_text() for n in ("fedbabu.py", "power_law.py")}
+    files = {n: (EXAMPLES / n).read_text() for n in ("fedavgm.py", "power_law.py")}
     files |= {"nets/__init__.py": "", "nets/small.py": net, "widths.py": "WIDTH = 10\n"}
     files["changes.py"] = "def none(batch, generator):\n    return batch\n"
     (tmp_path / "nets").mkdir()
@@ -668,8 +668,8 @@ def test_an_app_takes_the_users_own_modules_along_and_what_they_import(
     app = Path("nets/app")
     copied = {str(f.relative_to(app)): f.read_text() for f in app.rglob("*.py") if f.parent.name != "federation"}
     assert copied == files
-    Path("federation.py").write_text((EXAMPLES / "fedbabu.py").read_text())
-    done = floco("flower", "new", "second", "-s", "algorithm.name=federation:FedBABU")
+    Path("federation.py").write_text((EXAMPLES / "fedavgm.py").read_text())
+    done = floco("flower", "new", "second", "-s", "algorithm.name=federation:FedAvgM")
     assert done.exit_code == 2
     assert "a module of an app cannot be called federation" in done.output
     assert not Path("second").exists()

@@ -22,6 +22,7 @@ from floco.algorithms import (
     SCAFFOLD,
     FedAvg,
     FedAvgFT,
+    FedBABU,
     FedPer,
     FedProx,
     FedRep,
@@ -376,7 +377,7 @@ def headless() -> nn.Module:
     return nn.Conv1d(1, 3, 5)
 
 
-@pytest.mark.parametrize("name", ["fedper", "fedrep", "fedrod", "lg-fedavg", "lp-ft"])
+@pytest.mark.parametrize("name", ["fedper", "fedrep", "fedrod", "lg-fedavg", "lp-ft", "fedbabu"])
 def test_a_method_that_splits_off_a_head_says_when_there_is_none(name: str) -> None:
     with pytest.raises(FlocoError, match=f"{name} needs a trained"):
         make(ALGORITHMS[name](), model=headless)
@@ -427,6 +428,28 @@ def test_lp_ft_trains_the_head_of_a_copy_and_then_all_of_it() -> None:
     both = models(setup, "a", setup.algorithm.message(state, "a", "evaluate"), None)
     assert same(both.global_, state.shared) or close({n: both.global_[n] for n in at}, state.shared)
     assert close(both.personal, at)
+
+
+def test_fedbabu_trains_the_body_alone_and_a_copy_of_everything_before_an_evaluation() -> None:
+    setup = alone(FedBABU(personal_epochs=1), rounds=1)
+    x, y = data(setup)
+    at, sgd = dict(setup.network.parameters), SGD()
+    for _ in range(2):
+        g = gradient(lambda w, at=at: cross_entropy(net({**at, **w}, x), y), {n: at[n] for n in BODY})
+        at |= sgd.step({n: at[n] for n in BODY}, g)
+    state = train(setup)[-1].state
+    assert close(state.shared, at)
+    assert same({n: state.shared[n] for n in HEAD}, {n: setup.network.parameters[n] for n in HEAD})
+    both = models(setup, "a", setup.algorithm.message(state, "a", "evaluate"), None)
+    tuned = SGD().step(at, gradient(lambda w: cross_entropy(net(w, x), y), at))
+    assert close({n: both.global_[n] for n in at}, at)
+    assert close(both.personal, tuned)
+
+
+def test_fedbabus_global_head_keeps_its_initial_values() -> None:
+    setup = make(FedBABU(), federation=blobs(sizes=UNEQUAL), fraction=0.3)
+    first, last = setup.network.parameters, train(setup)[-1].state.shared
+    assert all(torch.equal(first[n], last[n]) == (n in HEAD) for n in first)
 
 
 def test_with_one_client_lg_fedavg_is_fedavg_to_the_bit() -> None:

@@ -4,6 +4,7 @@ from floco.algorithms.apfl import APFL
 from floco.algorithms.ditto import Ditto
 from floco.algorithms.fedavg import FedAvg
 from floco.algorithms.fedavg_ft import FedAvgFT
+from floco.algorithms.fedbabu import FedBABU
 from floco.algorithms.fedper import FedPer
 from floco.algorithms.fedprox import FedProx
 from floco.algorithms.fedrep import FedRep
@@ -36,6 +37,7 @@ _ALL: tuple[type[Algorithm], ...] = (
     SuPerFed,
     LPFT,
     LGFedAvg,
+    FedBABU,
     IFCA,
 )
 ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
@@ -50,6 +52,7 @@ __all__ = [
     "Ditto",
     "FedAvg",
     "FedAvgFT",
+    "FedBABU",
     "FedPer",
     "FedProx",
     "FedRep",
