@@ -125,6 +125,17 @@ def test_endpoints_are_averaged_by_samples_times_weights() -> None:
     assert torch.equal(made.shared["b"], torch.ones(3))
 
 
+@pytest.mark.parametrize("told", [[1000.0, 1000.0], [-0.3, 0.5], [0.0, 7.0]])
+def test_no_client_counts_more_than_its_samples_whatever_weights_it_sends(told: list[float]) -> None:
+    updates = [
+        Update(name, "train", 5, {"w": torch.full((2, 3), value)}, {WEIGHTS: torch.tensor(sent)})
+        for name, value, sent in (("honest", 1.0, [0.5, 0.5]), ("other", 3.0, told))
+    ]
+    made = average_endpoints(["w"], ServerState({"w": torch.zeros(2, 3)}), updates).shared["w"][:, 0]
+    share = torch.tensor(told).clamp_min(0) / torch.tensor(told).clamp_min(0).sum()
+    assert torch.allclose(made, (0.5 * 1 + share * 3) / (0.5 + share))
+
+
 def test_an_endpoint_that_nobody_has_trained_keeps_its_plain_average() -> None:
     alone = Update("c", "train", 5, {"w": torch.ones(2, 3)}, {WEIGHTS: torch.tensor([1.0, 0.0])})
     made = average_endpoints(["w"], ServerState({"w": torch.full((2, 3), 7.0)}), [alone])
@@ -152,6 +163,18 @@ def test_at_most_512_samples_are_examined_from_all_over_the_training_part() -> N
     part = TrainingPart(setup, "a")
     assert torch.bincount(part.targets).tolist() == pytest.approx([512 / 3] * 3, abs=1)
     assert part.outputs([setup.initial()]).shape == (1, 512, 3)
+
+
+def test_large_outputs_are_examined_on_fewer_samples() -> None:
+    n, everything = 60, torch.arange(60)
+    federation = Federation(
+        torch.randn(n, 1, 2), torch.zeros(n).long(), (Client("a", everything, everything[:9]),), ("a",)
+    )
+    setup = make(Floco(), federation=federation)
+    setup.__dict__["output_size"] = 2**17
+    assert len(TrainingPart(setup, "a").targets) == 32
+    setup.__dict__["output_size"] = 2**30
+    assert len(TrainingPart(setup, "a").targets) == 16
 
 
 @pytest.mark.parametrize("cls", METHODS)
@@ -227,7 +250,9 @@ def test_the_landscape_shows_the_regions_of_those_who_have_centers(run: Any) -> 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"sampler": "released"}, "may leave the simplex"),
+        ({"sampler": "released"}, 'needs a round assign_at, sampler = "subregion"'),
+        ({"assign_at": "never"}, "needs a round assign_at"),
+        ({"normalize": False}, "normalize = true"),
         ({"uniform": 1.5}, "uniform"),
         ({"average": "alpha"}, "average"),
         ({"centers": "mine"}, "centers"),

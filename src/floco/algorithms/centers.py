@@ -40,7 +40,10 @@ class MixtureSampler:
         return torch.where(chosen, anywhere, inside)
 
     def weights(self, center: torch.Tensor) -> torch.Tensor:
-        """Return the mean of the mixtures drawn around a center, (M,)."""
+        """Return the mean of the mixtures drawn around a center, (M,), taking that of its subregion for the center.
+
+        So it is inside the simplex, and with a small radius nearly so at its border.
+        """
         if self.radius is None:
             return torch.full((self.endpoints,), 1 / self.endpoints, dtype=torch.float64)
         return self.uniform / self.endpoints + (1 - self.uniform) * center

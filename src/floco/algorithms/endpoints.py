@@ -51,11 +51,12 @@ def _draw_endpoint(network: Network, first: Tensors, seed: int, m: int, noise: f
 def average_endpoints(names: Sequence[str], after: ServerState, updates: Sequence[Update]) -> ServerState:
     """Return the state with endpoint m averaged by n_k a_km: W_m = sum_k n_k a_km W_km / sum_k n_k a_km.
 
-    a_k are the clients' `WEIGHTS`. Both sums are over clients, so that a server needs no single a_k. An endpoint that
-    nobody has trained keeps its plain average.
+    a_k are the clients' `WEIGHTS`, made a distribution: nobody counts more than its samples. Both sums are over
+    clients, so that a server needs no single a_k. An endpoint that no client gives weight to keeps its plain average.
     """
     trained = [u for u in updates if u.purpose == "train"]
-    weights = torch.stack([u.weight * u.extra[WEIGHTS].double() for u in trained])  # (K, M)
+    shares = torch.stack([u.extra[WEIGHTS].double().clamp_min(0) for u in trained])  # (K, M)
+    weights = torch.tensor([[u.weight] for u in trained]) * shares / shares.sum(dim=1, keepdim=True)
     weights = weights / weights.sum(dim=0)
     made: Tensors = {}
     for name in names:

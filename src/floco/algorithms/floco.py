@@ -102,11 +102,10 @@ class SimplexMethod(Algorithm):
         own = self.centers == "own"
         at = (1 if own else max(1, training.rounds // 2)) if self.assign_at is None else self.assign_at
         if isinstance(at, int) and at > training.rounds:
-            raise FlocoError(
-                f'assign_at must be at most training.rounds ({training.rounds}), got {at}; "never" is legal'
-            )
-        if own and self.sampler == "released":
-            raise FlocoError('sampler = "released" is for centers = "signals": its draws may leave the simplex')
+            most = f"at most training.rounds ({training.rounds})"
+            raise FlocoError(f'assign_at must be {most}, got {at}; "never" is legal')
+        if own and (at == "never" or self.sampler == "released" or not self.normalize):
+            raise FlocoError('centers = "own" needs a round assign_at, sampler = "subregion" and normalize = true')
         uniform = self.uniform if self.uniform is not None else 0.5 if own else 0.0
         made = replace(self, assign_at=at, uniform=uniform, average=self.average or ("mixtures" if own else "samples"))
         if layout is None:
@@ -190,7 +189,8 @@ class SimplexMethod(Algorithm):
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return all shared tensors to send, or for a probe only the endpoints; to keep, the center found here."""
         names, center = self.mixing.names if message.purpose == "probe" else message.shared, tensors[CENTER_TENSOR]
-        extra = {WEIGHTS: self.sampler_of(message).weights(center)} if self.average == "mixtures" else {}
+        weighed = self.average == "mixtures" and message.purpose == "train"
+        extra = {WEIGHTS: self.sampler_of(message).weights(center)} if weighed else {}
         kept = {CENTER_TENSOR: center} if self.centers == "own" and self._located(message) else {}
         return Update(client, message.purpose, facts.n_train, {n: tensors[n] for n in names}, extra), kept
 

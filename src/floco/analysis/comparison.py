@@ -28,7 +28,7 @@ from floco.core.settings import build, names
 from floco.core.values import Row
 from floco.data.federation import Federation
 from floco.runs import session, source
-from floco.runs.config import REGISTRIES, Config
+from floco.runs.config import REGISTRIES, SECTIONS, Config
 from floco.runs.toml import as_dict, parse
 from floco.server.progress import Progress
 from floco.storage.files import csv_text, lock_folder, read_json, replace_file, to_json
@@ -72,7 +72,7 @@ def configure(
         settings: name in the comparison -> its own settings, which override all others.
     """
     words, classes = split_variants(methods)
-    if not methods or len(set(words)) < len(words):
+    if not methods or len({word.lower() for word in words}) < len(words):  # they name folders
         raise FlocoError(f"a comparison needs methods, each once, got {', '.join(words) or 'none'}")
     for name in settings or {}:
         if name not in words:
@@ -91,8 +91,10 @@ def split_variants(methods: Sequence[str]) -> tuple[list[str], list[type[Algorit
     """Return the name of each of several methods in a comparison, and its class; "NAME=METHOD" gives it the name."""
     found, registry = [name.rpartition("=") for name in methods], REGISTRIES["algorithm"]
     for name, equals, _ in found:
-        if equals and (name in ALGORITHMS or not re.fullmatch(r"[\w+-]+", name, re.ASCII)):
-            raise FlocoError(f"a variant needs a name that no method has, of letters, digits, _, + and -, got {name!r}")
+        taken = {*ALGORITHMS, *REGISTRIES, *SECTIONS, "seed"}  # -s training.lr=0.1 is for all methods
+        if equals and (name.lower() in taken or not re.fullmatch(r"[\w+-]+", name, re.ASCII)):
+            rule = "a name that no method and no table of settings has, of letters, digits, _, + and -"
+            raise FlocoError(f"a variant needs {rule}, got {name!r}")
     classes = [registry.find(method) for _, _, method in found]
     return [name or cls.name for (name, _, _), cls in zip(found, classes, strict=True)], classes
 

@@ -14,11 +14,12 @@ from floco.core.inputs import rows
 from floco.core.values import Tensors
 
 _MOST = 512  # samples that are examined: what is found from them are a few numbers
+_LEAST, _NUMBERS = 16, 2**22  # as many outputs are in memory for each model, if that leaves 16 samples
 
 
 @dataclass(frozen=True)
 class TrainingPart:
-    """At most 512 samples of a client's training part, evenly spaced; read when they are asked for."""
+    """At most 512 samples of a client's training part, evenly spaced, fewer with large outputs; read when asked for."""
 
     setup: Setup
     client: str
@@ -31,7 +32,7 @@ class TrainingPart:
     @cached_property
     def _samples(self) -> torch.Tensor:
         train = self._here.federation.client(self.client).train
-        n = min(_MOST, len(train))
+        n = min(_MOST, len(train), max(_LEAST, _NUMBERS // self._here.output_size))
         return train[torch.arange(n) * len(train) // n]
 
     @property

@@ -148,6 +148,13 @@ class Setup:
         return each(lambda column: fast_copy(column.to(self.device)), self.federation.normalize(raw))
 
     @cached_property
+    def output_size(self) -> int:
+        """How many numbers the network gives for a sample."""
+        x = self.inputs(rows(self.federation.x, choose_rows(self.federation, 1)[:1]))
+        with torch.no_grad():
+            return self.predictor(train=False)(self.initial(), x)[0].numel()
+
+    @cached_property
     def hidden_state(self) -> str | None:
         """Why the forward pass is not a function of tensors and torch's random numbers; None if it is.
 

@@ -77,7 +77,7 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     measured: list[Row] = []
     if opened is not None and (mixing := opened.setup.algorithm.mixing) is not None:
         section, measured = surface.loss(opened, mixing, results)
-        sections += [*surface.clients(opened), section]
+        sections += [*surface.clients(opened, results), section]
     sections.append(_settings(results))
     names = ", ".join(results.names)
     title = f"Federated learning: {names}" if len(names) < 60 else f"Federated learning: {len(results.names)} methods"

@@ -31,7 +31,7 @@ _CONVEX = (
 )
 
 
-def clients(run: Run) -> Iterator[Section]:
+def clients(run: Run, results: Results) -> Iterator[Section]:
     """Yield the section on the clients' positions on the simplex, if they have been assigned."""
     table = run.clients
     placed = table[table["center"].notna()]
@@ -42,11 +42,16 @@ def clients(run: Run) -> Iterator[Section]:
     reached = {c: f"{name.replace('_', ' ')} {metrics.text(name, value)}" for c, value in values.items()}
     figure = simplex(centers, run.setup.federation, reached, f"{len(placed)} clients on the simplex")
     colour = ", in the colour of its most frequent label" if run.setup.task.labelled else ""
-    yield Section("Clients on the simplex", text(f"{_which(run)}. {_PLACES.format(colour=colour)}") + plots(figure))
+    yield Section(
+        "Clients on the simplex", text(f"{_which(run, results)}. {_PLACES.format(colour=colour)}") + plots(figure)
+    )
 
 
-def _which(run: Run) -> str:
-    return f"{run.setup.algorithm.name}, seed {run.setup.seed}, after round {run.progress.round}"
+def _which(run: Run, results: Results) -> str:
+    """Return which run this is, with its name in the tables."""
+    known = {path.resolve(): name for (name, _), path in results.paths.items()}
+    name = run.setup.algorithm.name if run.path is None else known.get(run.path.resolve(), run.setup.algorithm.name)
+    return f"{name}, seed {run.setup.seed}, after round {run.progress.round}"
 
 
 def loss(run: Run, mixing: Mixing, results: Results) -> tuple[Section, list[Row]]:
@@ -74,7 +79,9 @@ def loss(run: Run, mixing: Mixing, results: Results) -> tuple[Section, list[Row]
         both = [v for part in values.values() for v in part]
         shown += [plane(c, points, values[c], (min(both), max(both)), named) for c, points in planes]
     whole = set(mixing.names) == set(run.setup.network.layout.parameters)
-    words = [f"The shared simplex of {_which(run)}, on {found.samples} test samples. {_in_words(found, reference)}"]
+    words = [
+        f"The shared simplex of {_which(run, results)}, on {found.samples} test samples. {_in_words(found, reference)}"
+    ]
     if whole and found.edges:
         rise = f"The highest rise of the loss on an edge above the line between its ends is {found.barrier:.3f}."
         words.append(f"All parameters have endpoints. {rise}")

@@ -1,0 +1,27 @@
+"""Join the finished runs of several comparisons of the same data into one folder of tables.
+
+    python benchmarks/join.py docs/comparison/few-rotated runs/few-rotated runs/few-rotated-ifca
+
+The first method of the first comparison is the reference of pairs.csv. Seeds that not every method has are left out.
+"""
+
+import sys
+from pathlib import Path
+
+from floco.analysis import comparison, pairs, tables
+
+
+def join(out: Path, folders: list[Path]) -> None:
+    opened = [comparison.reopen(folder) for folder in folders]
+    order = [name for one in opened for name in one.configs]
+    done = tables.load([path for one in opened for path in one.runs.values()], order)
+    seeds = {name: {seed for method, seed in done.paths if method == name} for name in order}
+    shared = set.intersection(*seeds.values())
+    kept = [path for (_, seed), path in done.paths.items() if seed in shared]
+    out.mkdir(parents=True, exist_ok=True)
+    pairs.write(tables.load(kept, order), out, order[0])
+    print(f"{out}: {', '.join(order)}; seeds {', '.join(map(str, sorted(shared)))}")
+
+
+if __name__ == "__main__":
+    join(Path(sys.argv[1]), [Path(folder) for folder in sys.argv[2:]])
