@@ -58,12 +58,13 @@ def average_endpoints(names: Sequence[str], after: ServerState, updates: Sequenc
     shares = torch.stack([u.extra[WEIGHTS].double().clamp_min(0) for u in trained])  # (K, M)
     weights = torch.tensor([[u.weight] for u in trained]) * shares / shares.sum(dim=1, keepdim=True)
     weights = weights / weights.sum(dim=0)
+    used = weights.isfinite().all(dim=0)
     made: Tensors = {}
     for name in names:
         plain = after.shared[name]
+        each = (-1, *(1,) * (plain.ndim - 1))  # the shape in which a number for each endpoint meets the stack
         mean = torch.zeros(plain.shape, dtype=torch.float64)
         for update, own in zip(trained, weights, strict=True):
-            mean += own.view(-1, *(1,) * (plain.ndim - 1)) * update.shared[name]
-        used = weights.isfinite().all(dim=0).view(-1, *(1,) * (plain.ndim - 1))
-        made[name] = torch.where(used, mean, plain).to(plain.dtype)
+            mean += own.view(each) * update.shared[name]
+        made[name] = torch.where(used.view(each), mean, plain).to(plain.dtype)
     return replace(after, shared={**after.shared, **made})

@@ -156,8 +156,8 @@ class SimplexMethod(Algorithm):
     def examine(self, samples: OwnSamples, tensors: Tensors, message: Message, facts: Facts) -> Tensors:
         """Return the center that the client finds itself: when it trains, and in an evaluation if it has none yet."""
         near = tensors[CENTER_TENSOR]
-        kept = message.purpose == "evaluate" and not near.equal(self.mixing.middle)
-        if kept or self.centers == "signals" or not self._located(message):
+        known = message.purpose == "evaluate" and not near.equal(self.mixing.middle)
+        if known or self.centers == "signals" or not self._located(message):
             return {}
         return {CENTER_TENSOR: find_center(self.mixing, facts.task, message.shared, near, samples)}
 

@@ -135,7 +135,7 @@ def predict_mean(
         raise FlocoError("mixtures are drawn from a client's subregion: name the client; the global model has none")
     with one_thread():
         mixing, simplex, alpha = find_point(setup, progress, client, at)
-        if client not in progress.centers(mixing):
+        if progress.center(mixing, client) is None:
             raise FlocoError(f'client "{client}" has no subregion: {_why_not(setup, progress)}')
         alphas = sample_subregion(alpha, mixing.radius, mixtures, generator=stream(setup.seed, "predict", client))
         return Mixtures(setup, mixing, simplex, x).mean_predictions(alphas)

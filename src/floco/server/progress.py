@@ -59,13 +59,17 @@ class Progress:
         """Rounds completed."""
         return self.state.round
 
-    def centers(self, mixing: Mixing) -> dict[str, torch.Tensor]:
-        """Return the centers (M,) of the clients that have one: the server's, or those that clients keep."""
+    def center(self, mixing: Mixing, client: str) -> torch.Tensor | None:
+        """Return a client's center (M,), the server's or the one that the client keeps; None if it has none."""
         if not mixing.own_centers:
-            return {c: own[CENTER] for c, own in self.state.by_client.items() if CENTER in own}
-        kept = {c: self.memories.of(c) for c in self.participated}
-        memories = {c: m.tensors for c, m in kept.items() if m is not None}
-        return {c: m[CENTER_TENSOR] for c, m in memories.items() if CENTER_TENSOR in m}
+            return self.state.by_client.get(client, {}).get(CENTER)
+        memory = self.memories.of(client)
+        return None if memory is None else memory.tensors.get(CENTER_TENSOR)
+
+    def centers(self, mixing: Mixing) -> dict[str, torch.Tensor]:
+        """Return the centers of all clients that have one."""
+        found = {c: self.center(mixing, c) for c in (self.participated if mixing.own_centers else self.state.by_client)}
+        return {c: center for c, center in found.items() if center is not None}
 
 
 @dataclass(frozen=True)
