@@ -1,5 +1,6 @@
 """The report: what is measured over the simplex, and the page in a real browser."""
 
+import json
 import os
 import re
 import shutil
@@ -10,12 +11,14 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
 from conftest import PATIENCE, floco, make, rows, train, write_blobs
 from floco.algorithms import FedAvg, Floco
 from floco.analysis.landscape import barrier, between, common_sample, landscape, measure, network_of
+from floco.analysis.report.price import price
 from floco.analysis.report.sections import write
 from floco.client.predict import compute_outputs
 from floco.client.setup import Setup
@@ -167,6 +170,7 @@ def test_the_page_needs_no_network_and_names_all_that_it_shows(page: Path) -> No
     for title in (
         "Which model to deploy",
         "Comparison",
+        "What accuracy costs",
         "Curves",
         "Paired tests",
         "Clients",
@@ -227,6 +231,43 @@ def test_the_tables_of_the_page_are_those_of_the_files(page: Path) -> None:
         assert cost[name]["kB up a round"] == f"{float(row['bytes_up']) / 1000:,.0f}"
     assert float(methods["floco"]["bytes_up_ratio"]) > 1
     assert cost["fedavg"]["update variance"].split(" ")[0] == f"{float(methods['fedavg']['update_variance']):.3g}"
+
+
+def test_the_figures_of_cost_show_bytes_steps_accuracy_and_harm_of_every_method(page: Path) -> None:
+    section = re.findall(r"<h2>What accuracy costs</h2>(.*?)</section>", page.read_text(), re.S)[0]
+    by_bytes, by_steps = map(json.loads, re.findall(r'<script type="application/json">(.*?)</script>', section, re.S))
+    methods = {r["method"]: r for r in rows(page.with_name("methods.csv"))}
+    for figure, paid in (
+        (by_bytes, lambda r: (float(r["bytes_down"]) + float(r["bytes_up"])) / 1e6),
+        (by_steps, lambda r: float(r["steps_per_client"])),
+    ):
+        shown = [
+            (name, x, y, harm)
+            for trace in figure["data"]
+            for name, x, y, harm in zip(trace["text"], trace["x"], trace["y"], trace["marker"]["color"], strict=True)
+        ]
+        assert sorted(name for name, *_ in shown) == sorted(methods)
+        for name, *numbers in shown:
+            row = methods[name]
+            wanted = [paid(row), 100 * float(row["accuracy_personal"]), 100 * float(row["harm_global"])]
+            assert numbers == pytest.approx(wanted), name
+        assert {a["text"] for a in figure["layout"]["annotations"]} == {*methods}
+
+
+def test_a_method_whose_harm_is_not_known_is_grey() -> None:
+    made = pd.DataFrame(
+        {
+            "method": ["fedavg", "ifca"],
+            "accuracy_personal": [0.7, 0.8],
+            "harm_global": [0.0, float("nan")],
+            "bytes_up": [1e6, 2e6],
+            "bytes_down": [1e6, 2e6],
+            "steps_per_client": [10.0, 10.0],
+        }
+    )
+    known, grey = price(made, Classification.metrics)[0].data
+    assert (known.text, grey.text) == (("fedavg",), ("ifca",))
+    assert grey.marker.color == "#999999"
 
 
 def test_runs_of_other_data_or_lengths_are_not_put_into_one_table(tmp_path: Path) -> None:

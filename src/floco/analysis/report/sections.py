@@ -16,6 +16,7 @@ from floco.analysis.columns import cost_columns, harm_columns, main_columns, met
 from floco.analysis.pairs import pairs
 from floco.analysis.report import figures, surface
 from floco.analysis.report.page import Section, html_table, plots, render, text
+from floco.analysis.report.price import price
 from floco.analysis.tables import Results
 from floco.analysis.verdict import decide
 from floco.api import open_run
@@ -46,6 +47,10 @@ _VARIANCE = (
     "Update variance: variance over clients of the updates of the parameters they send (on a simplex: of the model at "
     "1/M), mean over the rounds between evaluations. FedPer and FedRep send the body only; history.csv has separate "
     "variances for body and head."
+)
+_PRICE = (
+    "Up and left is better. Blue: hardly any client is worse off with its own model than with the global one; red: "
+    "most are."
 )
 _TESTS = (
     "p: Wilcoxon's signed-rank test, two-sided; p holm: corrected for the number of methods. Clients of one run share "
@@ -155,6 +160,8 @@ def _methods(results: Results, missing: str) -> Iterator[Section]:
     kinds = (main_columns, harm_columns, other_columns, cost_columns)
     shown = [html_table(methods_table(made, columns(results.metrics))) for columns in kinds]
     yield Section("Comparison" if several else "Results", text(*filter(None, notes)) + "".join(shown))
+    if several and (figures_of := price(made, results.metrics)):
+        yield Section("What accuracy costs", text(_PRICE) + plots(*figures_of))
     relative, name = "variance / |mean update|²", results.metrics.primary
     unit, scale = results.metrics.scaled(name)
     curves = [
