@@ -72,7 +72,8 @@ def evaluate(message: Message, context: Context) -> Message:
         right = evaluate_globally(model(message), start, stop)
     else:
         work = prepare(setup(), client(context), model(message), None)
-        found = score(setup(), work, train_client(setup(), work)).personal
+        both = setup().models(train_client(setup(), work), work.facts)
+        found = score(setup(), work.client, both).personal
         assert isinstance(found, ClassificationScore)
         right = sum(found.right)
     return Message(RecordDict({"metrics": MetricRecord({"right": right})}), reply_to=message)

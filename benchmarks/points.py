@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 import floco
+from floco.client.mixtures import Mixtures
 from floco.core.random import stream
-from floco.deliver.mixtures import Mixtures
 from floco.deliver.personal import find_point
 from floco.simplex import sample_subregion
 from floco.tasks import Classification

@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 import floco as package
 from conftest import floco, make, rows, same, train, write_blobs
 from floco.algorithms import FedAvg, Floco
+from floco.client.mixtures import Mixtures
 from floco.core.errors import FlocoError
 from floco.data.federation import Client
-from floco.deliver.mixtures import Mixtures
 from floco.deliver.newcomers import newcomer_rows, place, try_place
 from floco.simplex.optimum import lowest
 from floco.tasks.guess import LabelGuess

@@ -20,11 +20,11 @@ from floco.algorithms import FedAvg, Floco
 from floco.analysis.landscape import barrier, between, common_sample, landscape, measure, network_of
 from floco.analysis.report.price import price
 from floco.analysis.report.sections import write
+from floco.client.mixtures import Mixtures
 from floco.client.predict import compute_outputs
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
 from floco.core.values import ServerState
-from floco.deliver.mixtures import Mixtures
 from floco.server.progress import Progress
 from floco.tasks import Classification
 

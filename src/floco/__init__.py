@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from floco.api import open_run as open_run
     from floco.api import rounds as rounds
     from floco.core.algorithm import Algorithm as Algorithm
+    from floco.core.delivery import Delivery as Delivery
     from floco.core.errors import FlocoError as FlocoError
     from floco.core.task import Task as Task
     from floco.data.federation import Federation as Federation
@@ -42,6 +43,7 @@ _get, _names = lazy(
         "floco.algorithms": ("ALGORITHMS", "Ditto", "FedAvg", "FedAvgFT", "Floco", "FlocoPlus", "Local"),
         "floco.api": ("fit", "open_run", "rounds"),
         "floco.core.algorithm": ("Algorithm",),
+        "floco.core.delivery": ("Delivery",),
         "floco.core.errors": ("FlocoError",),
         "floco.core.task": ("Task",),
         "floco.data.federation": ("Federation",),

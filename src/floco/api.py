@@ -13,6 +13,7 @@ from torch import nn
 from floco.client.fitness import check_model
 from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
+from floco.core.delivery import Delivery
 from floco.core.errors import FlocoError, warn
 from floco.core.network import Factory, build_network
 from floco.core.settings import build, plain
@@ -53,22 +54,24 @@ def open_run(path: Path | str, *, data: str | Federation | None = None) -> Run:
 def _configured(
     model: nn.Module | Factory, federation: Federation, algorithm: Algorithm, settings: dict[str, Any]
 ) -> tuple[Config, Setup]:
-    """Return configuration and setup from `settings`: keys of `training` and `run`, and `seed`."""
-    _check_objects(model, federation, algorithm)
+    """Return configuration and setup from `settings`: keys of `training` and `run`, `deliver` and `seed`."""
+    delivery = settings.pop("deliver", None) or Delivery()
+    _check_objects(model, federation, algorithm, delivery)
     seed = settings.pop("seed", 0)
     names = {f.name for f in dataclasses.fields(RunSettings)}
     run = build(RunSettings, {k: v for k, v in settings.items() if k in names})
     training = build(Training, {k: v for k, v in settings.items() if k not in names})
     data, named = Data(source=source.PYTHON, split=Natural()), Model(source.PYTHON)
-    config = Config(seed, data, federation.task, named, algorithm.resolved(training), training, run)
+    config = Config(seed, data, federation.task, named, algorithm.resolved(training), training, delivery, run)
     net = build_network(model, seed=config.seed, sample=federation.sample)
     method = algorithm.resolved(training, net.layout)
-    setup = Setup(federation, net, method, training, config.seed, device(config.run.device))
+    where = device(config.run.device)
+    setup = Setup(federation, net, method, training, config.seed, where, delivery=delivery)
     check_model(setup)
     return session.resolve_engine(config, setup), setup
 
 
-def _check_objects(model: Any, federation: Any, algorithm: Any) -> None:
+def _check_objects(model: Any, federation: Any, algorithm: Any, delivery: Any) -> None:
     """Raise if names, classes or samples are given where a model, a federation and an algorithm are needed."""
     if isinstance(model, str):
         raise FlocoError(f"model must be a module or a function that makes one, got {model!r}: see floco.model")
@@ -80,6 +83,8 @@ def _check_objects(model: Any, federation: Any, algorithm: Any) -> None:
     if not isinstance(algorithm, Algorithm):
         got = algorithm.__name__ if isinstance(algorithm, type) else repr(algorithm)
         raise FlocoError(f"algorithm must be an object, e.g. floco.Floco(endpoints=10), got {got}")
+    if not isinstance(delivery, Delivery):
+        raise FlocoError(f'deliver must be an object, e.g. floco.Delivery(model="chosen"), got {delivery!r}')
 
 
 def fit(
@@ -105,7 +110,8 @@ def fit(
         change: with `resume`, let settings that are given hold from the next round on, and note it in the run; all
             others stay. Settings of training and run can change, e.g. `rounds` of a finished run.
         watch: function to call with the `Progress` after every round.
-        settings: `seed`, and all keys of `training` (`rounds`, `lr`, ...) and `run` (`engine`, `evaluate_every`, ...).
+        settings: `seed`, all keys of `training` (`rounds`, `lr`, ...) and `run` (`engine`, `evaluate_every`, ...), and
+            `deliver`, a `floco.Delivery`: which model each client takes home.
 
     Raises:
         FlocoError: settings, data or model do not fit; raised before training starts.
@@ -161,7 +167,7 @@ def _keep(out: Path, algorithm: Algorithm, settings: dict[str, Any]) -> tuple[Al
     """Return algorithm and settings of a run that goes on with others: those that are not given are the run's own."""
     facts = read_json(out / "run.json")
     stored = parse(facts["config"])
-    kept = {"seed": stored.seed, **plain(stored.training), **plain(stored.run)}
+    kept = {"seed": stored.seed, "deliver": stored.deliver, **plain(stored.training), **plain(stored.run)}
     if "engine" in settings:
         kept["workers"] = None  # those of the other engine may not suit this one
     return algorithm.resolved(changes.started(facts).training), {**kept, **settings}

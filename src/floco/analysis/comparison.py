@@ -23,8 +23,9 @@ from floco.analysis import pairs, tables, tuning
 from floco.analysis.tables import Results
 from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
+from floco.core.delivery import Delivery
 from floco.core.errors import FlocoError, RunFailed
-from floco.core.settings import build, names
+from floco.core.settings import build, names, plain
 from floco.core.values import Row
 from floco.data.federation import Federation
 from floco.runs import session, source
@@ -34,6 +35,7 @@ from floco.server.progress import Progress
 from floco.storage.files import csv_text, lock_folder, read_json, replace_file, to_json
 
 FORMAT = 1
+_DELIVER = "deliver."
 Start = Callable[[str, Path, Setup, Progress], session.Watch]
 """Called before a run trains, with title, directory, setup and progress; returns what to call after every round."""
 
@@ -60,7 +62,7 @@ class Comparison:
 def configure(
     base: Config, methods: Sequence[str], settings: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, Config]:
-    """Return a configuration for each method, by its name in the comparison; they differ in `algorithm` only.
+    """Return a configuration for each method, by its name in the comparison; they differ in `algorithm` and `deliver`.
 
     Settings of the base configuration's method also hold for the methods that inherit them from the same class (floco+
     shares those of the simplex with floco). All other settings have their defaults.
@@ -69,7 +71,8 @@ def configure(
         base: the common configuration.
         methods: names as `algorithm.name` takes them, without repetition. "NAME=METHOD" is a variant of a method under
             a name of its own, so that one method can be compared with several settings.
-        settings: name in the comparison -> its own settings, which override all others.
+        settings: name in the comparison -> its own settings, which override all others; also of the table `deliver`,
+            e.g. `deliver.model`.
     """
     words, classes = split_variants(methods)
     if not methods or len({word.lower() for word in words}) < len(words):  # they name folders
@@ -79,9 +82,12 @@ def configure(
             raise FlocoError(f"settings for {name}, which is not compared: {', '.join(words)}")
     made = {}
     for name, cls in zip(words, classes, strict=True):
-        own = {**_inherited(cls, base.algorithm), **(settings or {}).get(name, {})}
+        given = (settings or {}).get(name, {})
+        own = {**_inherited(cls, base.algorithm), **{k: v for k, v in given.items() if not k.startswith(_DELIVER)}}
+        taken = {k.removeprefix(_DELIVER): v for k, v in given.items() if k.startswith(_DELIVER)}
         try:
-            made[name] = replace(base, algorithm=build(cls, own).resolved(base.training))
+            delivery = build(Delivery, {**plain(base.deliver), **taken})
+            made[name] = replace(base, algorithm=build(cls, own).resolved(base.training), deliver=delivery)
         except FlocoError as error:
             raise FlocoError(f"{name}: {error}") from error
     return made

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 
+from floco.client.mixtures import Mixtures
 from floco.client.predict import compute_outputs, find_global_model
 from floco.client.setup import Setup
 from floco.core.inputs import Inputs, rows
@@ -16,7 +17,6 @@ from floco.core.random import stream
 from floco.core.task import Task
 from floco.core.values import Message, Row, ServerState, Tensors
 from floco.data.federation import Federation
-from floco.deliver.mixtures import Mixtures
 from floco.server.progress import Progress
 from floco.simplex import sample_subregion
 

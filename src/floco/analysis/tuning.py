@@ -10,15 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from floco.core.errors import FlocoError, RunFailed, WorkerDied
 from floco.core.random import stream
 from floco.core.settings import names
 from floco.core.values import Row
 from floco.data.federation import Client, Federation
-from floco.data.holdout import divide_latest
+from floco.data.holdout import cut_part
 from floco.runs import session
 from floco.runs.config import Config
 from floco.server import rounds as loop
@@ -76,7 +73,7 @@ def _cut(client: Client, seed: int, small: str, least: int) -> Client:
     if not len(client.test):
         return whole
     try:
-        train, test = _random(client, seed) if client.when is None else _latest(client, client.when)
+        train, test = cut_part(client, SHARE, stream(seed, "tune", client.id))
         if len(train) >= least and len(test):
             return replace(whole, train=train, test=test)
         few = f'client "{client.id}" has {len(client.train)} training samples, too few for two parts'
@@ -85,17 +82,6 @@ def _cut(client: Client, seed: int, small: str, least: int) -> Client:
     if small != "error":
         return whole
     raise FlocoError(f"tuning cuts a part from every client's training part: {few}; see data.small")
-
-
-def _random(client: Client, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    order = torch.randperm(len(client.train), generator=stream(seed, "tune", client.id))
-    n = max(1, round(SHARE * len(order)))
-    return client.train[order[n:].sort().values], client.train[order[:n].sort().values]
-
-
-def _latest(client: Client, when: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    train, test = divide_latest(np.arange(len(when)), when.numpy(), SHARE, client.id)
-    return client.train[train], client.train[test]
 
 
 def try_out(config: Config, federation: Federation, trial: dict[str, Any]) -> Row:

@@ -31,7 +31,7 @@ class TrainingPart:
 
     @cached_property
     def _samples(self) -> torch.Tensor:
-        train = self._here.federation.client(self.client).train
+        train = self._here.divide(self.client)[0]
         n = min(_MOST, len(train), max(_LEAST, _NUMBERS // self._here.output_size))
         return train[torch.arange(n) * len(train) // n]
 

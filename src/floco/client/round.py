@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import torch
 
+from floco.client.choice import Delivered, deliver
 from floco.client.examine import TrainingPart
 from floco.client.predict import judge
 from floco.client.setup import Setup
-from floco.client.sgd import Work, train_client
+from floco.client.sgd import Work, rate_head, train_client
 from floco.core.errors import FlocoError
 from floco.core.inputs import rows
 from floco.core.metrics import Score
@@ -47,9 +48,8 @@ def prepare(setup: Setup, client: str, message: Message, memory: Tensors | None)
     else:
         rate = setup.training.rate(message.round)
         phases = tuple(_scheduled(p, rate) for p in setup.algorithm.phases(message, facts))
-    phases = tuple(_with_head_rate(p, setup) for p in phases)
     path = ("adapt" if evaluating else "train", message.round, client)
-    return Work(client, message, facts, tensors, phases, setup.federation.client(client).train, path)
+    return Work(client, message, facts, tensors, rate_head(setup, phases), setup.divide(client)[0], path)
 
 
 def _scheduled(phase: Phase, rate: float) -> Phase:
@@ -57,16 +57,6 @@ def _scheduled(phase: Phase, rate: float) -> Phase:
     if rate == 1 or all(s.lr is None for s in phase.steps):
         return phase
     return replace(phase, steps=tuple(s if s.lr is None else replace(s, lr=s.lr * rate) for s in phase.steps))
-
-
-def _with_head_rate(phase: Phase, setup: Setup) -> Phase:
-    """Return a phase that trains the head, shared or a client's own, with `training.head_lr`."""
-    training, head = setup.training, setup.network.layout.head
-    if training.head_lr is None:
-        return phase
-    factor = training.head_lr / training.lr
-    rates = [{n: factor for n in s.moves if n.rpartition("/")[2] in head} for s in phase.steps]
-    return replace(phase, steps=tuple(replace(s, rates=r) for s, r in zip(phase.steps, rates, strict=True)))
 
 
 def conclude(setup: Setup, client: str, message: Message, facts: Facts, tensors: Tensors) -> tuple[Update, Tensors]:
@@ -94,15 +84,20 @@ def adapt(setup: Setup, client: str, message: Message, memory: Tensors | None) -
     return train_client(setup, prepare(setup, client, message, memory))
 
 
+def find_models(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Delivered:
+    """Return a client's global model, and the one that it takes home as its personal model."""
+    work = prepare(setup, client, message, memory)
+    return deliver(setup, work, train_client(setup, work))
+
+
 def models(setup: Setup, client: str, message: Message, memory: Tensors | None) -> Models:
     """Return the network tensors of a client's global and personal model."""
-    return setup.models(adapt(setup, client, message, memory), setup.facts(client))
+    return find_models(setup, client, message, memory).models
 
 
-def score(setup: Setup, work: Work, tensors: Tensors) -> Scores:
-    """Return the metrics of a client's two models on its own test part, from its (adapted) tensors."""
-    test = setup.federation.client(work.client).test
-    both = setup.models(tensors, work.facts)
+def score(setup: Setup, client: str, both: Models) -> Scores:
+    """Return the metrics of a client's two models on its own test part."""
+    test = setup.federation.client(client).test
     distinct = {id(m): m for m in both if m is not None}
     scores = judge(setup, list(distinct.values()), rows(setup.federation.x, test), setup.federation.y[test])
     found = dict(zip(distinct, scores, strict=True))

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from floco.client.trial import CHUNK, BodyAndHead, choose_rows, find_hidden_state
 from floco.core.algorithm import Algorithm
+from floco.core.delivery import Delivery
 from floco.core.errors import FlocoError
 from floco.core.head import outputs_of
 from floco.core.inputs import Inputs, arguments, chunks, each, rows
@@ -20,6 +21,7 @@ from floco.core.network import Network
 from floco.core.task import Task
 from floco.core.values import ClientInfo, Facts, Models, Predict, Tensors, Training, fast_copy
 from floco.data.federation import Federation
+from floco.data.holdout import hold_back
 from floco.data.known import Known
 
 _REMEMBERED = 2000  # clients with cached facts
@@ -37,6 +39,8 @@ class Setup:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     remote: tuple[ClientInfo, ...] = ()
     """The clients, where their samples are elsewhere; (): the federation's."""
+    delivery: Delivery = field(default_factory=Delivery)
+    """Which model each client takes home."""
     _facts: dict[str, Facts] = field(default_factory=dict, init=False, repr=False, compare=False)
     _modules: dict[bool, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -48,7 +52,7 @@ class Setup:
     @cached_property
     def clients(self) -> dict[str, ClientInfo]:
         """The participating clients by id, in order."""
-        return {c.id: c for c in self.remote or self.federation.infos}
+        return {c.id: self._training(c) for c in self.remote or self.federation.infos}
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -62,6 +66,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         """Check that the method can learn the task."""
+        self.delivery.check(self.network.layout)
         if self.algorithm.labelled and not self.task.labelled:
             raise FlocoError(f"{self.algorithm.name} needs class frequencies, and task {self.task.name} has no classes")
         if self.training.head_lr is not None and not self.network.layout.head:
@@ -88,6 +93,15 @@ class Setup:
         known = self._known(client)
         training = self.training if round_ is None else self.training.at(round_)
         return known if training is self.training else replace(known, training=training)
+
+    def divide(self, client: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the positions of the samples that a client trains on, and of those that are held back."""
+        return hold_back(self.federation.client(client), self.delivery, self.seed)
+
+    def _training(self, client: ClientInfo) -> ClientInfo:
+        n = client.n_train
+        kept = n - self.delivery.hold_back(n) if self.remote else len(self.divide(client.id)[0])
+        return client._replace(n_train=kept)
 
     def training_targets(self, client: str, samples: torch.Tensor) -> torch.Tensor:
         """Return the targets (n, ...) of the training samples at these positions, as the client's loss takes them."""
@@ -121,7 +135,7 @@ class Setup:
         if self.remote:
             n, counts = self.sizes[client], (0,) * self.federation.classes
         else:
-            train = self.federation.client(client).train
+            train = self.divide(client)[0]
             n, counts = len(train), self.federation.label_counts(train)
         return Facts(
             self.network.layout, self.training, n, counts, count_batches(n, self.training.batch_size), self.task

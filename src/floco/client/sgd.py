@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -144,3 +144,16 @@ def train_client(setup: Setup, work: Work) -> Tensors:
                     for _ in range(step.repeat):
                         sgd_step(step, predict, tensors, state, draw, batch, work.facts.training)
     return {n: t.detach().contiguous().cpu() for n, t in tensors.items()}
+
+
+def rate_head(setup: Setup, phases: Sequence[Phase]) -> tuple[Phase, ...]:
+    """Return phases that train the head, shared or a client's own, with `training.head_lr`."""
+    training, head = setup.training, setup.network.layout.head
+    if training.head_lr is None:
+        return tuple(phases)
+    factor, made = training.head_lr / training.lr, []
+    for phase in phases:
+        rates = [{n: factor for n in s.moves if n.rpartition("/")[2] in head} for s in phase.steps]
+        steps = tuple(replace(s, rates=r) for s, r in zip(phase.steps, rates, strict=True))
+        made.append(replace(phase, steps=steps))
+    return tuple(made)

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from floco.core.delivery import Delivery
 from floco.core.errors import FlocoError, some, warn
 from floco.core.random import stream
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from floco.data.federation import Client
 
 SMALL = ("error", "drop", "train-only")
 """What becomes of a client that is too small for a training and a test part."""
@@ -137,6 +140,34 @@ def divide_latest(rows: np.ndarray, when: np.ndarray, test_share: float, client:
             "and the one before them is dropped"
         )
     return np.sort(train), np.sort(test)
+
+
+def cut_part(client: Client, share: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a client's training part without a share of it in (0, 1), and that share: at random, or the latest.
+
+    Raises:
+        FlocoError: samples are ordered in time, and one of the two would be empty.
+    """
+    if client.when is not None:
+        train, rest = divide_latest(np.arange(len(client.when)), client.when.numpy(), share, client.id)
+        return client.train[train], client.train[rest]
+    order = torch.randperm(len(client.train), generator=generator)
+    n = max(1, round(share * len(order)))
+    return client.train[order[n:].sort().values], client.train[order[:n].sort().values]
+
+
+def hold_back(client: Client, delivery: Delivery, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the positions (n_train,) of a client's samples to train on, and those (n,) that are held back.
+
+    None is held back of a client with too few samples: see `Delivery.hold_back`.
+    """
+    n = len(client.train)
+    if held := delivery.hold_back(n):
+        try:
+            return cut_part(client, held / n, stream(seed, "held back", client.id))
+        except _TooSmall:  # all its samples are of one time
+            pass
+    return client.train, client.train[:0]
 
 
 def rank(column: np.ndarray, name: str) -> np.ndarray:

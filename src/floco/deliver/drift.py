@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from floco.client.mixtures import Mixtures
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs, rows
 from floco.core.mixing import Mixing
 from floco.core.random import one_thread, stream
 from floco.core.values import Row, Tensors
-from floco.deliver.mixtures import Mixtures
 from floco.deliver.personal import find_point
 from floco.server.progress import Progress
 

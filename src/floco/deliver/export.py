@@ -90,10 +90,10 @@ def export(
     try:
         for client, (file, made) in zip(clients, targets, strict=True):
             with one_thread():
-                tensors, mixture = deliver(setup, progress, client, at=at)
+                tensors, mixture, taken = deliver(setup, progress, client, at=at)
                 facts = _card(setup, progress, client, tensors, source, versions, measured)
-            point = {} if mixture is None else {"at": at, "mixture": mixture.tolist()}
-            facts |= {"changes": list(changes), **point}
+            facts |= {"changes": list(changes), **({"delivered": taken} if taken else {})}
+            facts |= {} if mixture is None else {"at": at, "mixture": mixture.tolist()}
             schema = setup.federation.schema_of(client)
             if write is None or any(c.forms for c in setup.federation.clients):  # a normalisation of each client's own
                 write = make_writer(setup, made, schema)

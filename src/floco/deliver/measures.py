@@ -86,7 +86,7 @@ def _thresholds_of(setup: Setup, progress: Progress, client: str | None, at: str
     except FlocoError as error:
         warn(f"sensitivity and specificity are left out: {error}")
         return None
-    tensors, _ = deliver(setup, progress, client, at=at)
+    tensors = deliver(setup, progress, client, at=at).tensors
     return _thresholds(in_float32(setup), tensors, setup.federation.ids if client is None else (client,), n)
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 
 from floco.algorithms import FedAvgFT
+from floco.client.mixtures import Mixtures
 from floco.client.predict import find_global_model, judge
 from floco.client.round import adapt, prepare
 from floco.client.setup import Setup
 from floco.client.sgd import train_client
+from floco.core.delivery import Delivery
 from floco.core.errors import FlocoError, warn
 from floco.core.inputs import Inputs, rows
 from floco.core.metrics import pooled
@@ -23,7 +25,6 @@ from floco.core.settings import plain
 from floco.core.values import PERSONAL, Message, Row, ServerState, Tensors, Training, strip_prefix
 from floco.data.federation import Client
 from floco.data.per_client import schema_of_newcomer
-from floco.deliver.mixtures import Mixtures
 from floco.deliver.placement import Candidate, Placement
 
 _ALL, _FOLDS = 20, 5  # leave-one-out for up to 20 samples, 5-fold cross-validation for more
@@ -136,7 +137,8 @@ def _alone(setup: Setup, x: Inputs, y: torch.Tensor, parts: list[torch.Tensor]) 
     clients = [Client(_NAME, everything, everything)]
     clients += [Client(f"{_NAME}-{i}", everything[~torch.isin(everything, part)], part) for i, part in enumerate(parts)]
     federation = setup.federation.around(x, y, clients)
-    return replace(setup, federation=federation, training=replace(setup.training, schedule="constant", warmup=0))
+    training = replace(setup.training, schedule="constant", warmup=0)
+    return replace(setup, federation=federation, training=training, delivery=Delivery())
 
 
 def _by_signal(alone: Setup, mixing: Mixing, state: ServerState, who: str) -> torch.Tensor:

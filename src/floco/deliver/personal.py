@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import pandas as pd
 import torch
 
+from floco.client.mixtures import Mixtures, find_best
 from floco.client.predict import compute_outputs, find_global_model
-from floco.client.round import adapt
+from floco.client.round import adapt, find_models
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError
-from floco.core.inputs import Inputs, rows
+from floco.core.inputs import Inputs
 from floco.core.mixing import Mixing
 from floco.core.random import one_thread, stream
 from floco.core.settings import plain
 from floco.core.values import Message, Tensors
-from floco.deliver.mixtures import Mixtures
 from floco.server.progress import Progress
 from floco.simplex import sample_subregion
 
@@ -24,15 +25,24 @@ POINTS = ("center", "best")
 """Points on the simplex for a client's own model: its center, or the best mixture for its training part."""
 
 
+class Model(NamedTuple):
+    """A model to use."""
+
+    tensors: Tensors
+    """Parameters and buffers of the network."""
+    point: torch.Tensor | None
+    """Its point on the simplex, (M,); None: it is at none."""
+    taken: str = ""
+    """Which of its candidates the client has chosen (`deliver.model = "chosen"`); "": there was no choice."""
+
+
 def in_float32(setup: Setup) -> Setup:
     """Return the setup with float32 arithmetic, in which models are used whatever precision they were trained in."""
     return replace(setup, training=replace(setup.training, precision="float32"))
 
 
-def deliver(
-    setup: Setup, progress: Progress, client: str | None, *, at: str = "center"
-) -> tuple[Tensors, torch.Tensor | None]:
-    """Return parameters and buffers of a client's own or the global model, and its point on the simplex, if any.
+def deliver(setup: Setup, progress: Progress, client: str | None, *, at: str = "center") -> Model:
+    """Return a client's own or the global model.
 
     Args:
         setup: the fixed part of the run.
@@ -47,8 +57,8 @@ def deliver(
     if at not in POINTS or (client is None and at != "center"):
         raise FlocoError(f"a client's model is at one of {', '.join(POINTS)}, the global one in the middle; got {at!r}")
     with one_thread():
-        tensors, alpha = (_global(setup, progress), None) if client is None else _personal(setup, progress, client, at)
-    return {n: tensors[n] for n in setup.network.layout.names}, alpha
+        found = Model(_global(setup, progress), None) if client is None else _personal(setup, progress, client, at)
+    return found._replace(tensors={n: found.tensors[n] for n in setup.network.layout.names})
 
 
 def list_models(setup: Setup, progress: Progress) -> list[str | None]:
@@ -68,20 +78,20 @@ def _global(setup: Setup, progress: Progress) -> Tensors:
     return tensors
 
 
-def _personal(setup: Setup, progress: Progress, client: str, at: str) -> tuple[Tensors, torch.Tensor | None]:
+def _personal(setup: Setup, progress: Progress, client: str, at: str) -> Model:
     if at == "best":
         near, simplex, alpha = find_point(setup, progress, client, at)
-        return near(simplex, alpha.float()), alpha
-    tensors = _tensors(setup, progress, client)
-    personal = setup.models(tensors, setup.facts(client)).personal
-    if personal is None:
+        return Model(near(simplex, alpha.float()), alpha)
+    setup = _ready(setup, client)
+    message = setup.algorithm.message(progress.state, client, "evaluate")
+    models, taken, point = find_models(setup, client, message, progress.memories.get(client))
+    if models.personal is None:
         raise FlocoError(f"algorithm {setup.algorithm.name} has no personal models")
-    mixing = setup.algorithm.mixing
-    return personal, None if mixing is None else mixing.point(tensors)[1]
+    return Model(models.personal, point, taken if setup.delivery.model == "chosen" else "")
 
 
-def _tensors(setup: Setup, progress: Progress, client: str) -> Tensors:
-    """Return a participant's working tensors, as in an evaluation."""
+def _ready(setup: Setup, client: str) -> Setup:
+    """Return the setup with samples, if a participant's model needs them."""
     if client not in setup.federation.ids:
         setup.federation.client(client)  # raises for an unknown id, and names the known ones
         raise FlocoError(
@@ -89,9 +99,10 @@ def _tensors(setup: Setup, progress: Progress, client: str) -> Tensors:
             "place it, with floco place or run.place"
         )
     if setup.algorithm.adapt(setup.facts(client)):
-        setup = setup.with_samples(f'the model of client "{client}" is trained on its samples at every use, which')
-    message = setup.algorithm.message(progress.state, client, "evaluate")
-    return adapt(setup, client, message, progress.memories.get(client))
+        return setup.with_samples(f'the model of client "{client}" is trained on its samples at every use, which')
+    if setup.delivery.model != "personal":
+        return setup.with_samples(f'the model of client "{client}" is {setup.delivery.model} at every use, which')
+    return setup
 
 
 def find_point(
@@ -100,14 +111,14 @@ def find_point(
     """Return the mixing, a client's own simplex with the task's shift, and its point (M,); `at` is as in `deliver`."""
     if (mixing := setup.algorithm.mixing) is None:
         raise FlocoError(f"algorithm {setup.algorithm.name} has no simplex, as floco has")
-    simplex, center = mixing.point(_tensors(setup, progress, client))
+    setup = _ready(setup, client)
+    message = setup.algorithm.message(progress.state, client, "evaluate")
+    simplex, center = mixing.point(adapt(setup, client, message, progress.memories.get(client)))
     simplex = setup.shifted(simplex, setup.facts(client).label_counts)
     if at == "center":
         return mixing, simplex, center
     setup = setup.with_samples(f'the best mixture for the training part of client "{client}"')
-    train = setup.federation.client(client).train
-    mixtures = Mixtures(setup, mixing, simplex, rows(setup.federation.x, train))
-    return mixing, simplex, mixtures.best(setup.federation.y[train], near=center)
+    return mixing, simplex, find_best(setup, client, mixing, simplex, center)
 
 
 def outputs(setup: Setup, progress: Progress, client: str | None, x: Inputs, *, at: str = "center") -> torch.Tensor:

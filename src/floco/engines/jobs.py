@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from floco.client.choice import deliver, list_trainings
 from floco.client.predict import find_global_model, judge
 from floco.client.round import Scores, conclude, prepare, score
 from floco.client.setup import Setup
@@ -37,6 +39,8 @@ class Result:
     memory: Tensors | None = None
     scores: Scores | None = None
     """Of the client's models on its own test part."""
+    taken: str = ""
+    """The candidate that the client has chosen as its personal model; "": there was no choice."""
     test_score: Score | None = None
     """Of the global model on a range of the global test part."""
     steps: int = 0
@@ -47,7 +51,13 @@ class Result:
     """Why the client could not be trained together with others."""
 
 
-def perform(setup: Setup, job: Job, work: Work | None = None, tensors: Tensors | None = None) -> Result:
+def perform(
+    setup: Setup,
+    job: Job,
+    work: Work | None = None,
+    tensors: Tensors | None = None,
+    trained: Mapping[str, Tensors] | None = None,
+) -> Result:
     """Return the result of one job; any exception of the client's model, data or method becomes a failure.
 
     Args:
@@ -55,6 +65,7 @@ def perform(setup: Setup, job: Job, work: Work | None = None, tensors: Tensors |
         job: what to do.
         work: its training, if already prepared.
         tensors: the trained tensors, if the client has been trained together with others.
+        trained: those of its further trainings (`list_trainings`), likewise.
     """
     try:
         if job.purpose == "test":
@@ -62,12 +73,19 @@ def perform(setup: Setup, job: Job, work: Work | None = None, tensors: Tensors |
         work = work or prepare_job(setup, job)
         tensors = train_client(setup, work) if tensors is None else tensors
         if job.purpose == "evaluate":
-            return Result(job.client, scores=score(setup, work, tensors), steps=work.steps)
+            return _evaluate(setup, work, tensors, trained)
         update, memory = conclude(setup, work.client, work.message, work.facts, tensors)
         return Result(job.client, update, memory, steps=work.steps)
     except Exception as error:  # noqa: BLE001  no client's error may end the run; it is reported and counted
         kind = "" if isinstance(error, FlocoError) else f"{type(error).__name__}: "
         return Result(job.client, failure=f"{kind}{error}", trace=traceback.format_exc())
+
+
+def _evaluate(setup: Setup, work: Work, tensors: Tensors, trained: Mapping[str, Tensors] | None) -> Result:
+    steps = work.steps + sum(further.steps for further in list_trainings(setup, work, tensors).values())
+    found = deliver(setup, work, tensors, trained)
+    taken = found.taken if setup.delivery.model == "chosen" else ""
+    return Result(work.client, scores=score(setup, work.client, found.models), taken=taken, steps=steps)
 
 
 def prepare_job(setup: Setup, job: Job) -> Work:

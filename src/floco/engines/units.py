@@ -8,9 +8,11 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from floco.client.choice import list_trainings
 from floco.client.setup import Setup
 from floco.client.sgd import Work
 from floco.core.errors import warn
+from floco.core.values import Tensors
 from floco.engines.jobs import Job, Result, perform, prepare_job
 
 if TYPE_CHECKING:
@@ -22,14 +24,27 @@ def perform_together(setup: Setup, jobs: Sequence[Job], cohorts: Cohorts) -> lis
     works = [None if job.purpose == "test" else _tried(setup, job) for job in jobs]
     todo = [w for w in works if w is not None and w.phases]
     outcomes = dict(zip(map(id, todo), cohorts.run(todo), strict=True))
+    further = [_list_trainings(setup, job, w, outcomes.get(id(w))) for job, w in zip(jobs, works, strict=True)]
+    todo = [w for own in further for w in own.values()]
+    outcomes |= dict(zip(map(id, todo), cohorts.run(todo), strict=True))
     results = []
-    for job, work in zip(jobs, works, strict=True):
-        outcome = outcomes.get(id(work), "")
-        if isinstance(outcome, str):
-            results.append(replace(perform(setup, job, work), why_alone=outcome))
-        else:
-            results.append(perform(setup, job, work, outcome))
+    for job, work, own in zip(jobs, works, further, strict=True):
+        outcome, more = outcomes.get(id(work), ""), {name: outcomes[id(w)] for name, w in own.items()}
+        trained = {name: made for name, made in more.items() if not isinstance(made, str)}
+        result = perform(setup, job, work, None if isinstance(outcome, str) else outcome, trained)
+        reasons = [made for made in (outcome, *more.values()) if isinstance(made, str) and made]
+        results.append(replace(result, why_alone=reasons[0]) if reasons else result)
     return results
+
+
+def _list_trainings(setup: Setup, job: Job, work: Work | None, outcome: Tensors | str | None) -> dict[str, Work]:
+    """Return the further trainings of an evaluation whose adaptation is done; no phases: there is none to do."""
+    if work is None or job.purpose != "evaluate" or (work.phases and not isinstance(outcome, dict)):
+        return {}
+    try:
+        return list_trainings(setup, work, outcome if isinstance(outcome, dict) else work.tensors)
+    except Exception:  # noqa: BLE001  raised again, and reported, when the job is done
+        return {}
 
 
 def _tried(setup: Setup, job: Job) -> Work | None:

@@ -38,6 +38,8 @@ class Expected:
     """Optimiser steps of the training and of the adaptation before evaluation."""
     places: int = 1
     """Values of a target: pixels, tokens."""
+    taken: tuple[str, ...] = ("",)
+    """Names of the model that it may have chosen."""
 
 
 def check_answer(answer: Answer, ask: Ask, expected: Expected) -> Answer:
@@ -51,6 +53,8 @@ def check_answer(answer: Answer, ask: Ask, expected: Expected) -> Answer:
         trained = trained if why is None else Result(answer.client, failure=short(why))
     if evaluated is not None and (scores := evaluated.scores) is not None:
         why = _steps_problem(evaluated, expected.steps[1]) or _scores_problem(scores, expected)
+        if why is None and evaluated.taken not in expected.taken:
+            why = f"it has chosen {short(evaluated.taken)!r}, and can choose {', '.join(expected.taken) or 'nothing'}"
         if why is not None:
             evaluated = Result(answer.client, failure=short(why))
         elif (most := max((s.loss for s in scores if s is not None), default=0.0)) > _LOSS:

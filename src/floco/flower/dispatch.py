@@ -9,6 +9,7 @@ from flwr.app import Message
 
 from floco.client.round import conclude, receive
 from floco.client.setup import Setup
+from floco.core.delivery import CANDIDATES
 from floco.core.values import Purpose
 from floco.engines.jobs import Job, Result
 from floco.flower.checks import Expected, check_answer
@@ -115,9 +116,12 @@ def expect(setup: Setup, client: str, ask: Ask) -> Expected:
     models, n_test = (both.global_ is not None, both.personal is not None), setup.clients[client].n_test
     trained = 0 if update is None else facts.steps(algorithm.phases(message, facts))
     names = frozenset(layout.parameters), frozenset(layout.buffers)
-    taken = trained, facts.steps(algorithm.adapt(facts))  # no list of batches: its length is up to the site
+    further = () if both.personal is None else setup.delivery.trainings(facts).values()
+    adapting = sum(map(facts.steps, (algorithm.adapt(facts), *further)))
+    steps = trained, adapting  # no list of batches: its length is up to the site
     places = setup.federation.y[0].numel()
-    return Expected(update, *names, models, n_test, setup.federation.outputs, taken, places)
+    choices = CANDIDATES if setup.delivery.model == "chosen" else ("",)
+    return Expected(update, *names, models, n_test, setup.federation.outputs, steps, places, choices)
 
 
 def _certain(result: Result | None, client: str) -> Result:

@@ -64,6 +64,11 @@ def check_settings(config: Config) -> None:
             'task.class_weights = "balanced" would tell the server how many samples of each class a site has: '
             "agree on weights, and give them as numbers, one for each of data.labels"
         )
+    if config.deliver.model == "chosen" and config.data.order is not None:
+        raise FlocoError(
+            'deliver.model = "chosen" holds samples back at random across organisations, and data.order asks for the '
+            "latest ones: leave data.order out, or deliver another model"
+        )
 
 
 def tell(config: Config, federation: Federation, client: Client) -> SiteFacts:

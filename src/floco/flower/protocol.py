@@ -102,6 +102,7 @@ class Answer:
             if result is not None:
                 failed, reason = result.failure is not None, result.failure or ""
                 plain |= {f"{name}.steps": result.steps, f"{name}.failure": reason, f"{name}.failed": failed}
+                plain |= {"taken": result.taken} if result.taken else {}
         update = self.trained.update if self.trained is not None else None
         if update is not None:
             plain |= {"weight": update.weight, "purpose": update.purpose, "extra": to_safetensors(update.extra)}
@@ -132,7 +133,8 @@ class Answer:
         if "evaluated" in results and results["evaluated"].failure is None:
             metrics = records.metric_records
             scores = Scores(*(_score(task, metrics[m]) if m in metrics else None for m in _MODELS))
-            results["evaluated"] = Result(client, scores=scores, steps=results["evaluated"].steps)
+            taken = str(plain.get("taken", ""))
+            results["evaluated"] = Result(client, scores=scores, taken=taken, steps=results["evaluated"].steps)
         notes = tuple(short(str(n)) for n in plain["notes"][:_NOTES])
         return Answer(client, results.get("trained"), results.get("evaluated"), notes)
 

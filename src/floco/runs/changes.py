@@ -23,6 +23,7 @@ _WHY_NOT = {
     "task": "the models and their metrics belong to this task",
     "model": "the trained tensors belong to this network",
     "algorithm": "what server and clients keep was made with the method's settings",
+    "deliver": "earlier evaluations are of models that were delivered otherwise, and samples were held back or not",
     "training.buffers": "what server and clients keep depends on it",
     "flower": "only runs on Flower read it, and they take it from their app",
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 from floco.algorithms import ALGORITHMS, Floco
 from floco.core.algorithm import Algorithm
+from floco.core.delivery import Delivery
 from floco.core.errors import FlocoError
 from floco.core.objects import Registry
 from floco.core.settings import Settings, setting
@@ -171,6 +172,7 @@ class Config(Settings):
     model: Model = field(default_factory=Model)
     algorithm: Algorithm = field(default_factory=Floco)
     training: Training = field(default_factory=Training)
+    deliver: Delivery = field(default_factory=Delivery)
     run: RunSettings = field(default_factory=RunSettings)
     flower: Flower = field(default_factory=Flower)
 
@@ -179,6 +181,7 @@ SECTIONS: dict[str, type[Any]] = {
     "data": Data,
     "model": Model,
     "training": Training,
+    "deliver": Delivery,
     "run": RunSettings,
     "flower": Flower,
 }

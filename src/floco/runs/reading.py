@@ -103,7 +103,7 @@ def _setup(path: Path, config: Config, store: Store, data: str | Federation | No
         warn(f"{problem}; predicting with the graph in its {GRAPH}")
     network = _graph(path / GRAPH)
     method = config.algorithm.resolved(config.training, network.layout)
-    return Setup(known, network, method, config.training, config.seed)
+    return Setup(known, network, method, config.training, config.seed, delivery=config.deliver)
 
 
 def _samples(config: Config, data: str | Federation | None) -> Federation:

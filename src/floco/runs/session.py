@@ -59,7 +59,8 @@ def assemble(config: Config, made: Federation) -> Setup:
         named_model(config.model.name, made, config.model.ids), seed=config.seed, weights=weights, sample=made.sample
     )
     algorithm = config.algorithm.resolved(config.training, net.layout)
-    return Setup(made, net, algorithm, config.training, config.seed, device(config.run.device))
+    where = device(config.run.device)
+    return Setup(made, net, algorithm, config.training, config.seed, where, delivery=config.deliver)
 
 
 def resolve_engine(config: Config, setup: Setup) -> Config:

@@ -110,7 +110,7 @@ def parse(raw: Mapping[str, Any], *, resolve: bool = True) -> Config:
 
     The method's defaults that depend on other settings are filled in if `resolve`.
     """
-    known = ["seed", "data", "task", "model", "algorithm", "training", "run", "flower"]
+    known = ["seed", "data", "task", "model", "algorithm", "training", "deliver", "run", "flower"]
     for key in raw:
         if key not in known:
             raise FlocoError(f"unknown key {key!r}{nearest(key, known)}")
@@ -177,7 +177,7 @@ def describe(f: dataclasses.Field[Any]) -> str:
 def to_toml(config: Config) -> str:
     """Return the configuration as TOML, with a comment per setting; reading it gives the same configuration."""
     lines = _lines(config)
-    for key in ("data", "data.split", "task", "model", "algorithm", "training", "run", "flower"):
+    for key in ("data", "data.split", "task", "model", "algorithm", "training", "deliver", "run", "flower"):
         value = config.data.split if key == "data.split" else getattr(config, key)
         lines += ["", f"[{key}]"]
         if registry := REGISTRIES.get(key):

@@ -117,12 +117,16 @@ def global_score(setup: Setup, result: Result) -> Score | None:
     return None if result.scores is None or setup.local_buffers else result.scores.global_
 
 
-def client_row(task: Task, round_: int, client: ClientInfo, participated: int, scores: Scores) -> Row:
-    """Return one client's row; columns of a model that the method does not have stay empty."""
+def client_row(task: Task, round_: int, client: ClientInfo, participated: int, scores: Scores, taken: str = "") -> Row:
+    """Return one client's row; columns of a model that the method does not have stay empty.
+
+    It has a column `delivered` if the client has `taken` one of several candidates.
+    """
     both = {"personal": scores.personal, "global_local": scores.global_}
     n_test = next((s.n for s in both.values() if s is not None), 0)
     row: Row = {"round": round_, "client": client.id, "n_train": client.n_train, "n_test": n_test}
     row["participated"] = participated
+    row |= {"delivered": taken} if taken else {}
     for metric in task.metrics:
         row |= {f"{metric}_{which}": None if s is None else getattr(s, metric) for which, s in both.items()}
     return row

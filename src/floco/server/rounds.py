@@ -123,7 +123,7 @@ def after_evaluation(setup: Setup, plan: Plan, progress: Progress, results: Iter
         steps += result.steps
         if result.scores is not None:
             client, took_part = setup.clients[result.client], progress.participated.get(result.client, 0)
-            rows.append(client_row(setup.task, number, client, took_part, result.scores))
+            rows.append(client_row(setup.task, number, client, took_part, result.scores, result.taken))
         score = pooled(s for s in (score, global_score(setup, result)) if s is not None)
     _stop_if_too_many(failures, setup.evaluated, plan, number)
     if any(f.client == _TEST for f in failures):

@@ -89,3 +89,10 @@ class Mixtures:
         for alpha in alphas:
             total = total + self._setup.task.activate(self.outputs(alpha))
         return total / len(alphas)
+
+
+def find_best(setup: Setup, client: str, mixing: Mixing, simplex: Tensors, center: torch.Tensor) -> torch.Tensor:
+    """Return the mixture (M,) of lowest loss on a client's training samples, near its center (M,)."""
+    train = setup.divide(client)[0]
+    mixtures = Mixtures(setup, mixing, simplex, some(setup.federation.x, train))
+    return mixtures.best(setup.federation.y[train], near=center)
