@@ -141,7 +141,7 @@ def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
     seen = {name: facts.get(name) for name in ("network", "clients")}
     made = [c for c in facts.get("changes", []) if not c["key"].startswith("run.")]
     seen["changes"] = "; ".join(describe(made)) or "none"
-    return seen | flatten({name: facts["config"][name] for name in ("data", "task", "model", "training", "algorithm")})
+    return seen | flatten({n: t for n, t in facts["config"].items() if n not in ("seed", "run", "flower")})
 
 
 def name_differences(paths: Iterable[Path]) -> str:
@@ -149,7 +149,7 @@ def name_differences(paths: Iterable[Path]) -> str:
     seen: dict[str, list[Any]] = {}
     for path in paths:
         for key, value in _settings(read_json(path / "run.json")).items():
-            if not key.startswith("algorithm.") and key != "training.lr" and value not in seen.setdefault(key, []):
+            if not key.startswith(("algorithm.", "deliver.", "training.lr")) and value not in seen.setdefault(key, []):
                 seen[key].append(value)
     shown = [f"{key} ({', '.join(map(str, values))})" for key, values in seen.items() if len(values) > 1]
     return f"Not under equal conditions: these runs differ in {', '.join(shown)}." if shown else ""

@@ -209,7 +209,7 @@ def _continue(path: Path, setup: Setup | None, debug: bool, overrides: Sequence[
 
         setup = session.continue_run(path, setup, start, overrides)
     out_console.print(views.closing_table(path))
-    for line in filter(None, [views.uncertainty_line(path, setup.task), *describe_groups(path, setup.task.metrics)]):
+    for line in filter(None, [*views.closing_lines(path, setup.task), *describe_groups(path, setup.task.metrics)]):
         say(line)
     if (path / "newcomers.csv").exists():
         out_console.print(views.newcomer_table(path))
@@ -219,7 +219,7 @@ def _continue(path: Path, setup: Setup | None, debug: bool, overrides: Sequence[
 
 def _compare(made: Comparison, debug: bool) -> dict[str, Any]:
     """Train the unfinished runs of a comparison; print its table, and return it."""
-    from floco.analysis import comparison, tables
+    from floco.analysis import choices, comparison, tables
     from floco.analysis.verdict import decide
     from floco.cli import views
     from floco.storage.tables import read_table
@@ -236,7 +236,8 @@ def _compare(made: Comparison, debug: bool) -> dict[str, Any]:
     if found.names:
         out_console.print(*views.comparison_tables(made.path, found.metrics))
         said = decide(found, [name for name in made.configs if name not in found.names])
-        say("\n".join(filter(None, [tables.name_left_out(read_table(made.path / "methods.csv")), *said])))
+        left_out, chosen = tables.name_left_out(read_table(made.path / "methods.csv")), choices.describe(found.clients)
+        say("\n".join(filter(None, [left_out, *chosen, *said])))
     say(f"the comparison is in {made.path}")
     if failures:
         shown = "\n".join(f"{f['method']}, seed {f['seed']}: {f['reason']}" for f in failures)

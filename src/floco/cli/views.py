@@ -10,6 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from floco.analysis import choices
 from floco.analysis.columns import harm_columns, methods_table, terminal_columns
 from floco.client.measure import all_metrics, describe_samples
 from floco.core.metrics import Metrics
@@ -78,6 +79,15 @@ def closing_table(path: Path) -> Table:
         table.add_row("clients without an evaluation", f"{missing:.0f} of {clients}")
     table.add_row("clients that took part", f"{last['clients_trained']:.0f} of {last['clients_evaluated']:.0f}")
     return table
+
+
+def closing_lines(path: Path, task: Task) -> list[str]:
+    """Return which models the clients of a run have chosen, if they had a choice, and how sure its metrics are."""
+    from floco.storage.tables import read_table
+
+    table = read_table(path / "clients.csv")
+    last = table[table["round"] == table["round"].max()] if len(table) else table
+    return [*choices.describe(last), uncertainty_line(path, task)]
 
 
 def uncertainty_line(path: Path, task: Task) -> str:

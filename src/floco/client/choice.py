@@ -81,18 +81,30 @@ def deliver(setup: Setup, work: Work, tensors: Tensors, trained: Mapping[str, Te
 
 
 def _choose(setup: Setup, client: str, candidates: Mapping[str, Tensors]) -> str:
-    """Return the candidate of lowest mean loss on a client's held-back samples, if the first one is not level with it.
-
-    It is level unless the mean of the paired differences is above its standard error, s / sqrt(n).
-    """
-    first, held = next(iter(candidates)), setup.divide(client)[1]
-    if len(held) < 2 or len(candidates) == 1:
-        return first
+    """Return the name of the candidate that a client takes by its held-back samples."""
+    held = setup.divide(client)[1]
     x, y = rows(setup.federation.x, held), setup.federation.y[held]
-    losses = {name: setup.task.losses(compute_outputs(setup, m, x), y).double() for name, m in candidates.items()}
-    better = {}
+    if len(held) < 2 or len(candidates) == 1:
+        return next(iter(candidates))
+    return pick({name: setup.task.losses(compute_outputs(setup, m, x), y) for name, m in candidates.items()})
+
+
+def pick(losses: Mapping[str, torch.Tensor]) -> str:
+    """Return the name of lowest mean loss among those that are better than the first one; if none is, the first.
+
+    Better is a mean of the paired differences above its standard error, s / sqrt(n).
+
+    Args:
+        losses: by name, of the same n >= 2 samples, (n,).
+
+    >>> pick({"global": torch.tensor([1.0, 1.0, 3.0]), "personal": torch.tensor([0.5, 0.6, 2.5])})
+    'personal'
+    >>> pick({"global": torch.tensor([1.0, 1.0, 3.0]), "personal": torch.tensor([0.9, 1.1, 2.8])})
+    'global'
+    """
+    first, better = next(iter(losses)), {}
     for name, own in losses.items():
-        gain = losses[first] - own
+        gain = losses[first].double() - own.double()
         if float(gain.mean()) > float(gain.std()) / math.sqrt(len(gain)):
-            better[name] = float(own.mean())
+            better[name] = float(own.double().mean())
     return min(better, key=lambda name: better[name], default=first)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from floco import __version__
-from floco.analysis import comparison, tables
+from floco.analysis import choices, comparison, tables
 from floco.analysis.columns import cost_columns, harm_columns, main_columns, methods_table, other_columns
 from floco.analysis.pairs import pairs
 from floco.analysis.report import figures, surface
@@ -157,6 +157,7 @@ def _methods(results: Results, missing: str) -> Iterator[Section]:
     several = len(results.names) > 1
     about = [_METRICS, _HARM, *([_ECE] if "ece" in results.metrics else [])]
     notes = (*about, tables.name_differences(results.paths.values()), tables.name_left_out(made), missing)
+    notes = (*notes, *choices.describe(results.clients))
     kinds = (main_columns, harm_columns, other_columns, cost_columns)
     shown = [html_table(methods_table(made, columns(results.metrics))) for columns in kinds]
     yield Section("Comparison" if several else "Results", text(*filter(None, notes)) + "".join(shown))
