@@ -184,6 +184,7 @@ REFUSED = {
     "model.name=cnn": "model.name: the trained tensors",
     "algorithm.radius=0.3": "algorithm.radius: what server and clients keep",
     "algorithm.name=fedavg": "algorithm.name: what server and clients keep",
+    "deliver.model=chosen": "deliver.model: earlier evaluations are of models",
     "training.buffers=local": "training.buffers: what server and clients keep depends",
     "flower.sites=3": "flower.sites: only runs on Flower",
     "training.rounds=2": "training.rounds = 2: must be above 3, the rounds that are done",

@@ -23,12 +23,13 @@ from flwr.supercore.task_identity import TaskIdentity
 import floco as package
 from conftest import PATIENCE, Clock, alone, dealt, ending, floco, rows, same, two_classes_move_west
 from floco.core.errors import FlocoError
-from floco.core.values import Tensors
+from floco.core.values import ClientInfo, Tensors
 from floco.flower import answering, client_app, demo, roster
 from floco.flower.answering import answer
 from floco.flower.checks import Expected, check_answer
 from floco.flower.demo import SITES, LocalFederation
 from floco.flower.dispatch import expect
+from floco.flower.facts import check_settings
 from floco.flower.joining import admit
 from floco.flower.protocol import FORMAT, Answer, Ask
 from floco.flower.roster import Nodes
@@ -101,6 +102,8 @@ from floco.algorithms import FlocoPlus
 class MyFloco(FlocoPlus):
     name: ClassVar[str] = "my-floco"
 """
+CHOICE = {MINE: ("deliver.model=chosen", "deliver.local_epochs=1")}
+"""Further settings of a method."""
 ONE, ALL = ((MINE,), 3), ((*package.ALGORITHMS, OWN, MINE), 4)
 
 
@@ -121,12 +124,13 @@ def federation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         for i in range(0, len(methods), 4):
             started = {}
             for name in methods[i : i + 4]:
-                write(folder / name, read_settings(folder, name, f"training.rounds={rounds}"))
+                write(folder / name, read_settings(folder, name, f"training.rounds={rounds}", *CHOICE.get(name, ())))
                 started[name] = running.run(folder / name, "--run-config", f'out="{folder / f"run-{name}"}"')
             for name, process in started.items():
                 logs[name] = "".join(running.lines(process))
         for name in methods:
-            alone(read_settings(folder, name, f"training.rounds={rounds}"), folder / f"local-{name}")
+            settings = read_settings(folder, name, f"training.rounds={rounds}", *CHOICE.get(name, ()))
+            alone(settings, folder / f"local-{name}")
     return Federated(folder, rounds, logs)
 
 
@@ -762,10 +766,33 @@ def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: 
 
 @pytest.mark.parametrize("name", package.ALGORITHMS)
 def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: Path) -> None:
+    check_an_answer(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavg+ft", "floco", "local"])
+@pytest.mark.parametrize("model", ["finetuned", "chosen"])
+def test_a_site_takes_home_what_it_likes_and_says_so(name: str, model: str, tmp_path: Path) -> None:
+    found, question, honest = check_an_answer(name, tmp_path, f"deliver.model={model}", "deliver.local_epochs=2")
+    assert found.evaluated is not None
+    assert bool(found.evaluated.taken) == (model == "chosen")
+    odd = replace(found, evaluated=replace(found.evaluated, taken="another"))
+    assert "it has chosen 'another', and can choose" in str(problem(odd, question, honest))
+
+
+def test_samples_in_order_are_not_held_back_on_flower() -> None:
+    settings = ["deliver.model=chosen", "data.order=position", "flower.shape=[2]", 'data.labels=["a", "b"]']
+    with pytest.raises(
+        FlocoError, match=r'deliver\.model = "chosen" holds samples back at random .* leave data\.order'
+    ):
+        check_settings(read(None, settings))
+
+
+def check_an_answer(name: str, tmp_path: Path, *more: str) -> tuple[Answer, Ask, Expected]:
+    """What a site says of one round, to which question, and what was expected."""
     dealt(tmp_path)
     raw = ["data.normalize=none", "training.rounds=2", "training.lr=0.001"]  # numbers up to 16: a small step
     config = read_settings(
-        tmp_path, name, "data.labels=" + json.dumps([str(i) for i in range(10)]), "flower.shape=[8,8]", *raw
+        tmp_path, name, "data.labels=" + json.dumps([str(i) for i in range(10)]), "flower.shape=[8,8]", *raw, *more
     )
     text, site = (
         json.dumps(as_dict(config)),
@@ -776,10 +803,15 @@ def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: 
     message = setup.algorithm.message(state, "north", "train")
     question = Ask("run1", 0, "train", True, message.shared, message.own, 0, text, setup.network.fingerprint())
     found = Answer.of(answer(site, Ask.of(question.records())).records(share_labels=False), setup.task)
-    assert problem(found, question, expect(setup, "north", question)) is None
+    told = ClientInfo(
+        "north", *(len(part) for part in (setup.federation.clients[0].train, setup.federation.clients[0].test))
+    )
+    honest = expect(replace(setup, remote=(told,)), "north", question)
+    assert problem(found, question, honest) is None
     assert found.trained is not None
     assert found.trained.update is not None
     setup.algorithm.aggregate(state, [found.trained.update], clients={"north": found.trained.update.weight})
+    return found, question, honest
 
 
 TOLD = {"format": FORMAT, "client": "west", "problem": "", "n_train": 3, "n_test": 1}
