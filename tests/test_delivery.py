@@ -91,9 +91,10 @@ def spoiled(federation: Federation, setup: Setup) -> Federation:
     return replace(federation, x=x, y=y)
 
 
-@pytest.mark.parametrize("method", ALGORITHMS)
+@pytest.mark.parametrize("method", [*ALGORITHMS, "own centers"])
 def test_nothing_is_trained_on_what_is_held_back(method: str) -> None:
-    setup = delivering(ALGORITHMS[method](), CHOSEN)
+    known = {**ALGORITHMS, "own centers": lambda: Floco(endpoints=3, centers="own")}
+    setup = delivering(known[method](), CHOSEN)
     other = replace(setup, federation=spoiled(setup.federation, setup))
     one, two = history(setup)[-1], history(other)[-1]
     assert same(one.state.shared, two.state.shared)

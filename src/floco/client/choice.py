@@ -83,9 +83,9 @@ def deliver(setup: Setup, work: Work, tensors: Tensors, trained: Mapping[str, Te
 def _choose(setup: Setup, client: str, candidates: Mapping[str, Tensors]) -> str:
     """Return the name of the candidate that a client takes by its held-back samples."""
     held = setup.divide(client)[1]
-    x, y = rows(setup.federation.x, held), setup.federation.y[held]
     if len(held) < 2 or len(candidates) == 1:
         return next(iter(candidates))
+    x, y = rows(setup.federation.x, held), setup.federation.y[held]
     return pick({name: setup.task.losses(compute_outputs(setup, m, x), y) for name, m in candidates.items()})
 
 
