@@ -21,6 +21,8 @@ from floco.core.delivery import CANDIDATES, Delivery
 from floco.core.errors import FlocoError
 from floco.core.values import ClientInfo
 from floco.data.federation import Federation
+from floco.deliver.newcomers import newcomer_rows
+from floco.deliver.personal import deliver
 from floco.engines.engine import start_engine
 from floco.runs.toml import read
 from floco.server.progress import Progress
@@ -225,13 +227,17 @@ def test_what_a_client_takes_home_is_what_its_row_is_about(
     assert read_json(file.with_name(f"{file.name}.json"))["delivered"] == taken
 
 
-def test_the_best_mixture_is_that_of_its_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_mixture_is_that_of_the_samples_that_a_client_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
     take("best", monkeypatch)
-    setup = delivering(
-        Floco(endpoints=3, assign_at=1), CHOSEN, federation=replace(blobs(), task=Classification(prior="client"))
-    )
-    run = package.runs.results.Run(setup, history(setup)[-1])
-    assert same(dict(run.personal("north").state_dict()), dict(run.personal("north", at="best").state_dict()))
+    federation = replace(blobs(), task=Classification(prior="client"))
+    setup = delivering(Floco(endpoints=3, assign_at="never"), CHOSEN, federation=federation)
+    last = history(setup)[-1]
+    taken, best = (deliver(setup, last, "east", at=at) for at in ("center", "best"))
+    assert same(taken.tensors, best.tensors)
+    assert taken.taken == "best"
+    assert torch.equal(taken.point, best.point)
+    other = replace(setup, federation=spoiled(federation, setup))
+    assert same(taken.tensors, deliver(other, last, "east").tensors)
 
 
 def test_a_run_that_is_continued_delivers_the_same(tmp_path: Path) -> None:
@@ -253,11 +259,20 @@ def test_a_run_that_is_continued_delivers_the_same(tmp_path: Path) -> None:
 def test_newcomers_are_placed_with_all_their_samples() -> None:
     federation = blobs(sizes=(30,) * 6)
     held = replace(federation, clients=federation.clients[:5], held_out=federation.clients[5:])
-    plain, chosen = (
-        package.fit(small_net, held, Floco(endpoints=3, assign_at=1), rounds=1, engine="serial", deliver=d).newcomers
-        for d in (Delivery(), TUNED)
-    )
-    pd.testing.assert_frame_equal(plain, chosen)
+    plain = make(Floco(endpoints=3, assign_at=1), federation=held, rounds=1)
+    state = history(plain)[-1].state
+    assert newcomer_rows(plain, state) == newcomer_rows(replace(plain, delivery=CHOSEN), state)
+
+
+def test_a_cohort_trains_further_models_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone(setup: Setup, work: Any) -> Any:
+        raise AssertionError(f"{work.client} trains alone")
+
+    monkeypatch.setattr("floco.client.choice.train_client", alone)
+    for method in (FedAvg(), FedAvgFT(), Floco(endpoints=3, centers="own")):
+        assert evaluated(history(delivering(method, CHOSEN), "cohort")[-1])[0]["clients_failed"] == 0
+    with pytest.raises(FlocoError, match="north trains alone"):
+        history(delivering(FedAvg(), CHOSEN), "serial")
 
 
 def headless() -> nn.Module:
