@@ -224,7 +224,10 @@ def test_what_a_client_takes_home_is_what_its_row_is_about(
     assert losses.to_dict() == run.clients.set_index("client")["loss_personal"].to_dict()
     (file,) = run.export(tmp_path / "north.safetensors", ["north"])
     assert same(read_tensors(file), dict(run.personal("north").state_dict()))
-    assert read_json(file.with_name(f"{file.name}.json"))["delivered"] == taken
+    card = read_json(file.with_name(f"{file.name}.json"))
+    assert card["delivered"] == taken
+    assert card.get("at") == {"personal": "center", "best": "best"}.get(taken)
+    assert f"candidates, this is: {taken}." in file.with_name(f"{file.name}.md").read_text()
 
 
 def test_the_best_mixture_is_that_of_the_samples_that_a_client_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:

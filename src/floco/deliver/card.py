@@ -84,6 +84,7 @@ def markdown(facts: Card) -> str:
     lines += [f"- Method: {_settings(facts['algorithm'])}; {rounds}.", f"- Training: {_settings(made)}."]
     lines += [f"- Changed {line}." for line in facts["changes"]]
     lines += [f"- The client took part in {facts['participated']} rounds."] if "participated" in facts else []
+    lines += [f"- Of the client's candidates, this is: {facts['delivered']}."] if "delivered" in facts else []
     where = facts.get("at") or facts.get("placed_by")
     lines += [f"- Point on the simplex ({where}): {', '.join(f'{a:.4g}' for a in facts['mixture'])}."] if where else []
     lines += [f"- Versions: {', '.join(f'{k} {v}' for k, v in facts['versions'].items() if v)}."]

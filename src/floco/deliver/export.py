@@ -93,7 +93,8 @@ def export(
                 tensors, mixture, taken = deliver(setup, progress, client, at=at)
                 facts = _card(setup, progress, client, tensors, source, versions, measured)
             facts |= {"changes": list(changes), **({"delivered": taken} if taken else {})}
-            facts |= {} if mixture is None else {"at": at, "mixture": mixture.tolist()}
+            where = "best" if taken == "best" else at
+            facts |= {} if mixture is None else {"at": where, "mixture": mixture.tolist()}
             schema = setup.federation.schema_of(client)
             if write is None or any(c.forms for c in setup.federation.clients):  # a normalisation of each client's own
                 write = make_writer(setup, made, schema)

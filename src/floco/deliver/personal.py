@@ -33,7 +33,7 @@ class Model(NamedTuple):
     point: torch.Tensor | None
     """Its point on the simplex, (M,); None: it is at none."""
     taken: str = ""
-    """Which of its candidates the client has chosen (`deliver.model = "chosen"`); "": there was no choice."""
+    """Which of its candidates the client takes home; "" with `deliver.model = "personal"`."""
 
 
 def in_float32(setup: Setup) -> Setup:
@@ -87,7 +87,7 @@ def _personal(setup: Setup, progress: Progress, client: str, at: str) -> Model:
     models, taken, point = find_models(setup, client, message, progress.memories.get(client))
     if models.personal is None:
         raise FlocoError(f"algorithm {setup.algorithm.name} has no personal models")
-    return Model(models.personal, point, taken if setup.delivery.model == "chosen" else "")
+    return Model(models.personal, point, taken if setup.delivery.model != "personal" else "")
 
 
 def _ready(setup: Setup, client: str) -> Setup:
