@@ -40,27 +40,32 @@ class Samples:
         return torch.stack([self.x @ m["w"].T for m in models])
 
 
+def center_of(ends: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, checked: bool = False) -> torch.Tensor:
+    mixing = Mixing(("w",), len(ends), 0.1, own_centers=True)
+    return find_center(mixing, Regression(), {"w": ends}, mixing.middle, Samples(x, y), checked=checked)
+
+
 def test_a_center_is_the_mixture_of_lowest_loss_in_closed_form() -> None:
-    """Squared loss, two endpoints: alpha minimises mean (o2 + alpha (o1 - o2) - y)^2 + 2 (alpha - 1/2)^2 / n."""
-    g = torch.Generator().manual_seed(0)
-    x, ends = torch.randn(20, 3, generator=g), torch.randn(2, 1, 3, generator=g)
-    y = x @ (0.7 * ends[0] + 0.3 * ends[1]).T + 0.1 * torch.randn(20, 1, generator=g)
-    mixing = Mixing(("w",), 2, 0.1, own_centers=True)
-    found = find_center(mixing, Regression(), {"w": ends}, mixing.middle, Samples(x, y))
+    """Squared loss, two endpoints: it minimises mean (o2 + alpha (o1 - o2) - y)^2 + 2 (alpha - 1/2)^2 / n."""
+    g, n = torch.Generator().manual_seed(0), 60
+    x, ends = torch.randn(n, 3, generator=g), torch.randn(2, 1, 3, generator=g)
+    y = x @ (0.8 * ends[0] + 0.2 * ends[1]).T + 0.1 * torch.randn(n, 1, generator=g)
     one, two = (x @ e.T for e in ends)
     step = one - two
-    alpha = (((y - two) * step).mean() + 1 / 20) / (step.square().mean() + 2 / 20)
-    assert found.tolist() == pytest.approx([float(alpha), 1 - float(alpha)], abs=1e-4)
+    alpha = (((y - two) * step).mean() + 1 / n) / (step.square().mean() + 2 / n)
+    assert alpha > 0.6
+    assert center_of(ends, x, y).tolist() == pytest.approx([float(alpha), 1 - float(alpha)], abs=1e-4)
 
 
-def test_few_samples_leave_a_center_near_the_middle_and_many_do_not() -> None:
-    ends = torch.tensor([[[1.0]], [[-1.0]]])
-    mixing = Mixing(("w",), 2, 0.1, own_centers=True)
-    found = []
-    for n in (1, 10, 1000):
-        x = torch.full((n, 1), 0.5)
-        found.append(float(find_center(mixing, Regression(), {"w": ends}, mixing.middle, Samples(x, 0.5 * x))[0]))
-    assert 0.5 < found[0] < found[1] < found[2] == pytest.approx(0.75, abs=0.01)
+@pytest.mark.parametrize(("n", "first"), [(1, 0.5), (16, 0.5), (18, 0.725), (1000, 0.75)])
+def test_a_checked_center_leaves_the_middle_if_it_gains_more_than_the_numbers_it_fits(n: int, first: float) -> None:
+    """One number a = alpha_1 is fitted. The loss, n (a - 3/4)^2, and the prior, 2 (a - 1/2)^2, gain n^2 / (16 (n + 2)).
+
+    That is more than 1 from 18 samples on.
+    """
+    x, ends = torch.full((n, 1), 0.5), torch.tensor([[[1.0]], [[-1.0]]])
+    assert center_of(ends, x, 0.5 * x, checked=True).tolist() == pytest.approx([first, 1 - first], abs=1e-3)
+    assert float(center_of(ends, x, 0.5 * x)[0]) > 0.55
 
 
 @pytest.mark.parametrize("task", [Classification(), Classification(prior="client")], ids=["plain", "prior"])

@@ -10,10 +10,11 @@ import torch
 from floco.core.algorithm import OwnSamples
 from floco.core.mixing import CENTER_TENSOR, Mixing
 from floco.core.task import Task
-from floco.core.values import ServerState, Tensors, Update
-from floco.simplex import sample_released, sample_simplex, sample_subregion
+from floco.core.values import ServerState, Tensors, Update, add_prefix, strip_prefix
+from floco.simplex import Assignment, sample_released, sample_simplex, sample_subregion
 from floco.simplex.optimum import lowest
 
+_MAP = "assignment/"
 _DECIMALS = 5  # of a center: what engines differ in by rounding must not decide whether a coordinate is zero
 
 
@@ -50,14 +51,23 @@ class MixtureSampler:
 
 
 def find_center(
-    mixing: Mixing, task: Task, tensors: Mapping[str, torch.Tensor], near: torch.Tensor, samples: OwnSamples
+    mixing: Mixing,
+    task: Task,
+    tensors: Mapping[str, torch.Tensor],
+    near: torch.Tensor,
+    samples: OwnSamples,
+    *,
+    checked: bool = False,
 ) -> torch.Tensor:
     """Return a client's center (M,) float64, from the endpoints' outputs on its training part.
 
-    beta_k = argmin sum_i loss(sum_m alpha_m f(x_i; W_m), y_i) + |alpha - 1/M|^2, started from `near`. The second term
-    is a Gaussian prior, which dominates if there are few samples. If only the last layer is mixed, the sum is the
-    mixture's own output, and the problem is convex if the loss is. Otherwise the sum stands for it: both agree where
-    the simplex is connected without a barrier.
+    beta_k = argmin F(alpha), F(alpha) = sum_i loss(sum_m alpha_m f(x_i; W_m), y_i) + |alpha - 1/M|^2, started from
+    `near`. The second term is a Gaussian prior, which dominates if there are few samples. If only the last layer is
+    mixed, the sum over m is the mixture's own output, and the problem is convex if the loss is. Otherwise it stands for
+    the mixture's output: both agree where the simplex is connected without a barrier.
+
+    `checked`: it is 1/M unless F(1/M) - F(beta_k) > M - 1. Of M - 1 fitted numbers, each is expected to gain that much
+    without a gain on other samples (Akaike's criterion, if the loss is a negative log-likelihood).
 
     Raises:
         FlocoError: the loss is not finite.
@@ -71,7 +81,11 @@ def find_center(
         far = (alpha - mixing.middle).square().sum()
         return task.loss(torch.einsum("m,m...->...", alpha, found), targets) + far / len(targets)
 
-    rounded = lowest(objective, near, convex=False).round(decimals=_DECIMALS)
+    best = lowest(objective, near, convex=False)
+    gain = len(targets) * float(objective(mixing.middle) - objective(best))
+    if checked and gain <= mixing.endpoints - 1:
+        return mixing.middle
+    rounded = best.round(decimals=_DECIMALS)
     return rounded / rounded.sum()
 
 
@@ -83,3 +97,27 @@ def gather_signals(mixing: Mixing, state: ServerState, updates: Sequence[Update]
     for row, update in zip(signals, updates, strict=True):
         row.copy_(mixing.signal(state.shared, update.shared))
     return signals
+
+
+def keep_map(made: Assignment) -> Tensors:
+    """Return what a server keeps of an assignment to place others later."""
+    kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64)}
+    return add_prefix(kept, _MAP)
+
+
+def has_map(kept: Tensors) -> bool:
+    """Return whether a server's tensors hold the map of an assignment."""
+    return bool(strip_prefix(kept, _MAP))
+
+
+def read_map(kept: Tensors, endpoints: int, *, unit: bool) -> Assignment:
+    """Return the assignment in a server's tensors, without the centers, which clients have among their own tensors."""
+    known = strip_prefix(kept, _MAP)
+    return Assignment(
+        centers=torch.empty(0, endpoints, dtype=torch.float64),
+        z=float(known["z"]),
+        log_energy=0.0,  # not kept, and not needed to place
+        mean=known["mean"],
+        components=known["components"],
+        unit=unit,
+    )

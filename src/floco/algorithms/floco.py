@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 
 import torch
 
-from floco.algorithms.centers import MixtureSampler, find_center, gather_signals
+from floco.algorithms.centers import MixtureSampler, find_center, gather_signals, has_map, keep_map, read_map
 from floco.algorithms.endpoints import WEIGHTS, average_endpoints, choose_mixed, start_endpoints
 from floco.core.algorithm import Algorithm, OwnSamples, average
 from floco.core.errors import FlocoError
@@ -35,12 +35,8 @@ from floco.core.values import (
     Tensors,
     Training,
     Update,
-    add_prefix,
-    strip_prefix,
 )
-from floco.simplex import Assignment, assign
-
-_MAP = "assignment/"
+from floco.simplex import assign
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,13 @@ class SimplexMethod(Algorithm):
         "who finds centers: the server in round assign_at, from clients' signals (as published), or each client its "
         "own from that round on, as the mixture of lowest loss on its training part",
         choices=("signals", "own"),
+    )
+    check_at: int | str | None = setting(
+        None,
+        "with own centers: round from which on a center other than 1/M must gain more than M - 1 numbers do by chance "
+        "(empty: a quarter of the rounds)",
+        low=1,
+        choices=("never",),
     )
     uniform: float | None = setting(
         None, "share of batches from the whole simplex after assign_at (empty: 0, with own centers 0.5)", low=0, high=1
@@ -107,7 +110,9 @@ class SimplexMethod(Algorithm):
         if own and (at == "never" or self.sampler == "released" or not self.normalize):
             raise FlocoError('centers = "own" needs a round assign_at, sampler = "subregion" and normalize = true')
         uniform = self.uniform if self.uniform is not None else 0.5 if own else 0.0
-        made = replace(self, assign_at=at, uniform=uniform, average=self.average or ("mixtures" if own else "samples"))
+        check_at = (max(1, training.rounds // 4) if own else "never") if self.check_at is None else self.check_at
+        average = self.average or ("mixtures" if own else "samples")
+        made = replace(self, assign_at=at, check_at=check_at, uniform=uniform, average=average)
         if layout is None:
             return made
         return replace(made, mix=choose_mixed(layout, self.mix))
@@ -140,8 +145,7 @@ class SimplexMethod(Algorithm):
             return after
         if after.round == self.assign_at:
             made = assign(gather_signals(self.mixing, state, updates), self.endpoints, normalize=self.normalize)
-            kept = {"mean": made.mean, "components": made.components, "z": torch.tensor(made.z, dtype=torch.float64)}
-            return replace(after, kept=add_prefix(kept, _MAP), by_client=_centers(updates, made.centers))
+            return replace(after, kept=keep_map(made), by_client=_centers(updates, made.centers))
         late = [u for u in updates if u.client not in state.by_client]
         if late and self.assigned(state):
             placed = _centers(late, self.place(state, gather_signals(self.mixing, state, late)))
@@ -149,17 +153,22 @@ class SimplexMethod(Algorithm):
         return after
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
-        """Return the shared tensors and the client's center, 1/M until it has one."""
-        center = message.own.get(CENTER, memory.get(CENTER_TENSOR, self.mixing.middle))
-        return {**message.shared, CENTER_TENSOR: center}
+        """Return the shared tensors, and the client's center if it has one."""
+        center = message.own.get(CENTER, memory.get(CENTER_TENSOR))
+        return dict(message.shared) if center is None else {**message.shared, CENTER_TENSOR: center}
 
     def examine(self, samples: OwnSamples, tensors: Tensors, message: Message, facts: Facts) -> Tensors:
         """Return the center that the client finds itself: when it trains, and in an evaluation if it has none yet."""
-        near = tensors[CENTER_TENSOR]
-        known = message.purpose == "evaluate" and not near.equal(self.mixing.middle)
-        if known or self.centers == "signals" or not self._located(message):
+        known, middle = tensors.get(CENTER_TENSOR), self.mixing.middle
+        if known is not None and message.purpose == "evaluate":
             return {}
-        return {CENTER_TENSOR: find_center(self.mixing, facts.task, message.shared, near, samples)}
+        if self.centers == "signals" or not self._located(message):
+            return {} if known is not None else {CENTER_TENSOR: middle}
+        checked = isinstance(self.check_at, int) and message.round >= self.check_at
+        found = find_center(
+            self.mixing, facts.task, message.shared, middle if known is None else known, samples, checked=checked
+        )
+        return {CENTER_TENSOR: found}
 
     def _located(self, message: Message) -> bool:
         """Return whether the client has its subregion."""
@@ -210,19 +219,11 @@ class SimplexMethod(Algorithm):
         """Return whether round tau is over."""
         if self.centers == "own":
             return isinstance(self.assign_at, int) and state.round >= self.assign_at
-        return bool(strip_prefix(state.kept, _MAP))
+        return has_map(state.kept)
 
     def place(self, state: ServerState, signals: torch.Tensor) -> torch.Tensor:
         """Return where the map of the assignment puts new signals; other clients keep their centers."""
-        kept = strip_prefix(state.kept, _MAP)
-        return Assignment(
-            centers=torch.empty(0, self.endpoints, dtype=torch.float64),  # those of clients are in their own tensors
-            z=float(kept["z"]),
-            log_energy=0.0,  # not kept, and not needed to place
-            mean=kept["mean"],
-            components=kept["components"],
-            unit=self.normalize,
-        ).place(signals)
+        return read_map(state.kept, self.endpoints, unit=self.normalize).place(signals)
 
 
 def _centers(updates: Sequence[Update], centers: torch.Tensor) -> dict[str, Tensors]:

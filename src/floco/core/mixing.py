@@ -74,8 +74,8 @@ class Mixing:
         return torch.full((self.endpoints,), 1 / self.endpoints, dtype=torch.float64)
 
     def point(self, tensors: Tensors) -> tuple[Tensors, torch.Tensor]:
-        """Return a client's own simplex and its center (M,) on it, from its working tensors."""
-        return strip_prefix(tensors, self.prefix), tensors[CENTER_TENSOR]
+        """Return a client's own simplex and its center (M,) on it, 1/M if it has none, from its working tensors."""
+        return strip_prefix(tensors, self.prefix), tensors.get(CENTER_TENSOR, self.middle)
 
     def signal(self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return a client's gradient signal: the flattened pseudo-gradient `before - after` of all endpoints, (P,)."""
