@@ -17,7 +17,7 @@ from floco.client.examine import TrainingPart
 from floco.client.round import prepare
 from floco.core.errors import FlocoError
 from floco.core.mixing import CENTER, CENTER_TENSOR, Mixing
-from floco.core.values import Message, ServerState, Update
+from floco.core.values import Message, ServerState, Training, Update
 from floco.data.federation import Client, Federation
 from floco.deliver.newcomers import try_place
 from floco.deliver.personal import outputs
@@ -81,6 +81,32 @@ def test_with_one_endpoint_it_is_fedavg_to_the_bit(cls: Any, mix: str, task: Cla
 @pytest.mark.parametrize("cls", METHODS)
 def test_it_keeps_the_contract_and_resumes_to_the_bit(cls: Any) -> None:
     check_algorithm(cls(**OWN, assign_at=2))
+
+
+@pytest.mark.parametrize(("rounds", "expected"), [(1, 1), (3, 1), (40, 10), (42, 10)])
+def test_centers_are_checked_from_a_quarter_of_the_rounds_on(rounds: int, expected: int) -> None:
+    assert Floco(**OWN).resolved(Training(rounds=rounds)).check_at == expected
+    assert Floco(**OWN, check_at=2).resolved(Training(rounds=rounds)).check_at == 2
+    assert Floco(**OWN, check_at="never").resolved(Training(rounds=rounds)).check_at == "never"
+    assert Floco(endpoints=3).resolved(Training(rounds=rounds)).check_at == "never"
+
+
+def test_clients_that_are_alike_stay_in_the_middle_and_those_of_two_kinds_do_not() -> None:
+    """From the check on; before it, the former find centers all the same."""
+    g = torch.Generator().manual_seed(0)
+    x, middles = torch.randn(12 * 40, 5, generator=g), []
+    plain = (x @ torch.randn(5, 3, generator=g)).argmax(dim=1)
+    for turned in (0, 1):  # every second client exchanges labels
+        y = torch.where(torch.arange(len(x)) // 40 % 2 == 1, (plain + turned) % 3, plain)
+        parts = [(torch.arange(40 * i, 40 * i + 30), torch.arange(40 * i + 30, 40 * i + 40)) for i in range(12)]
+        clients = tuple(Client(str(i), *part) for i, part in enumerate(parts))
+        setup = make(Floco(**OWN), federation=Federation(x, y, clients, ("a", "b", "c")), rounds=16)
+        mixing = setup.algorithm.mixing
+        assert mixing is not None
+        states = train(setup)
+        found = [states[r - 1].centers(mixing).values() for r in (3, 16)]
+        middles.append([sum(bool(c.equal(mixing.middle)) for c in centers) for centers in found])
+    assert middles == [[0, 12], [0, 0]]
 
 
 @pytest.mark.parametrize("mix", ["last", "all"])
@@ -193,7 +219,7 @@ def test_before_assign_at_all_train_on_the_whole_simplex_as_with_signals(cls: An
 
 
 def test_a_client_that_never_trained_finds_its_center_when_it_is_evaluated() -> None:
-    setup = make(Floco(**OWN), fraction=0.2)
+    setup = make(Floco(**OWN, check_at="never"), fraction=0.2)
     last = train(setup)[1]
     absent = next(c for c in setup.federation.ids if c not in last.participated)
     work = prepare(setup, absent, setup.algorithm.message(last.state, absent, "evaluate"), None)
