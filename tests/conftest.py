@@ -75,12 +75,17 @@ def small_net(features: int = 5, classes: int = 3) -> nn.Module:
     return nn.Sequential(nn.Linear(features, 7), nn.Tanh(), nn.Linear(7, classes))
 
 
+def layer_normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Tanh(), nn.Linear(7, 3))
+
+
 def make(
     algorithm: Algorithm, *, federation: Federation | None = None, model: Any = None, seed: int = 0, **training: Any
 ) -> Setup:
     """A setup of 6 rounds, half of the clients each, batches of 8."""
     settings = Training(**{"rounds": 6, "fraction": 0.5, "epochs": 2, "batch_size": 8, "lr": 0.1, **training})
-    net = build_network(small_net if model is None else model, seed=seed)
+    usual = layer_normed if algorithm.name == "fedbn" else small_net  # it needs layers to keep
+    net = build_network(usual if model is None else model, seed=seed)
     return Setup(
         blobs() if federation is None else federation, net, algorithm.resolved(settings, net.layout), settings, seed
     )

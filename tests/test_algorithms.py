@@ -19,6 +19,7 @@ from floco.algorithms import (
     FedAvg,
     FedAvgFT,
     FedBABU,
+    FedBN,
     FedPer,
     FedProx,
     FedRep,
@@ -62,6 +63,7 @@ TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has 
     (LGFedAvg(), False),
     (FedBABU(), True),
     (IFCA(clusters=3), False),
+    (FedBN(), False),
 ]
 
 

@@ -5,6 +5,7 @@ from floco.algorithms.ditto import Ditto
 from floco.algorithms.fedavg import FedAvg
 from floco.algorithms.fedavg_ft import FedAvgFT
 from floco.algorithms.fedbabu import FedBABU
+from floco.algorithms.fedbn import FedBN
 from floco.algorithms.fedper import FedPer
 from floco.algorithms.fedprox import FedProx
 from floco.algorithms.fedrep import FedRep
@@ -39,6 +40,7 @@ _ALL: tuple[type[Algorithm], ...] = (
     LGFedAvg,
     FedBABU,
     IFCA,
+    FedBN,
 )
 ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 """Name -> class; the hyperparameters are the class's fields."""
@@ -53,6 +55,7 @@ __all__ = [
     "FedAvg",
     "FedAvgFT",
     "FedBABU",
+    "FedBN",
     "FedPer",
     "FedProx",
     "FedRep",

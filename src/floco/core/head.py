@@ -1,4 +1,4 @@
-"""Find the layer that gives a network's logits, from a forward pass rather than from names or positions."""
+"""Find the layer that gives a network's logits, from a forward pass, not from names; and normalisation layers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from torch import nn
 from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs, arguments, shapes
 from floco.core.random import global_stream, one_thread
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # the first: of batch and instance
+
+
+def norm_tensors(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of parameters and buffers of normalisation layers, tied ones once."""
+    layers = [m for m in module.modules() if isinstance(m, _NORMS)]
+    own = {id(t) for m in layers for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
+    return tuple(n for n, t in (*module.named_parameters(), *module.named_buffers()) if id(t) in own)
 
 
 def head_layer(module: nn.Module, sample: Inputs | None) -> str | None:

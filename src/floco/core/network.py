@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from floco.core.errors import FlocoError, nearest
-from floco.core.head import head_layer
+from floco.core.head import head_layer, norm_tensors
 from floco.core.inputs import Inputs
 from floco.core.random import global_stream
 from floco.core.values import Layout, Tensors
@@ -64,13 +64,14 @@ class Network:
         """The names of the tensors; the head is the linear layer that gives the logits."""
         if self.traits is not None:
             return self.traits.layout
-        parameters = self.parameters
+        parameters, buffers = self.parameters, tuple(self.buffers)
         layer = head_layer(self.module, self.sample)
+        norms = tuple(n for n in norm_tensors(self.module) if n in {*parameters, *buffers})
         if layer is None:
-            return Layout(tuple(parameters), tuple(self.buffers), None)
+            return Layout(tuple(parameters), buffers, None, norms=norms)
         last = self._known_name(f"{layer}.weight".removeprefix("."), parameters)
         head = () if last is None else tuple(n for n in (last, f"{layer}.bias".removeprefix(".")) if n in parameters)
-        return Layout(tuple(parameters), tuple(self.buffers), last, head)
+        return Layout(tuple(parameters), buffers, last, head, norms)
 
     def twin(self, device: torch.device, *, train: bool, own: bool = False) -> nn.Module:
         """Return a copy of the module in training or evaluation mode, to compute with.

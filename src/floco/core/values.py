@@ -95,6 +95,8 @@ class Layout:
     """The weight of the linear layer that gives the logits; None if there is none, or if it is not trained."""
     head: tuple[str, ...] = ()
     """The trained ones among weight and bias of that layer."""
+    norms: tuple[str, ...] = ()
+    """Trained parameters and persistent buffers of normalisation layers."""
 
     @property
     def names(self) -> tuple[str, ...]:

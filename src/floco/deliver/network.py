@@ -77,7 +77,8 @@ def read_graph(data: bytes) -> Network:
             traced.graph.erase_node(node)
     module = torch.fx.GraphModule(traced, traced.graph)
     told: dict[str, Any] = traits["layout"]
-    layout = Layout(tuple(told["parameters"]), tuple(told["buffers"]), told["last"], tuple(told["head"]))
+    norms = tuple(told.get("norms", ()))  # graphs of earlier versions lack them
+    layout = Layout(tuple(told["parameters"]), tuple(told["buffers"]), told["last"], tuple(told["head"]), norms)
     for alias, name in traits["tied"].items():
         owner, _, leaf = alias.rpartition(".")
         setattr(module.get_submodule(owner), leaf, module.get_parameter(name))
