@@ -6,6 +6,7 @@ from floco.algorithms.fedavg import FedAvg
 from floco.algorithms.fedavg_ft import FedAvgFT
 from floco.algorithms.fedbabu import FedBABU
 from floco.algorithms.fedbn import FedBN
+from floco.algorithms.fedmerge import FedMerge
 from floco.algorithms.fedper import FedPer
 from floco.algorithms.fedprox import FedProx
 from floco.algorithms.fedrep import FedRep
@@ -41,6 +42,7 @@ _ALL: tuple[type[Algorithm], ...] = (
     FedBABU,
     IFCA,
     FedBN,
+    FedMerge,
 )
 ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 """Name -> class; the hyperparameters are the class's fields."""
@@ -56,6 +58,7 @@ __all__ = [
     "FedAvgFT",
     "FedBABU",
     "FedBN",
+    "FedMerge",
     "FedPer",
     "FedProx",
     "FedRep",

@@ -9,6 +9,7 @@ from typing import ClassVar, Self
 import torch
 
 from floco.algorithms.fedavg import FedAvg
+from floco.algorithms.several import start_models
 from floco.core.algorithm import Algorithm, OwnSamples, weighted_mean
 from floco.core.errors import FlocoError
 from floco.core.network import Network
@@ -50,17 +51,8 @@ class IFCA(Algorithm):
         Raises:
             FlocoError: no initial value is random, so that all models would stay equal.
         """
-        first, names = {**network.parameters, **network.buffers}, network.layout.parameters
-        draws = [network.redraw(names, seed=seed, draw=k, strict=False) for k in range(1, self.clusters)]
-        if any(all(value.equal(first[n]) for n, value in drawn.items()) for drawn in draws):
-            raise FlocoError(
-                "ifca needs models that start from different values, and this one has none that its initialiser draws: "
-                "leave random layers out of model.weights, give a function that builds the model, "
-                "or set algorithm.clusters = 1"
-            )
-        models = [first, *({**first, **drawn} for drawn in draws)]
-        stacks = {n: torch.stack([m[n] for m in models]) for n, t in first.items() if t.is_floating_point()}
-        return ServerState({**first, **stacks})
+        stacks = start_models(network, self.clusters, seed=seed, name=self.name, field="algorithm.clusters")
+        return ServerState({**network.parameters, **network.buffers, **stacks})
 
     def begin(self, message: Message, memory: Tensors, facts: Facts) -> Tensors:
         """Return the first model."""

@@ -153,19 +153,21 @@ def average(state: ServerState, updates: Sequence[Update]) -> ServerState:
     return replace(state, shared={**state.shared, **weighted_mean(trained)}, round=state.round + 1)
 
 
-def weighted_mean(updates: Sequence[Update]) -> Tensors:
+def weighted_mean(updates: Sequence[Update], weights: Sequence[float] | None = None) -> Tensors:
     """Return the mean of the updates' shared tensors, weighted by sample count: `sum_k n_k w_k / sum_k n_k`.
 
-    Sums are in float64, in the given order. Integer tensors (counters in buffers) come from the first update.
+    Other `weights`, one for each update, take the place of n_k. Sums are in float64, in the given order. Integer tensors
+    (counters in buffers) come from the first update.
     """
-    total = float(sum(u.weight for u in updates))
+    weights = [u.weight for u in updates] if weights is None else weights
+    total = float(sum(weights))
     mean: Tensors = {}
     for name, first in updates[0].shared.items():
         if not first.is_floating_point():
             mean[name] = first
             continue
         acc = torch.zeros(first.shape, dtype=torch.float64)
-        for u in updates:
-            acc.add_(u.shared[name], alpha=u.weight / total)
+        for u, weight in zip(updates, weights, strict=True):
+            acc.add_(u.shared[name], alpha=weight / total)
         mean[name] = acc.to(first.dtype)
     return mean
