@@ -22,7 +22,6 @@ from floco.core.values import (
     ServerState,
     Tensors,
     Update,
-    add_prefix,
     strip_prefix,
 )
 

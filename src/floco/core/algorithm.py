@@ -156,8 +156,8 @@ def average(state: ServerState, updates: Sequence[Update]) -> ServerState:
 def weighted_mean(updates: Sequence[Update], weights: Sequence[float] | None = None) -> Tensors:
     """Return the mean of the updates' shared tensors, weighted by sample count: `sum_k n_k w_k / sum_k n_k`.
 
-    Other `weights`, one for each update, take the place of n_k. Sums are in float64, in the given order. Integer tensors
-    (counters in buffers) come from the first update.
+    Other `weights`, one for each update, take the place of n_k. Sums are in float64, in the given order. Integer
+    tensors (counters in buffers) come from the first update.
     """
     weights = [u.weight for u in updates] if weights is None else weights
     total = float(sum(weights))
