@@ -20,6 +20,7 @@ from floco.algorithms import (
     FedAvgFT,
     FedBABU,
     FedBN,
+    FedEM,
     FedMerge,
     FedPer,
     FedProx,
@@ -66,6 +67,7 @@ TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has 
     (IFCA(clusters=3), False),
     (FedBN(), False),
     (FedMerge(merged=3), False),
+    (FedEM(learners=3), False),
 ]
 
 

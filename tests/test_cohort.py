@@ -54,7 +54,7 @@ def both(setup: Setup) -> tuple[Progress, Progress]:
     return train(setup)[-1], train(setup, Serial(setup, 8))[-1]
 
 
-@pytest.mark.parametrize("algorithm", [a for a, _ in TABLE], ids=lambda a: a.name)
+@pytest.mark.parametrize("algorithm", [a for a, _ in TABLE if a.name != "fedem"], ids=lambda a: a.name)  # test_fedem.py
 def test_a_cohort_of_unequal_clients_agrees_with_one_at_a_time(algorithm: Algorithm, trained: list[bool]) -> None:
     alone, together = both(make(algorithm))
     assert trained

@@ -16,7 +16,7 @@ from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError
 from floco.core.network import build_network
-from floco.core.values import Tensors, Training
+from floco.core.values import Combined, Tensors, Training
 from floco.data.federation import Client, Federation
 from floco.engines.engine import Engine, start_engine
 from floco.runs.checkpoint import Store
@@ -121,7 +121,8 @@ def _check_rounds(setup: Setup, passed: list[Progress]) -> None:
     both = setup.models(setup.algorithm.begin(message, memory, facts), facts)
     find_global_model(setup, message)  # for the server, which is no client: facts.n_train is 0
     for which, tensors in (("global", both.global_), ("personal", both.personal)):
-        lacking = [] if tensors is None else [n for n in layout.names if n not in tensors]
+        parts = tensors.networks if isinstance(tensors, Combined) else () if tensors is None else (tensors,)
+        lacking = [n for n in layout.names if any(n not in part for part in parts)]
         _hold(not lacking, f"the {which} model lacks {', '.join(lacking)}")
     _hold(both != (None, None), "a method has a global model, a personal model, or both")
 

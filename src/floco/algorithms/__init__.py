@@ -6,6 +6,7 @@ from floco.algorithms.fedavg import FedAvg
 from floco.algorithms.fedavg_ft import FedAvgFT
 from floco.algorithms.fedbabu import FedBABU
 from floco.algorithms.fedbn import FedBN
+from floco.algorithms.fedem import FedEM
 from floco.algorithms.fedmerge import FedMerge
 from floco.algorithms.fedper import FedPer
 from floco.algorithms.fedprox import FedProx
@@ -43,6 +44,7 @@ _ALL: tuple[type[Algorithm], ...] = (
     IFCA,
     FedBN,
     FedMerge,
+    FedEM,
 )
 ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 """Name -> class; the hyperparameters are the class's fields."""
@@ -58,6 +60,7 @@ __all__ = [
     "FedAvgFT",
     "FedBABU",
     "FedBN",
+    "FedEM",
     "FedMerge",
     "FedPer",
     "FedProx",

@@ -23,6 +23,12 @@ class TrainingPart:
 
     setup: Setup
     client: str
+    every: bool = False
+    """Whether it is all samples, however many."""
+
+    def whole(self) -> TrainingPart:
+        """Return all samples."""
+        return replace(self, every=True)
 
     @cached_property
     def _here(self) -> Setup:
@@ -32,6 +38,8 @@ class TrainingPart:
     @cached_property
     def _samples(self) -> torch.Tensor:
         train = self._here.divide(self.client)[0]
+        if self.every:
+            return train
         n = min(_MOST, len(train), max(_LEAST, _NUMBERS // self._here.output_size))
         return train[torch.arange(n) * len(train) // n]
 

@@ -12,21 +12,29 @@ from floco.client.trial import CHUNK
 from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs, chunks
 from floco.core.metrics import Score
-from floco.core.values import Facts, Message, Tensors, fast_copy
+from floco.core.values import Combined, Facts, Message, Tensors, fast_copy
 
 _PARTS = 8  # jobs for the global test part; fixed, so that results do not depend on the engine
 
 
-def compute_outputs(setup: Setup, tensors: Tensors, x: Inputs) -> torch.Tensor:
-    """Return the outputs (n, ...) of raw samples x (n, ...) for the given network tensors, on the CPU."""
-    return compute_outputs_of_each(setup, [tensors], x)[0]
+def compute_outputs(setup: Setup, model: Tensors | Combined, x: Inputs) -> torch.Tensor:
+    """Return the outputs (n, ...) of raw samples x (n, ...) for a model, on the CPU."""
+    return compute_outputs_of_each(setup, [model], x)[0]
 
 
 @torch.no_grad()
-def compute_outputs_of_each(setup: Setup, models: Sequence[Tensors], x: Inputs) -> list[torch.Tensor]:
-    """Return the outputs (n, ...) of raw samples x (n, ...) for each of several models, on the CPU.
+def compute_outputs_of_each(setup: Setup, models: Sequence[Tensors | Combined], x: Inputs) -> list[torch.Tensor]:
+    """Return the outputs (n, ...) of raw samples x (n, ...) for each of several models, on the CPU."""
+    parts = [m.networks if isinstance(m, Combined) else (m,) for m in models]
+    found = iter(_compute(setup, [tensors for part in parts for tensors in part], x))
+    each = [[next(found) for _ in part] for part in parts]
+    return [m.combine(own) if isinstance(m, Combined) else own[0] for m, own in zip(models, each, strict=True)]
 
-    Models that share all tensors (the same objects) except the head share one forward pass through the body.
+
+def _compute(setup: Setup, models: Sequence[Tensors], x: Inputs) -> list[torch.Tensor]:
+    """Return the outputs for network tensors.
+
+    Networks that share all tensors (the same objects) except the head share one forward pass through the body.
     """
     layout = setup.network.layout
     names = layout.names
@@ -46,7 +54,7 @@ def compute_outputs_of_each(setup: Setup, models: Sequence[Tensors], x: Inputs) 
     return list(torch.cat(parts, dim=1))
 
 
-def judge(setup: Setup, models: Sequence[Tensors], x: Inputs, y: torch.Tensor) -> list[Score]:
+def judge(setup: Setup, models: Sequence[Tensors | Combined], x: Inputs, y: torch.Tensor) -> list[Score]:
     """Return the metrics of each of several models on raw samples x and targets y.
 
     Raises:

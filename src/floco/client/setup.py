@@ -19,10 +19,11 @@ from floco.core.head import outputs_of
 from floco.core.inputs import Inputs, arguments, chunks, each, rows
 from floco.core.network import Network
 from floco.core.task import Task
-from floco.core.values import ClientInfo, Facts, Models, Predict, Tensors, Training, fast_copy
+from floco.core.values import ClientInfo, Combined, Facts, Models, Predict, Tensors, Training, fast_copy
 from floco.data.federation import Federation
 from floco.data.holdout import hold_back
 from floco.data.known import Known
+from floco.tasks.classification import Classification
 
 _REMEMBERED = 2000  # clients with cached facts
 
@@ -69,6 +70,11 @@ class Setup:
         self.delivery.check(self.network.layout)
         if self.algorithm.labelled and not self.task.labelled:
             raise FlocoError(f"{self.algorithm.name} needs class frequencies, and task {self.task.name} has no classes")
+        if self.algorithm.distributions and not isinstance(self.task, Classification):
+            raise FlocoError(
+                f"{self.algorithm.name} mixes probabilities of classes and needs task classification, and this one is "
+                f"{self.task.name}: take another method"
+            )
         if self.training.head_lr is not None and not self.network.layout.head:
             raise FlocoError(
                 "training.head_lr is the step size of the nn.Linear that gives the logits, and the model has none that "
@@ -115,6 +121,8 @@ class Setup:
         both = self.algorithm.models(tensors, facts)
         if both.personal is None:
             return both
+        if isinstance(both.personal, Combined):
+            return both._replace(personal=both.personal.each(lambda one: self.shifted(one, facts.label_counts)))
         return both._replace(personal=self.shifted(both.personal, facts.label_counts))
 
     def shifted(self, tensors: Tensors, counts: Sequence[int]) -> Tensors:

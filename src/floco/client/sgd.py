@@ -139,7 +139,7 @@ def train_client(setup: Setup, work: Work) -> Tensors:
                 x = read(chosen)
                 if federation.augment is not None:
                     x = federation.augment(x, generator)
-                batch, draw = Batch(x, y[chosen]), None if draws is None else draws[i]
+                batch, draw = Batch(x, y[chosen], chosen), None if draws is None else draws[i]
                 for step, state in zip(phase.steps, states, strict=True):
                     for _ in range(step.repeat):
                         sgd_step(step, predict, tensors, state, draw, batch, work.facts.training)

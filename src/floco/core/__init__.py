@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from floco.core.values import RECEIVED as RECEIVED
     from floco.core.values import Batch as Batch
     from floco.core.values import ClientInfo as ClientInfo
+    from floco.core.values import Combined as Combined
     from floco.core.values import Facts as Facts
     from floco.core.values import Layout as Layout
     from floco.core.values import Message as Message
@@ -44,9 +45,7 @@ if TYPE_CHECKING:
     from floco.core.values import pull as pull
     from floco.core.values import strip_prefix as strip_prefix
 
-_VALUES = (
-    "PERSONAL RECEIVED Batch ClientInfo Facts Layout Message Models Phase Selection ServerState Step Tensors Training"
-)
+_VALUES = "PERSONAL RECEIVED Batch ClientInfo Combined Facts Layout Message Models Phase Selection ServerState Step Tensors Training"
 _VALUES += " Update add_prefix personalize plain_loss pull strip_prefix"
 _get, __all__ = lazy(
     __name__,

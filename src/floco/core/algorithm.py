@@ -42,6 +42,9 @@ class OwnSamples(Protocol):
     def outputs(self, models: Sequence[Tensors]) -> torch.Tensor:
         """Return the outputs (K, n, ...) of K models (network tensors), in evaluation mode."""
 
+    def whole(self) -> OwnSamples:
+        """Return all samples of the training part in its order, where a part of them is not enough."""
+
 
 class Algorithm(Settings, ABC):
     """A federated algorithm: the defaults are those of federated averaging, only `phases` is abstract.
@@ -59,6 +62,8 @@ class Algorithm(Settings, ABC):
     """The personal model, likewise."""
     labelled: ClassVar[bool] = False
     """Whether it needs class frequencies, and so a task with class numbers."""
+    distributions: ClassVar[bool] = False
+    """Whether it mixes predicted distributions over classes, and so needs task classification."""
 
     def resolved(self, training: Training, layout: Layout | None = None) -> Self:
         """Return the algorithm with defaults filled in that depend on other settings or on the network's layout."""

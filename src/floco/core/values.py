@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from floco.core.combined import Combined as Combined
 from floco.core.inputs import Inputs
 from floco.core.task import Task
 from floco.core.training import Training as Training
@@ -27,10 +28,11 @@ Row = dict[str, int | float | str | None]
 
 
 class Batch(NamedTuple):
-    """Inputs x (B, ...) and targets y (B, ...) of one step."""
+    """Inputs x (B, ...) and targets y (B, ...) of one step, and their positions (B,) in the client's training part."""
 
     x: Inputs
     y: torch.Tensor
+    at: torch.Tensor | None = None
 
 
 Loss = Callable[[Predict, Tensors, torch.Tensor | None, Batch], torch.Tensor]
@@ -187,13 +189,13 @@ class Selection(NamedTuple):
 
 
 class Models(NamedTuple):
-    """Network tensors of the global and the personal model; None where a method has none.
+    """Network tensors of the global and the personal model (or several networks); None where a method has none.
 
     Tensors common to both models are the same objects.
     """
 
     global_: Tensors | None
-    personal: Tensors | None
+    personal: Tensors | Combined | None
 
 
 def strip_prefix(tensors: Mapping[str, torch.Tensor], prefix: str) -> Tensors:

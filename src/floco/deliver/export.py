@@ -13,7 +13,7 @@ from floco.client.setup import Setup
 from floco.core.errors import FlocoError, warn
 from floco.core.inputs import rows
 from floco.core.random import one_thread
-from floco.core.values import Tensors
+from floco.core.values import Combined, Tensors
 from floco.deliver.card import Card, card, data_facts, markdown
 from floco.deliver.graph import FORMATS, Writer, make_writer
 from floco.deliver.personal import deliver, in_float32, list_models
@@ -91,6 +91,11 @@ def export(
         for client, (file, made) in zip(clients, targets, strict=True):
             with one_thread():
                 tensors, mixture, taken = deliver(setup, progress, client, at=at)
+                if isinstance(tensors, Combined):
+                    raise FlocoError(
+                        f"a personal model of {setup.algorithm.name} is no one network, and so no file of one: use the "
+                        "run itself, with floco predict or run.personal"
+                    )
                 facts = _card(setup, progress, client, tensors, source, versions, measured)
             facts |= {"changes": list(changes), **({"delivered": taken} if taken else {})}
             where = "best" if taken == "best" else at

@@ -13,7 +13,7 @@ from floco.client.setup import Setup
 from floco.core.errors import FlocoError, warn
 from floco.core.inputs import rows
 from floco.core.random import derive, one_thread
-from floco.core.values import Row, Tensors
+from floco.core.values import Combined, Row, Tensors
 from floco.data.groups import read_groups
 from floco.deliver.personal import deliver, in_float32
 from floco.server.progress import Progress
@@ -157,7 +157,7 @@ def _unmeasured(setup: Setup) -> Row:
     return {**unmeasured(setup.task), **dict.fromkeys(further)}
 
 
-def _thresholds(setup: Setup, tensors: Tensors, clients: tuple[str, ...], n: int) -> torch.Tensor | None:
+def _thresholds(setup: Setup, tensors: Tensors | Combined, clients: tuple[str, ...], n: int) -> torch.Tensor | None:
     """Return the threshold for each of n samples, chosen on the clients' training parts; None: there is none."""
     federation = setup.federation
     if not setup.task.decides(federation.outputs):

@@ -16,7 +16,7 @@ from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs, arguments, rows
 from floco.core.network import Network, Traits
 from floco.core.random import global_stream, one_thread
-from floco.core.values import Layout
+from floco.core.values import Combined, Layout, Tensors
 from floco.data.federation import Federation
 from floco.deliver.graph import quiet_exporters
 
@@ -47,6 +47,25 @@ def write_graph(network: Network, federation: Federation) -> bytes:
         reason = str(error).strip().partition("\n")[0]
         raise FlocoError(f"torch.export cannot write it as a graph: {type(error).__name__}: {reason}") from error
     return buffer.getvalue()
+
+
+class CombinedModule(nn.Module):
+    """A model of several networks as a module."""
+
+    def __init__(self, network: Network, model: Combined) -> None:
+        """Store the networks."""
+        super().__init__()
+        self.networks = nn.ModuleList(network.holding(tensors) for tensors in model.networks)
+        self._combine = model.combine
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the model's outputs (n, ...), for the inputs of one network."""
+        return self._combine([one(*args, **kwargs) for one in self.networks])
+
+
+def to_module(network: Network, model: Tensors | Combined) -> nn.Module:
+    """Return a model as a module in evaluation mode: of the user's class, or of several of these."""
+    return CombinedModule(network, model).eval() if isinstance(model, Combined) else network.holding(model)
 
 
 def check_equal(module: nn.Module, other: nn.Module, inputs: Inputs) -> None:

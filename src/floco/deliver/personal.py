@@ -17,7 +17,7 @@ from floco.core.inputs import Inputs
 from floco.core.mixing import Mixing
 from floco.core.random import one_thread, stream
 from floco.core.settings import plain
-from floco.core.values import Message, Tensors
+from floco.core.values import Combined, Message, Tensors
 from floco.server.progress import Progress
 from floco.simplex import sample_subregion
 
@@ -28,8 +28,8 @@ POINTS = ("center", "best")
 class Model(NamedTuple):
     """A model to use."""
 
-    tensors: Tensors
-    """Parameters and buffers of the network."""
+    tensors: Tensors | Combined
+    """Parameters and buffers of the network, or of several."""
     point: torch.Tensor | None
     """Its point on the simplex, (M,); None: it is at none."""
     taken: str = ""
@@ -43,6 +43,8 @@ def in_float32(setup: Setup) -> Setup:
 
 def deliver(setup: Setup, progress: Progress, client: str | None, *, at: str = "center") -> Model:
     """Return a client's own or the global model.
+
+    A method may have a model of several networks.
 
     Args:
         setup: the fixed part of the run.
@@ -58,7 +60,12 @@ def deliver(setup: Setup, progress: Progress, client: str | None, *, at: str = "
         raise FlocoError(f"a client's model is at one of {', '.join(POINTS)}, the global one in the middle; got {at!r}")
     with one_thread():
         found = Model(_global(setup, progress), None) if client is None else _personal(setup, progress, client, at)
-    return found._replace(tensors={n: found.tensors[n] for n in setup.network.layout.names})
+
+    def bare(tensors: Tensors) -> Tensors:
+        return {n: tensors[n] for n in setup.network.layout.names}
+
+    made = found.tensors
+    return found._replace(tensors=made.each(bare) if isinstance(made, Combined) else bare(made))
 
 
 def list_models(setup: Setup, progress: Progress) -> list[str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch.func import vmap
@@ -35,6 +36,11 @@ def refusal(setup: Setup) -> str | None:
     return None
 
 
+def _but_for_size(kind: tuple[Any, ...]) -> Hashable:
+    """Return what `Cohorts._kind` gives, without sizes: of the client, and of its tensors."""
+    return (kind[0], tuple(n for n, *_ in kind[1]), kind[2]) if len(kind) == 4 else kind
+
+
 def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
@@ -60,10 +66,11 @@ class Cohorts:
             groups.setdefault(self._kind(work), []).append(i)
         for kind, members in groups.items():
             members.sort(key=lambda i: -works[i].steps)
-            others = [k for k in groups if k != kind and k[:-1] == kind[:-1]]  # like it but for the size
+            others = [k for k in groups if k != kind and _but_for_size(k) == _but_for_size(kind)]
             if len(members) == 1 and others:
                 found[members[0]] = (
-                    "networks with buffers, and losses with a mean of their own, need clients of one size"
+                    "networks with buffers, losses with a mean of their own, and weights of single samples "
+                    "need clients of one size"
                 )
             elif len(members) > 1:
                 for i, outcome in zip(members, self._attempt([works[i] for i in members]), strict=True):

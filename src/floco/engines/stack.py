@@ -77,6 +77,7 @@ class Cohort:
         equal = (counts == counts[:, :1]).all(dim=1)  # no padding where all batches have the same size
         widths = torch.where(equal, counts[:, 0], width).tolist()
         at, whole, held = at.to(device), self._tensors, len(self._works)
+        starts = torch.tensor(self._starts[:-1], device=device)[:, None]
         training, augment = self._works[0].facts.training, self._setup.federation.augment
         changes = [] if augment is None else [w.changes(phase, seed) for w in self._works]
         todo: list[tuple[Step, Hashable, State]] = [(step, loss_key(step), []) for step in phase.steps]
@@ -87,7 +88,7 @@ class Cohort:
             x = each(partial(_taken, at=at[i, :held, : widths[i]]), self._x)
             if augment is not None:
                 self._change(x, at[i], counts[i, : min(alive[i], held)].tolist(), changes)
-            batch = Batch(x, targets[i, :held, : widths[i]])
+            batch = Batch(x, targets[i, :held, : widths[i]], at[i, :held, : widths[i]] - starts[:held])
             for step, key, state in todo:
                 if state and len(state[0]) > alive[i]:
                     keep_first(state, alive[i])
@@ -133,28 +134,28 @@ class Cohort:
         names = _moving(step)
         others = [n for n in self._tensors if n not in names]
         inputs = [self._tensors[n] for n in (*names, *others)] + ([] if draw is None else [draw])
-        inputs += [*columns(batch.x).values(), batch.y]
+        assert batch.at is not None
+        inputs += [*columns(batch.x).values(), batch.y, batch.at]
         key = key, names, tuple((n, n in self._stacked) for n in others)
         return self._programs.of(key, self._program(step, others, draw is not None), inputs)(*inputs)
 
     def _program(self, step: Step, others: Sequence[str], drawn: bool) -> Program:
-        """Return the function from moved tensors, others, draw, x and y to the gradients of the moved ones."""
+        """Return the function from moved tensors, others, draw and batch to the gradients of the moved ones."""
         names = _moving(step)
         dims = {n: 0 if n in self._stacked else None for n in others}
 
         def gradients(*flat: torch.Tensor) -> list[torch.Tensor]:
             moved = [t.detach().requires_grad_() for t in flat[: len(names)]]
             rest = dict(zip(others, flat[len(names) :], strict=False))
-            *_, draw = flat[: -self._columns - 1] if drawn else (None,)
-            x = like(self._x, dict(zip(columns(self._x), flat[-self._columns - 1 : -1], strict=True)))
+            *_, draw = flat[: -self._columns - 2] if drawn else (None,)
+            x = like(self._x, dict(zip(columns(self._x), flat[-self._columns - 2 : -2], strict=True)))
 
-            def loss(
-                own: list[torch.Tensor], rest: Tensors, draw: torch.Tensor | None, x: Inputs, y: torch.Tensor
-            ) -> torch.Tensor:
-                return step.loss(self._predict, {**rest, **dict(zip(names, own, strict=True))}, draw, Batch(x, y))
+            def loss(own: list[torch.Tensor], rest: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
+                return step.loss(self._predict, {**rest, **dict(zip(names, own, strict=True))}, draw, batch)
 
             with torch.enable_grad():
-                losses = vmap(loss, in_dims=(0, dims, 0 if drawn else None, 0, 0))(moved, rest, draw, x, flat[-1])
+                batch = Batch(x, *flat[-2:])
+                losses = vmap(loss, in_dims=(0, dims, 0 if drawn else None, 0))(moved, rest, draw, batch)
                 found = list(torch.autograd.grad(losses.sum(), moved, materialize_grads=True))
             if step.correction is not None:
                 every = {**rest, **dict(zip(names, flat, strict=False))}

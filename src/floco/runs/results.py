@@ -17,6 +17,7 @@ from floco.deliver.answers import Answer, answer
 from floco.deliver.drift import Drift, drift
 from floco.deliver.export import export, export_placed
 from floco.deliver.measures import measure_clients
+from floco.deliver.network import to_module
 from floco.deliver.newcomers import newcomer_rows, place_newcomer
 from floco.deliver.personal import deliver
 from floco.deliver.placement import Placement
@@ -133,11 +134,11 @@ class Run:
         It is the model of the evaluations. With Floco and Floco+, `at="best"` returns the best mixture for the client's
         training part instead of its center (docs/models.md).
         """
-        return self.setup.network.holding(deliver(self.setup, self.progress, client, at=at)[0])
+        return to_module(self.setup.network, deliver(self.setup, self.progress, client, at=at)[0])
 
     def global_model(self) -> nn.Module:
         """Return the global model, in the form of `personal`."""
-        return self.setup.network.holding(deliver(self.setup, self.progress, None)[0])
+        return to_module(self.setup.network, deliver(self.setup, self.progress, None)[0])
 
     def predict(self, x: Any, client: str | None = None, *, at: str = "center", mixtures: int = 0) -> pd.DataFrame:
         """Return predictions, one row per sample: for classification label, its probability, and those of all labels.
