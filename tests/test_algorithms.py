@@ -28,6 +28,7 @@ from floco.algorithms import (
     FedRoD,
     Floco,
     FlocoPlus,
+    KNNPer,
     LGFedAvg,
     Local,
     PFedMe,
@@ -68,6 +69,7 @@ TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has 
     (FedBN(), False),
     (FedMerge(merged=3), False),
     (FedEM(learners=3), False),
+    (KNNPer(), True),
 ]
 
 

@@ -377,7 +377,7 @@ def headless() -> nn.Module:
     return nn.Conv1d(1, 3, 5)
 
 
-@pytest.mark.parametrize("name", ["fedper", "fedrep", "fedrod", "lg-fedavg", "lp-ft", "fedbabu"])
+@pytest.mark.parametrize("name", ["fedper", "fedrep", "fedrod", "lg-fedavg", "lp-ft", "fedbabu", "knn-per"])
 def test_a_method_that_splits_off_a_head_says_when_there_is_none(name: str) -> None:
     with pytest.raises(FlocoError, match=f"{name} needs a trained"):
         make(ALGORITHMS[name](), model=headless)

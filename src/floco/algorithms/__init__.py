@@ -15,6 +15,7 @@ from floco.algorithms.fedrod import FedRoD
 from floco.algorithms.floco import Floco
 from floco.algorithms.floco_plus import FlocoPlus
 from floco.algorithms.ifca import IFCA
+from floco.algorithms.knn_per import KNNPer
 from floco.algorithms.lg_fedavg import LGFedAvg
 from floco.algorithms.local import Local
 from floco.algorithms.lp_ft import LPFT
@@ -45,6 +46,7 @@ _ALL: tuple[type[Algorithm], ...] = (
     FedBN,
     FedMerge,
     FedEM,
+    KNNPer,
 )
 ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 """Name -> class; the hyperparameters are the class's fields."""
@@ -68,6 +70,7 @@ __all__ = [
     "FedRoD",
     "Floco",
     "FlocoPlus",
+    "KNNPer",
     "LGFedAvg",
     "Local",
     "PFedMe",

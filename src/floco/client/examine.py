@@ -8,7 +8,7 @@ from functools import cached_property
 
 import torch
 
-from floco.client.predict import compute_outputs_of_each
+from floco.client.predict import compute_features, compute_outputs_of_each
 from floco.client.setup import Setup
 from floco.core.inputs import rows
 from floco.core.values import Tensors
@@ -51,3 +51,7 @@ class TrainingPart:
     def outputs(self, models: Sequence[Tensors]) -> torch.Tensor:
         """Return the outputs (K, n, ...) of K models (network tensors), in evaluation mode."""
         return torch.stack(compute_outputs_of_each(self._here, models, rows(self._here.federation.x, self._samples)))
+
+    def features(self, model: Tensors) -> torch.Tensor:
+        """Return the inputs (n, F) of a model's head, in evaluation mode."""
+        return compute_features(self._here, model, rows(self._here.federation.x, self._samples))

@@ -28,7 +28,26 @@ def compute_outputs_of_each(setup: Setup, models: Sequence[Tensors | Combined], 
     parts = [m.networks if isinstance(m, Combined) else (m,) for m in models]
     found = iter(_compute(setup, [tensors for part in parts for tensors in part], x))
     each = [[next(found) for _ in part] for part in parts]
+    for m, own in zip(models, each, strict=True):
+        if isinstance(m, Combined) and m.features:
+            own.append(compute_features(setup, m.networks[0], x))
     return [m.combine(own) if isinstance(m, Combined) else own[0] for m, own in zip(models, each, strict=True)]
+
+
+@torch.no_grad()
+def compute_features(setup: Setup, tensors: Tensors, x: Inputs) -> torch.Tensor:
+    """Return the inputs (n, F) of a network's head for raw samples x (n, ...), on the CPU.
+
+    Raises:
+        FlocoError: the head does not give the network's outputs.
+    """
+    if setup.split is None:
+        raise FlocoError(
+            "features are the inputs of the last nn.Linear, whose output must be the network's, in the code of the "
+            "network itself: this one cannot be split there"
+        )
+    placed = {n: fast_copy(tensors[n].detach().to(setup.device)) for n in setup.network.layout.names}
+    return torch.cat([setup.split.features(placed, setup.inputs(raw)).cpu() for raw in chunks(x, CHUNK)])
 
 
 def _compute(setup: Setup, models: Sequence[Tensors], x: Inputs) -> list[torch.Tensor]:

@@ -84,6 +84,16 @@ class BodyAndHead:
         Raises:
             NotImplementedError: the layer is not called exactly once with one argument, or does not give the output.
         """
+        first, hidden = self._run(models[0], x)
+        return [first, *(self._upper(m, hidden) for m in models[1:])]
+
+    @torch.no_grad()
+    def features(self, model: Tensors, x: Inputs) -> torch.Tensor:
+        """Return what the head gets, (n, F), for inputs x (n, ...); raises as a call does."""
+        return self._run(model, x)[1]
+
+    def _run(self, model: Tensors, x: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return outputs and the head's inputs."""
         calls: list[tuple[tuple[Any, ...], Any]] = []
         outputs: list[Any] = []
         hooks = [
@@ -91,13 +101,13 @@ class BodyAndHead:
             self._module.register_forward_hook(lambda _, args, y: outputs.append(y)),
         ]
         try:
-            first = self._predict(models[0], x)
+            first = self._predict(model, x)
         finally:
             for hook in hooks:
                 hook.remove()
         if len(calls) != 1 or len(calls[0][0]) != 1 or calls[0][1] is not outputs[0]:
             raise NotImplementedError("the head must be called once, with one input, and give the network's output")
-        return [first, *(self._upper(m, calls[0][0][0]) for m in models[1:])]
+        return first, calls[0][0][0]
 
     def agrees(self, one: Tensors, other: Tensors, chunks: Sequence[Inputs]) -> bool | None:
         """Return whether the split gives the network's logits for two models that differ in the head.

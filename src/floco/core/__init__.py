@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from floco.core.values import pull as pull
     from floco.core.values import strip_prefix as strip_prefix
 
-_VALUES = "PERSONAL RECEIVED Batch ClientInfo Combined Facts Layout Message Models Phase Selection ServerState Step Tensors Training"
-_VALUES += " Update add_prefix personalize plain_loss pull strip_prefix"
+_VALUES = "PERSONAL RECEIVED Batch ClientInfo Combined Facts Layout Message Models Phase Selection ServerState Step"
+_VALUES += " Tensors Training Update add_prefix personalize plain_loss pull strip_prefix"
 _get, __all__ = lazy(
     __name__,
     {

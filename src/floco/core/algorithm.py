@@ -42,6 +42,9 @@ class OwnSamples(Protocol):
     def outputs(self, models: Sequence[Tensors]) -> torch.Tensor:
         """Return the outputs (K, n, ...) of K models (network tensors), in evaluation mode."""
 
+    def features(self, model: Tensors) -> torch.Tensor:
+        """Return the inputs (n, F) of a model's head, in evaluation mode."""
+
     def whole(self) -> OwnSamples:
         """Return all samples of the training part in its order, where a part of them is not enough."""
 

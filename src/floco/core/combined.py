@@ -20,6 +20,8 @@ class Combined:
     """Parameters and buffers of each; those that they share are best the same objects."""
     combine: Callable[[Sequence[torch.Tensor]], torch.Tensor]
     """The model's outputs (n, ...), from those of each network for the same n samples."""
+    features: bool = False
+    """Whether `combine` gets the inputs (n, F) of the first network's head as well, as the last in the list."""
 
     def each(self, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Self:
         """Return the model with all networks changed."""

@@ -56,11 +56,17 @@ class CombinedModule(nn.Module):
         """Store the networks."""
         super().__init__()
         self.networks = nn.ModuleList(network.holding(tensors) for tensors in model.networks)
-        self._combine = model.combine
+        self._model, self._head = model, network.layout.head[0].rpartition(".")[0] if model.features else ""
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the model's outputs (n, ...), for the inputs of one network."""
-        return self._combine([one(*args, **kwargs) for one in self.networks])
+        found: list[torch.Tensor] = []
+        layer = self.networks[0].get_submodule(self._head) if self._model.features else nn.Identity()
+        hook = layer.register_forward_pre_hook(lambda _, given: found.append(given[0]))
+        try:
+            return self._model.combine([*[one(*args, **kwargs) for one in self.networks], *found])
+        finally:
+            hook.remove()
 
 
 def to_module(network: Network, model: Tensors | Combined) -> nn.Module:
