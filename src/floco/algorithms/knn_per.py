@@ -32,7 +32,7 @@ class KNNPer(Algorithm):
 
     name: ClassVar[str] = "knn-per"
     personal_model: ClassVar[str] = "lambda p_knn + (1 - lambda) p_w"
-    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"neighbours": (10, 5)}
+    tuned: ClassVar[Mapping[str, tuple[float, float]]] = {"weight": (0.5, 0.3)}
     distributions: ClassVar[bool] = True
     neighbours: int = setting(10, "k: number of nearest training samples", low=1)
     weight: float | None = setting(

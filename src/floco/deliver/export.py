@@ -90,12 +90,8 @@ def export(
     try:
         for client, (file, made) in zip(clients, targets, strict=True):
             with one_thread():
-                tensors, mixture, taken = deliver(setup, progress, client, at=at)
-                if isinstance(tensors, Combined):
-                    raise FlocoError(
-                        f"a personal model of {setup.algorithm.name} is no one network, and so no file of one: use the "
-                        "run itself, with floco predict or run.personal"
-                    )
+                model, mixture, taken = deliver(setup, progress, client, at=at)
+                tensors = _one_network(setup, model)
                 facts = _card(setup, progress, client, tensors, source, versions, measured)
             facts |= {"changes": list(changes), **({"delivered": taken} if taken else {})}
             where = "best" if taken == "best" else at
@@ -155,6 +151,16 @@ def _chosen(setup: Setup, progress: Progress, clients: Sequence[str | None] | No
     if not named or len({GLOBAL if c is None else c for c in named}) < len(named):
         raise FlocoError(f"name one model at least, and none twice (nor {GLOBAL!r} and the global one), got {named}")
     return named
+
+
+def _one_network(setup: Setup, model: Tensors | Combined) -> Tensors:
+    """Return the tensors of a model of one network; raises for others."""
+    if isinstance(model, Combined):
+        raise FlocoError(
+            f"a personal model of {setup.algorithm.name} is no one network, and so no file of one: use the run itself, "
+            "with floco predict or run.personal"
+        )
+    return model
 
 
 def _cards(file: Path) -> tuple[Path, Path]:
