@@ -31,6 +31,8 @@ from floco.tasks import Classification
 from test_store import contents
 
 CHOSEN, TUNED = Delivery(model="chosen", held_back=0.3, local_epochs=2), Delivery(model="finetuned", epochs=1)
+METHODS = [name for name, cls in ALGORITHMS.items() if not cls.distributions]
+"""Those whose personal model is one network."""
 
 
 def delivering(algorithm: Algorithm, delivery: Delivery, **more: Any) -> Setup:
@@ -62,7 +64,7 @@ def test_fedavg_fine_tuned_is_lp_ft_to_the_bit(head: int | None, whole: int | No
     assert evaluated(one) == evaluated(other)
 
 
-@pytest.mark.parametrize("method", ALGORITHMS)
+@pytest.mark.parametrize("method", METHODS)
 def test_fine_tuning_changes_what_clients_take_home_and_nothing_else(method: str) -> None:
     plain, tuned = (history(delivering(ALGORITHMS[method](), d))[-1] for d in (Delivery(), TUNED))
     assert same(plain.state.shared, tuned.state.shared)
@@ -73,7 +75,7 @@ def test_fine_tuning_changes_what_clients_take_home_and_nothing_else(method: str
     assert before.keys() == after.keys()
 
 
-@pytest.mark.parametrize("method", ALGORITHMS)
+@pytest.mark.parametrize("method", METHODS)
 def test_all_engines_deliver_alike(method: str) -> None:
     setup = delivering(ALGORITHMS[method](), CHOSEN)
     serial, processes, cohort = (evaluated(history(setup, e)[-1]) for e in ("serial", "processes", "cohort"))
@@ -82,6 +84,13 @@ def test_all_engines_deliver_alike(method: str) -> None:
     for one, other in zip(serial[1], cohort[1], strict=True):
         assert one["loss_personal"] == pytest.approx(other["loss_personal"], rel=1e-4)
     assert serial[0]["steps_adapt"] == cohort[0]["steps_adapt"]
+
+
+@pytest.mark.parametrize("kind", ["finetuned", "chosen"])
+@pytest.mark.parametrize("method", [name for name in ALGORITHMS if name not in METHODS])
+def test_a_model_of_several_networks_is_neither_fine_tuned_nor_chosen(method: str, kind: str) -> None:
+    with pytest.raises(FlocoError, match=f'a personal model of {method} is no one network: set deliver.model = "pers'):
+        delivering(ALGORITHMS[method](), Delivery(model=kind))
 
 
 def spoiled(federation: Federation, setup: Setup) -> Federation:
@@ -93,7 +102,7 @@ def spoiled(federation: Federation, setup: Setup) -> Federation:
     return replace(federation, x=x, y=y)
 
 
-@pytest.mark.parametrize("method", [*ALGORITHMS, "own centers"])
+@pytest.mark.parametrize("method", [*METHODS, "own centers"])
 def test_nothing_is_trained_on_what_is_held_back(method: str) -> None:
     known = {**ALGORITHMS, "own centers": lambda: Floco(endpoints=3, centers="own")}
     setup = delivering(known[method](), CHOSEN)

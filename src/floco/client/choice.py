@@ -14,7 +14,7 @@ from floco.client.setup import Setup
 from floco.client.sgd import Work, rate_head, train_client
 from floco.core.delivery import CANDIDATES
 from floco.core.inputs import rows
-from floco.core.values import Models, Tensors
+from floco.core.values import Combined, Models, Tensors
 
 
 class Delivered(NamedTuple):
@@ -36,6 +36,7 @@ def list_trainings(setup: Setup, work: Work, tensors: Tensors) -> dict[str, Work
     personal = setup.algorithm.models(tensors, work.facts).personal if trainings else None
     if personal is None:
         return {}
+    assert not isinstance(personal, Combined)  # refused by `Setup`
     starts = {"finetuned": personal, "local": {**setup.network.parameters, **setup.network.buffers}}
     _, *rest = work.path
     made = {}
@@ -61,6 +62,7 @@ def deliver(setup: Setup, work: Work, tensors: Tensors, trained: Mapping[str, Te
     center = None if mixing is None else mixing.point(tensors)[1]
     if kind == "personal" or both.personal is None:
         return Delivered(both, "personal", center)
+    assert not isinstance(both.personal, Combined)  # refused by `Setup`
     known, counts = trained or {}, work.facts.label_counts
     made: dict[str, Tensors | None] = {}
     for name, training in list_trainings(setup, work, tensors).items():

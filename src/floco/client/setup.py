@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from floco.client.agreement import check_parts
 from floco.client.trial import CHUNK, BodyAndHead, choose_rows, find_hidden_state
 from floco.core.algorithm import Algorithm
 from floco.core.delivery import Delivery
-from floco.core.errors import FlocoError
 from floco.core.head import outputs_of
 from floco.core.inputs import Inputs, arguments, chunks, each, rows
 from floco.core.network import Network
@@ -23,7 +23,6 @@ from floco.core.values import ClientInfo, Combined, Facts, Models, Predict, Tens
 from floco.data.federation import Federation
 from floco.data.holdout import hold_back
 from floco.data.known import Known
-from floco.tasks.classification import Classification
 
 _REMEMBERED = 2000  # clients with cached facts
 
@@ -66,29 +65,9 @@ class Setup:
         return tuple(c.id for c in self.clients.values() if c.n_test)
 
     def __post_init__(self) -> None:
-        """Check that the method can learn the task."""
-        self.delivery.check(self.network.layout)
-        if self.algorithm.labelled and not self.task.labelled:
-            raise FlocoError(f"{self.algorithm.name} needs class frequencies, and task {self.task.name} has no classes")
-        if self.algorithm.distributions and not isinstance(self.task, Classification):
-            raise FlocoError(
-                f"{self.algorithm.name} mixes probabilities of classes and needs task classification, and this one is "
-                f"{self.task.name}: take another method"
-            )
-        if self.training.head_lr is not None and not self.network.layout.head:
-            raise FlocoError(
-                "training.head_lr is the step size of the nn.Linear that gives the logits, and the model has none that "
-                "is trained: leave it out"
-            )
-        if self.task.shift((1,) * self.federation.classes) is None:
-            return
-        if self.algorithm.labelled:
-            raise FlocoError(f'{self.algorithm.name} corrects for class frequencies itself: set task.prior = "none"')
-        if len(self.network.layout.head) < 2:
-            raise FlocoError(
-                'task.prior = "client" adds to the bias of the nn.Linear that gives the logits, and the model has none '
-                "that is trained: give its last layer a bias"
-            )
+        """Raise if method, task, network and settings do not go together."""
+        layout, classes = self.network.layout, self.federation.classes
+        check_parts(self.algorithm, self.task, layout, self.training, self.delivery, classes=classes)
 
     def with_samples(self, what: str) -> Setup:
         """Return the setup with the samples of its clients; raises if they are not here, and `what` needs them."""
