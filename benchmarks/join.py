@@ -2,7 +2,8 @@
 
     python benchmarks/join.py docs/comparison/few-rotated runs/few-rotated runs/few-rotated-ifca
 
-The first method of the first comparison is the reference of pairs.csv. Seeds that not every method has are left out.
+The first method of the first comparison is the reference of pairs.csv. A run of the same method and seed is taken from
+the first folder that has one. Seeds that not every method has are left out.
 """
 
 import sys
@@ -13,8 +14,9 @@ from floco.analysis import comparison, pairs, tables
 
 def join(out: Path, folders: list[Path]) -> None:
     opened = [comparison.reopen(folder) for folder in folders]
-    order = [name for one in opened for name in one.configs]
-    done = tables.load([path for one in opened for path in one.runs.values()], order)
+    order = list(dict.fromkeys(name for one in opened for name in one.configs))
+    runs = {key: path for one in reversed(opened) for key, path in one.runs.items()}
+    done = tables.load(list(runs.values()), order)
     seeds = {name: {seed for method, seed in done.paths if method == name} for name in order}
     shared = set.intersection(*seeds.values())
     kept = [path for (_, seed), path in done.paths.items() if seed in shared]
