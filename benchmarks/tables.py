@@ -22,7 +22,10 @@ from floco.storage.tables import read_table
 from floco.tasks import Classification
 
 DOCS, RESULTS = Path(__file__).parents[1] / "docs", Path(__file__).parent / "results"
-PAGES = ("comparison.md", "comparison/published.md", "comparison/regression.md", "comparison/tasks.md")
+PAGES = (
+    "comparison.md",
+    *(f"comparison/{name}.md" for name in ("published", "regression", "tasks", "ablation")),
+)
 _METRICS = Classification.metrics
 KINDS = {
     "accuracy": main_columns(_METRICS),
