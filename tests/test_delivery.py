@@ -20,7 +20,8 @@ from floco.core.algorithm import Algorithm
 from floco.core.delivery import CANDIDATES, Delivery
 from floco.core.errors import FlocoError
 from floco.core.values import ClientInfo
-from floco.data.federation import Federation
+from floco.data.federation import Client, Federation
+from floco.data.holdout import hold_back
 from floco.deliver.newcomers import newcomer_rows
 from floco.deliver.personal import deliver
 from floco.engines.engine import start_engine
@@ -131,6 +132,25 @@ def test_a_share_of_the_training_part_is_held_back_and_no_sample_twice() -> None
 def test_one_sample_is_not_enough_to_choose_by_and_all_are_too_many(n: int, share: float, held: int) -> None:
     assert Delivery(model="chosen", held_back=share).hold_back(n) == held
     assert Delivery(model="finetuned", held_back=share).hold_back(n) == 0
+
+
+@pytest.mark.parametrize(
+    ("when", "held"),
+    [
+        ([*range(20)], 4),
+        ([0] * 4 + [1] * 16, 0),  # 16 of one time would be held back in place of 4
+        ([0] * 19 + [1], 0),  # and here 1
+        ([0] * 15 + [1] * 5, 5),
+        ([0] * 20, 0),
+    ],
+)
+def test_samples_of_one_time_stay_together_and_none_is_held_back_if_that_is_far_from_the_share(
+    when: list[int], held: int
+) -> None:
+    client = Client("c", torch.arange(20), torch.arange(0), torch.tensor(when))
+    train, rest = hold_back(client, Delivery(model="chosen", held_back=0.2), seed=0)
+    assert len(rest) == held
+    assert held or len(train) == 20
 
 
 def test_a_client_of_few_samples_takes_the_global_model_and_trains_on_all_of_them() -> None:

@@ -23,7 +23,7 @@ from floco.deliver.newcomers import try_place
 from floco.deliver.personal import outputs
 from floco.engines.engine import start_engine
 from floco.engines.jobs import Job, perform
-from floco.tasks import Classification, Regression
+from floco.tasks import TASKS, Classification, Regression
 from floco.testing import check_algorithm
 
 OWN: dict[str, Any] = {"endpoints": 3, "centers": "own", "step": "mixture"}
@@ -83,12 +83,26 @@ def test_it_keeps_the_contract_and_resumes_to_the_bit(cls: Any) -> None:
     check_algorithm(cls(**OWN, assign_at=2))
 
 
-@pytest.mark.parametrize(("rounds", "expected"), [(1, 1), (3, 1), (40, 10), (42, 10)])
-def test_centers_are_checked_from_a_quarter_of_the_rounds_on(rounds: int, expected: int) -> None:
-    assert Floco(**OWN).resolved(Training(rounds=rounds)).check_at == expected
-    assert Floco(**OWN, check_at=2).resolved(Training(rounds=rounds)).check_at == 2
-    assert Floco(**OWN, check_at="never").resolved(Training(rounds=rounds)).check_at == "never"
-    assert Floco(endpoints=3).resolved(Training(rounds=rounds)).check_at == "never"
+@pytest.mark.parametrize(
+    ("rounds", "given", "expected"),
+    [
+        (3, {}, 5),  # after the last round
+        (40, {}, 10),
+        (42, {}, 10),
+        (40, {"assign_at": 20}, 29),
+        (40, {"check_at": 2}, 2),
+        (40, {"check_at": "never"}, "never"),
+        (40, {"centers": "signals"}, "never"),
+    ],
+)
+def test_centers_are_checked_a_quarter_of_the_rounds_after_the_first(
+    rounds: int, given: dict[str, Any], expected: int | str
+) -> None:
+    assert Floco(**{**OWN, **given}).resolved(Training(rounds=rounds)).check_at == expected
+
+
+def test_only_losses_that_are_log_likelihoods_are_checked() -> None:
+    assert [name for name, cls in TASKS.items() if cls.likelihood] == ["classification"]
 
 
 def test_clients_that_are_alike_stay_in_the_middle_and_those_of_two_kinds_do_not() -> None:

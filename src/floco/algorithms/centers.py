@@ -66,8 +66,8 @@ def find_center(
     mixed, the sum over m is the mixture's own output, and the problem is convex if the loss is. Otherwise it stands for
     the mixture's output: both agree where the simplex is connected without a barrier.
 
-    `checked`: it is 1/M unless F(1/M) - F(beta_k) > M - 1. Of M - 1 fitted numbers, each is expected to gain that much
-    without a gain on other samples (Akaike's criterion, if the loss is a negative log-likelihood).
+    `checked`: it is 1/M unless F(1/M) - F(beta_k) > M - 1. By chance, M - 1 fitted numbers gain half of that on the
+    samples they are fitted to, and lose the other half on others, if the loss is a negative log-likelihood (Akaike 1974).
 
     Raises:
         FlocoError: the loss is not finite.

@@ -64,8 +64,8 @@ class SimplexMethod(Algorithm):
     )
     check_at: int | str | None = setting(
         None,
-        "with own centers: round from which on a center other than 1/M must gain more than M - 1 numbers do by chance "
-        "(empty: a quarter of the rounds)",
+        "with own centers and classification: round from which on a center other than 1/M must lower the sum of losses "
+        "by more than M - 1 (empty: a quarter of the rounds after assign_at, 5 at least)",
         low=1,
         choices=("never",),
     )
@@ -110,7 +110,8 @@ class SimplexMethod(Algorithm):
         if own and (at == "never" or self.sampler == "released" or not self.normalize):
             raise FlocoError('centers = "own" needs a round assign_at, sampler = "subregion" and normalize = true')
         uniform = self.uniform if self.uniform is not None else 0.5 if own else 0.0
-        check_at = (max(1, training.rounds // 4) if own else "never") if self.check_at is None else self.check_at
+        late = at - 1 + max(5, training.rounds // 4) if own and isinstance(at, int) else "never"
+        check_at = late if self.check_at is None else self.check_at
         average = self.average or ("mixtures" if own else "samples")
         made = replace(self, assign_at=at, check_at=check_at, uniform=uniform, average=average)
         if layout is None:
@@ -164,7 +165,7 @@ class SimplexMethod(Algorithm):
             return {}
         if self.centers == "signals" or not self._located(message):
             return {} if known is not None else {CENTER_TENSOR: middle}
-        checked = isinstance(self.check_at, int) and message.round >= self.check_at
+        checked = facts.task.likelihood and isinstance(self.check_at, int) and message.round >= self.check_at
         found = find_center(
             self.mixing, facts.task, message.shared, middle if known is None else known, samples, checked=checked
         )

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from floco.core.errors import FlocoError, RunFailed, WorkerDied
 from floco.core.random import stream
 from floco.core.settings import names
@@ -69,13 +71,14 @@ def cut_validation(federation: Federation, seed: int, *, small: str = "error", l
 
 
 def _cut(client: Client, seed: int, small: str, least: int) -> Client:
-    whole = replace(client, test=client.train[:0], when=None)
+    whole = replace(client, test=client.train[:0])
     if not len(client.test):
         return whole
     try:
         train, test = cut_part(client, SHARE, stream(seed, "tune", client.id))
         if len(train) >= least and len(test):
-            return replace(whole, train=train, test=test)
+            when = None if client.when is None else client.when[torch.isin(client.train, train)]
+            return replace(whole, train=train, test=test, when=when)
         few = f'client "{client.id}" has {len(client.train)} training samples, too few for two parts'
     except FlocoError as error:
         few = str(error)

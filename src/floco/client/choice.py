@@ -72,7 +72,7 @@ def deliver(setup: Setup, work: Work, tensors: Tensors, trained: Mapping[str, Te
         return Delivered(both._replace(personal=made["finetuned"]), "finetuned", None)
     made |= {"global": both.global_, "personal": None if both.personal is both.global_ else both.personal}
     points = {"personal": center}
-    if mixing is not None and not mixing.own_centers:  # own centers are the best mixtures
+    if mixing is not None and not mixing.own_centers:  # own centers were found as best mixtures
         own, near = mixing.point(tensors)
         simplex = setup.shifted(own, counts)
         points["best"] = best = find_best(setup, work.client, mixing, simplex, near)

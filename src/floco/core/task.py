@@ -55,6 +55,8 @@ class Task(Settings, ABC):
     metrics: ClassVar[Metrics]
     """The attributes of a score that are reported, with their directions. The first is the primary one; `loss` is
     added if it is missing."""
+    likelihood: ClassVar[bool] = False
+    """Whether n times the loss of n samples is their negative log-likelihood, so that it has a scale."""
     further: ClassVar[Metrics] = Metrics()
     """Metrics that are no sums over samples: measured where the samples are, on demand and after the last round."""
     score_type: ClassVar[type[Score]]

@@ -159,14 +159,17 @@ def cut_part(client: Client, share: float, generator: torch.Generator) -> tuple[
 def hold_back(client: Client, delivery: Delivery, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the positions (n_train,) of a client's samples to train on, and those (n,) that are held back.
 
-    None is held back of a client with too few samples: see `Delivery.hold_back`.
+    None is held back of a client with too few samples (see `Delivery.hold_back`), or if samples of one time, which stay
+    together, leave 1 or more than twice as many as asked for.
     """
     n = len(client.train)
     if held := delivery.hold_back(n):
         try:
-            return cut_part(client, held / n, stream(seed, "held back", client.id))
+            train, rest = cut_part(client, held / n, stream(seed, "held back", client.id))
         except _TooSmall:  # all its samples are of one time
-            pass
+            return client.train, client.train[:0]
+        if 2 <= len(rest) <= 2 * held:
+            return train, rest
     return client.train, client.train[:0]
 
 

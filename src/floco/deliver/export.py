@@ -198,14 +198,16 @@ def _card(
     versions: Mapping[str, Any],
     measured: Measured | None,
 ) -> Card:
+    if setup.delivery.model == "chosen":
+        setup = setup.with_samples("counting the samples that models were trained on")
     federation, schema = setup.federation, setup.federation.schema_of(client)
     more: dict[str, Any] = {"client": client, "round": progress.round}
     if client is None:
-        title, train = "The global model", torch.cat([c.train for c in federation.clients])
+        title, train = "The global model", torch.cat([setup.divide(c.id)[0] for c in federation.clients])
         where = "the clients' own test parts together" if federation.tested is None else "the global test part"
     else:
         own = federation.client(client)
-        title, train, where = f'Model of client "{client}"', own.train, "its own test part"
+        title, train, where = f'Model of client "{client}"', setup.divide(own.id)[0], "its own test part"
         more["participated"] = progress.participated.get(client, 0)
     more["data"] = data_facts(federation, train, source)
     if measured is not None:

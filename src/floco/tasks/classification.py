@@ -28,6 +28,7 @@ class Classification(Task):
     """Classification: cross-entropy of logits (n, C) for class numbers (n,)."""
 
     name: ClassVar[str] = "classification"
+    likelihood: ClassVar[bool] = True
     metrics: ClassVar[Metrics] = Metrics(
         {
             "accuracy": Metric(share=True),

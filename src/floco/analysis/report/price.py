@@ -15,8 +15,8 @@ _NEAR = 0.2  # of the width of a figure: within it, two names would be written o
 _LINE = 0.055  # of the height of a figure: a line of text
 
 _AXES: tuple[tuple[str, str, Callable[[pd.DataFrame], pd.Series]], ...] = (
-    ("Personal models against bytes", "MB down and up, a client and round", lambda t: _sent(t) / 1e6),
-    ("Personal models against computation", "optimiser steps of a client, all rounds", lambda t: t["steps_per_client"]),
+    ("Personal models against bytes", "MB down and up a round, of all its clients", lambda t: _sent(t) / 1e6),
+    ("Personal models against steps", "optimiser steps of a client, all rounds", lambda t: t["steps_per_client"]),
 )
 
 
@@ -27,8 +27,9 @@ def _sent(made: pd.DataFrame) -> pd.Series:
 def price(made: pd.DataFrame, metrics: Metrics) -> list[go.Figure]:
     """Return two figures with a point for each method of `made` (the table methods.csv).
 
-    Up is the mean of the clients' primary metric, across what a client sends and receives, or its steps of training.
-    The colour is the share of clients whose personal model is worse than the global one, grey where none is known.
+    Up is the mean of the clients' primary metric, across what is sent in a round, or a client's steps of training.
+    The colour is the share of clients whose personal model is worse than the global one (FedAvg's, if the method has
+    none), grey where none is known.
     """
     known = made[made[f"{metrics.primary}_personal"].notna()]
     return [_figure(known, across(known), title, x, metrics) for title, x, across in _AXES] if len(known) else []
@@ -40,7 +41,7 @@ def _figure(made: pd.DataFrame, across: pd.Series, title: str, x: str, metrics: 
     names = list(made["method"])
     figure = empty(title, x, f"personal {unit}", height=480)
     bar = {"title": {"text": "harmed, %", "side": "right"}, "thickness": 12, "len": 0.8}
-    told = [f"{h:.0f} % of the clients worse than with the global model" if h == h else "harm not known" for h in harm]
+    told = [f"{h:.0f} % of the clients harmed" if h == h else "harm not known" for h in harm]
     shade = {"colorscale": _HARM, "cmin": 0, "cmax": 100, "colorbar": bar, "line": {"width": 1, "color": "#777777"}}
     for some, colour in (([h == h for h in harm], True), ([h != h for h in harm], False)):
         at = [i for i, chosen in enumerate(some) if chosen]

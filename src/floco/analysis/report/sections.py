@@ -49,8 +49,8 @@ _VARIANCE = (
     "variances for body and head."
 )
 _PRICE = (
-    "Up and left is better. Blue: hardly any client is worse off with its own model than with the global one; red: "
-    "most are."
+    "Up and left is better. Blue: hardly any client is worse off with its own model than with the global one "
+    "(FedAvg's, if the method has none); red: most are. Steps are no time: one of FedEM is a pass for each learner."
 )
 _TESTS = (
     "p: Wilcoxon's signed-rank test, two-sided; p holm: corrected for the number of methods. Clients of one run share "
