@@ -67,7 +67,7 @@ def find_center(
     the mixture's output: both agree where the simplex is connected without a barrier.
 
     `checked`: it is 1/M unless F(1/M) - F(beta_k) > M - 1. By chance, M - 1 fitted numbers gain half of that on the
-    samples they are fitted to, and lose the other half on others, if the loss is a negative log-likelihood (Akaike 1974).
+    samples they are fitted to, and lose the other half on others, if the loss is a negative log-likelihood (Akaike).
 
     Raises:
         FlocoError: the loss is not finite.
