@@ -198,17 +198,15 @@ class SimplexMethod(Algorithm):
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return all shared tensors to send, or for a probe only the endpoints; to keep, the center found here."""
-        names, center = self.mixing.names if message.purpose == "probe" else message.shared, tensors[CENTER_TENSOR]
+        center = self.mixing.point(tensors)[1]
+        sent = self.mixing.names if message.purpose == "probe" else message.shared
         weighed = self.average == "mixtures" and message.purpose == "train"
         extra = {WEIGHTS: self.sampler_of(message).weights(center)} if weighed else {}
         kept = {CENTER_TENSOR: center} if self.centers == "own" and self._located(message) else {}
-        return Update(client, message.purpose, facts.n_train, {n: tensors[n] for n in names}, extra), kept
+        return Update(client, message.purpose, facts.n_train, {n: tensors[n] for n in sent}, extra), kept
 
     def effective(self, shared: Tensors) -> Tensors:
-        """Return the model at 1/M.
-
-        The variance of single endpoints would be misleading, since their gradients are scaled by alpha.
-        """
+        """Return the model at 1/M; the variance of single endpoints would mislead, as alpha scales their gradients."""
         return self.mixing(shared, self.mixing.middle.float())
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
