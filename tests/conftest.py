@@ -79,6 +79,14 @@ def layer_normed() -> nn.Module:
     return nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Tanh(), nn.Linear(7, 3))
 
 
+def batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def convolution() -> nn.Module:
+    return nn.Sequential(nn.Unflatten(1, (1, 1, 5)), nn.Conv2d(1, 8, (1, 3)), nn.Flatten(), nn.Linear(24, 3))
+
+
 def make(
     algorithm: Algorithm, *, federation: Federation | None = None, model: Any = None, seed: int = 0, **training: Any
 ) -> Setup:

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 import floco
-from conftest import UNEQUAL, blobs, make, same, small_net, train
+from conftest import UNEQUAL, batch_norm, blobs, convolution, make, same, small_net, train
 from floco.algorithms import FedAvg, FedEM
 from floco.algorithms.fedem import SHARES
 from floco.client.round import models, prepare
@@ -28,14 +27,6 @@ from floco.engines.jobs import Job, Result, perform
 from floco.server.progress import Progress
 from floco.tasks import Classification, Regression
 from floco.tasks.mixture import MeanPrediction, weighted_loss
-
-
-def batch_norm() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
-
-
-def convolution() -> nn.Module:
-    return nn.Sequential(nn.Unflatten(1, (1, 1, 5)), nn.Conv2d(1, 8, (1, 3)), nn.Flatten(), nn.Linear(24, 3))
 
 
 @pytest.mark.parametrize("model", [small_net, batch_norm, convolution], ids=lambda m: m.__name__)

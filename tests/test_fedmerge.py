@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from conftest import UNEQUAL, blobs, make, same, small_net, train
+from conftest import UNEQUAL, batch_norm, blobs, convolution, make, same, small_net, train
 from floco.algorithms import FedAvg, FedMerge
 from floco.algorithms.fedmerge import LOGITS
 from floco.client.round import models
@@ -17,14 +16,6 @@ from floco.core.network import build_network
 from floco.core.values import ServerState, Tensors, Update
 from floco.engines.engine import start_engine
 from floco.tasks import Classification
-
-
-def batch_norm() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
-
-
-def convolution() -> nn.Module:
-    return nn.Sequential(nn.Unflatten(1, (1, 1, 5)), nn.Conv2d(1, 8, (1, 3)), nn.Flatten(), nn.Linear(24, 3))
 
 
 @pytest.mark.parametrize("model", [small_net, batch_norm, convolution], ids=lambda m: m.__name__)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import floco
-from conftest import UNEQUAL, blobs, make, same, small_net, train
+from conftest import UNEQUAL, batch_norm, blobs, convolution, make, same, small_net, train
 from floco.algorithms import FedAvg, KNNPer
 from floco.client.round import models
 from floco.client.setup import Setup
@@ -22,14 +22,6 @@ from floco.engines.engine import Serial, start_engine
 from floco.server.progress import Progress
 from floco.tasks import Classification, Regression
 from floco.tasks.neighbours import Neighbours, choose_mixture
-
-
-def batch_norm() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
-
-
-def convolution() -> nn.Module:
-    return nn.Sequential(nn.Unflatten(1, (1, 1, 5)), nn.Conv2d(1, 8, (1, 3)), nn.Flatten(), nn.Linear(24, 3))
 
 
 @pytest.mark.parametrize("model", [small_net, batch_norm, convolution], ids=lambda m: m.__name__)
