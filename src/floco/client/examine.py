@@ -8,9 +8,11 @@ from functools import cached_property
 
 import torch
 
+from floco.client.mixtures import Mixtures
 from floco.client.predict import compute_features, compute_outputs_of_each
 from floco.client.setup import Setup
 from floco.core.inputs import rows
+from floco.core.mixing import Mixing
 from floco.core.values import Tensors
 
 _MOST = 512  # samples that are examined: what is found from them are a few numbers
@@ -51,6 +53,10 @@ class TrainingPart:
     def outputs(self, models: Sequence[Tensors]) -> torch.Tensor:
         """Return the outputs (K, n, ...) of K models (network tensors), in evaluation mode."""
         return torch.stack(compute_outputs_of_each(self._here, models, rows(self._here.federation.x, self._samples)))
+
+    def mixtures(self, mixing: Mixing, simplex: Tensors) -> Mixtures:
+        """Return the models of a simplex (network tensors, the mixed ones hold endpoints) on the samples."""
+        return Mixtures(self._here, mixing, simplex, rows(self._here.federation.x, self._samples))
 
     def features(self, model: Tensors) -> torch.Tensor:
         """Return the inputs (n, F) of a model's head, in evaluation mode."""

@@ -14,7 +14,7 @@ from floco.core.inputs import Inputs, chunks
 from floco.core.inputs import rows as some
 from floco.core.mixing import Mixing
 from floco.core.values import Tensors
-from floco.simplex.optimum import lowest
+from floco.simplex.optimum import lowest, with_prior
 
 
 class Mixtures:
@@ -68,18 +68,12 @@ class Mixtures:
     ) -> torch.Tensor:
         """Return the mixture (M,) of lowest loss on the samples with targets y (n, ...), or on `rows` of them.
 
-        alpha = argmin sum_i loss(f(x_i; alpha), y_i) + |alpha - near|^2, a convex problem if only the last layer is
-        mixed. The second term is a Gaussian prior around `near` (None: 1/M): it dominates if there are few samples, and
-        loses its influence as their number grows.
+        alpha = argmin sum_i loss(f(x_i; alpha), y_i) + |alpha - near|^2 (`near` None: 1/M), a convex problem if only
+        the last layer is mixed.
         """
         chosen = y if rows is None else y[rows]
         prior = self.middle if near is None else near.double()
-
-        def objective(alpha: torch.Tensor) -> torch.Tensor:
-            return self._setup.task.loss(self.outputs(alpha, rows), chosen) + (alpha - prior).square().sum() / len(
-                chosen
-            )
-
+        objective = with_prior(lambda a: self._setup.task.loss(self.outputs(a, rows), chosen), prior, len(chosen))
         return lowest(objective, prior, convex=self.convex)
 
     @torch.no_grad()

@@ -32,6 +32,17 @@ from floco.core.values import (
 )
 
 
+class OwnMixtures(Protocol):
+    """The models W(alpha) of one simplex on a client's training part."""
+
+    @property
+    def linear(self) -> bool:
+        """Whether outputs are linear in the mixture, so that those of another one cost next to nothing."""
+
+    def outputs(self, alpha: torch.Tensor) -> torch.Tensor:
+        """Return the outputs (n, ...) float64 at alpha (M,), differentiable in it, in evaluation mode."""
+
+
 class OwnSamples(Protocol):
     """A client's training part, as `Algorithm.examine` sees it; nothing is computed before it is asked for."""
 
@@ -41,6 +52,9 @@ class OwnSamples(Protocol):
 
     def outputs(self, models: Sequence[Tensors]) -> torch.Tensor:
         """Return the outputs (K, n, ...) of K models (network tensors), in evaluation mode."""
+
+    def mixtures(self, mixing: Mixing, simplex: Tensors) -> OwnMixtures:
+        """Return the models of a simplex: network tensors, in which the mixed ones hold endpoints."""
 
     def features(self, model: Tensors) -> torch.Tensor:
         """Return the inputs (n, F) of a model's head, in evaluation mode."""

@@ -13,8 +13,23 @@ from floco.core.errors import FlocoError
 _GAP = 1e-3  # largest accepted distance of the value found from the minimum
 
 
+def with_prior(
+    loss: Callable[[torch.Tensor], torch.Tensor], prior: torch.Tensor, n: int
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return loss(alpha) + |alpha - prior|^2 / n, for a mean loss over n samples.
+
+    The second term is a Gaussian prior: it dominates if there are few samples, and loses its influence as their number
+    grows.
+    """
+    return lambda alpha: loss(alpha) + (alpha - prior).square().sum() / n
+
+
 def lowest(
-    objective: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, *, convex: bool = True
+    objective: Callable[[torch.Tensor], torch.Tensor],
+    start: torch.Tensor,
+    *,
+    convex: bool = True,
+    steps: int = 500,
 ) -> torch.Tensor:
     """Return a minimiser alpha of `objective` on the simplex, by sequential quadratic programming (Kraft 1988).
 
@@ -26,6 +41,7 @@ def lowest(
         objective: a differentiable function from points (M,) float64 to a scalar.
         start: the first iterate, (M,) on the simplex.
         convex: whether the objective is convex, and the result to be certified.
+        steps: iterations at most.
 
     Raises:
         FlocoError: the gap is larger, or the value is not finite.
@@ -45,7 +61,7 @@ def lowest(
     limits = {
         "bounds": [(0.0, 1.0)] * len(start),
         "constraints": on_simplex,
-        "options": {"maxiter": 500, "ftol": 1e-10},
+        "options": {"maxiter": steps, "ftol": 1e-10},
     }
     found = minimize(value_and_gradient, start.double().numpy(), jac=True, method="SLSQP", **limits)
     point = np.clip(found.x, 0, 1) / np.clip(found.x, 0, 1).sum()
