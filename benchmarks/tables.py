@@ -3,7 +3,8 @@
 pairs.csv, and the columns of harm in runs.csv and methods.csv, are first made from the committed clients.csv.
 
 A table is between `<!-- table FOLDER KIND -->` and `<!-- end -->`, with FOLDER below docs/comparison/. Those of the
-folder `results` come from benchmarks/results/: `schools` from regression.csv, `tasks` from tasks.csv.
+folder `results` come from benchmarks/results/: `schools` from regression.csv, `tasks` from tasks.csv. Those of
+`all` are over all suites (suites.py).
 """
 
 import math
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import suites
 from scipy import stats
 
 from floco.analysis import harm
@@ -24,7 +26,7 @@ from floco.tasks import Classification
 DOCS, RESULTS = Path(__file__).parents[1] / "docs", Path(__file__).parent / "results"
 PAGES = (
     "comparison.md",
-    *(f"comparison/{name}.md" for name in ("published", "regression", "tasks", "ablation")),
+    *(f"comparison/{name}.md" for name in ("few-samples", "claims", "published", "regression", "tasks", "ablation")),
 )
 _METRICS = Classification.metrics
 KINDS = {
@@ -109,7 +111,7 @@ def filled(text: str) -> str:
     return re.sub(r"<!-- table (\S+) (\w+) -->\n.*?<!-- end -->", one, text, flags=re.S)
 
 
-OTHERS = {"schools": schools, "tasks": tasks}
+OTHERS = {"schools": schools, "tasks": tasks, **suites.KINDS}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,201 @@
+"""Tables and the figure over all suites, for comparison.md and comparison/claims.md (tables.py writes the tables).
+
+python benchmarks/suites.py docs/comparison/suites.png     the figure; needs /usr/bin/chromium and playwright
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from floco.core.intervals import bound_mean
+from floco.storage.tables import read_table
+
+DOCS = Path(__file__).parents[1] / "docs" / "comparison"
+SUITES = {
+    "few-rotated": "few samples, rotated groups",
+    "few-rotated-tuned": "the same, every method tuned",
+    "few-confused": "few samples, confused labels",
+    "few-iid": "few samples, alike",
+    "label-shift": "Fashion-MNIST, folds",
+    "fashion-mnist": "Fashion-MNIST, folds, 14 methods",
+    "cifar10": "CIFAR-10, folds",
+    "watch": "watch, 10 people",
+    "ablation-vowel": "vowel, 15 speakers",
+    "vowel": "vowel, 15 speakers, 14 methods",
+}
+"""Folder -> what it is."""
+FLOCO = {"floco": "as published", "paper": "as published", "own": "recommended", "checked": "recommended"}
+"""Name in a suite -> the setting of Floco. In the ablation, `own` is a step on the way to `checked`."""
+OURS = {*FLOCO, "floco+", "own-all", "own-prior", "step", "weighted", "finetuned"}
+"""What is no rival of Floco."""
+CONTROL = "FedAvg, head's step of a mixture"
+
+
+def _read(*names: str) -> Iterator[tuple[str, dict[str, str], list[pd.DataFrame]]]:
+    """Yield each suite's label, its variants of Floco (name -> setting), and the tables asked for."""
+    for folder, label in SUITES.items():
+        if not (DOCS / folder / "runs.csv").exists():
+            continue
+        tables = [read_table(DOCS / folder / f"{name}.csv") for name in names]
+        known = {*tables[0]["method"]}
+        skipped = {"own"} if "checked" in known else set()
+        yield label, {m: words for m, words in FLOCO.items() if m in known - skipped}, tables
+
+
+def _gap(clients: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]) -> list[float]:
+    """Return the mean over the clients of one (method, column) minus another, and its 95 % interval, in points."""
+    means = []
+    for method, column in (one, other):
+        chosen = clients[clients["method"] == method]
+        means.append(chosen.set_index(["seed", "client"])[column])
+    each = 100 * (means[0] - means[1]).dropna().groupby(level="client").mean()
+    return [each.mean(), *bound_mean(each.to_numpy())]
+
+
+def _shown(clients: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]) -> str:
+    if other[0] not in {*clients["method"]}:
+        return "-"
+    mean, low, high = _gap(clients, one, other)
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def _over_seeds(values: pd.Series, digits: int = 2) -> str:
+    spread = f" ± {values.std():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{spread}"
+
+
+def overview() -> pd.DataFrame:
+    """Return, for each suite, FedAvg's and Floco's accuracies, and Floco's distance to the best other method."""
+    rows = []
+    for label, variants, (runs, clients) in _read("runs", "clients"):
+        ours, words = list(variants.items())[-1]
+        personal, harm = (100 * runs.groupby("method")[c].mean() for c in ("accuracy_personal", "harm_global"))
+        others = personal.drop([m for m in personal.index if m in OURS])
+        best = others.idxmax()
+        gap = _shown(clients, (ours, "accuracy_personal"), (best, "accuracy_personal"))
+        price = _shown(clients, (ours, "accuracy_global_local"), ("fedavg", "accuracy_global_local"))
+        cells = [f"{personal['fedavg']:.1f}", f"{personal[ours]:.1f}", f"{best}, {personal[best]:.1f}", gap]
+        ft = f"{harm['fedavg+ft']:.0f}" if "fedavg+ft" in harm else "-"
+        rows.append([label, runs["seed"].nunique(), words, *cells, price, f"{harm[ours]:.0f} / {ft}"])
+    columns = ["suite", "seeds", "Floco's setting", "FedAvg %", "Floco %", "best other %", "Floco minus it, points"]
+    return pd.DataFrame(rows, columns=[*columns, "global minus FedAvg's, points", "harmed: Floco / FedAvg+FT %"])
+
+
+def speed() -> pd.DataFrame:
+    """Return in which round a method's global model is as good as FedAvg's best one."""
+    rows = []
+    for label, variants, (history, clients) in _read("history", "clients"):
+        control = {"control": CONTROL} if "control" in {*history["method"]} else {}
+        for method, words in {**variants, **control}.items():
+            firsts, bests = [], []
+            for _, run in history.groupby("seed"):
+                curves = run.pivot_table(index="round", columns="method", values="accuracy_global")
+                reached = curves.index[curves[method] >= curves["fedavg"].max()]
+                bests.append(str(int(curves["fedavg"].idxmax())))
+                firsts.append(str(int(reached[0])) if len(reached) else "never")
+            gap = _shown(clients, (method, "accuracy_global_local"), ("fedavg", "accuracy_global_local"))
+            rows.append([label, words, ", ".join(bests), ", ".join(firsts), gap])
+    columns = ["suite", "setting", "FedAvg's best in round", "as good in round", "at the end, points (95 %)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def agreement() -> pd.DataFrame:
+    """Return the variance of clients' updates over the squared mean update, divided by FedAvg's."""
+    rows = []
+    for label, variants, (runs,) in _read("runs"):
+        for method, words in variants.items():
+            cells = []
+            for group in ("", "_body", "_head"):
+                table = runs.pivot_table(index="seed", columns="method", values=f"update_variance{group}_relative")
+                cells.append(_over_seeds(table[method] / table["fedavg"]))
+            rows.append([label, words, *cells])
+    return pd.DataFrame(rows, columns=["suite", "Floco", "all parameters", "body", "head"])
+
+
+def accuracy() -> pd.DataFrame:
+    """Return differences of the personal models' accuracy, means over the clients, in points."""
+    rows = []
+    for label, variants, (clients,) in _read("clients"):
+        for method, words in variants.items():
+            ours = (method, "accuracy_personal")
+            own = _shown(clients, ours, (method, "accuracy_global_local"))
+            others = ("fedavg", "fedavg+ft", "fedavg-prior")
+            rows.append([label, words, own, *(_shown(clients, ours, (o, "accuracy_personal")) for o in others)])
+    against = ("its own global model", "FedAvg", "FedAvg+FT", "FedAvg with the label prior")
+    return pd.DataFrame(rows, columns=["suite", "Floco", *(f"minus {a}" for a in against)])
+
+
+def overhead() -> pd.DataFrame:
+    """Return optimiser steps and bytes of a round, divided by FedAvg's."""
+    rows = []
+    for label, variants, (runs,) in _read("runs"):
+        for method, words in variants.items():
+            table = runs.set_index(["method", "seed"])[["steps_per_client", "bytes_down", "bytes_up"]]
+            rows.append([label, words, *(f"{r:.2f}" for r in (table.loc[method] / table.loc["fedavg"]).mean())])
+    return pd.DataFrame(rows, columns=["suite", "Floco", "optimiser steps", "bytes down", "bytes up"])
+
+
+KINDS = {"overview": overview, "speed": speed, "agreement": agreement, "personal": accuracy, "overhead": overhead}
+
+
+def figure(path: Path) -> None:
+    """Save the picture of what each method's personal models gain over FedAvg's model, with intervals."""
+    import plotly.graph_objects as go
+    from pictures import opened
+
+    shown = {
+        "recommended": "#d62728",
+        "as published": "#ff9896",
+        "fedavg+ft": "#1f77b4",
+        "ditto": "#7f7f7f",
+        "ifca": "#2ca02c",
+    }
+    points: dict[str, list[tuple[str, list[float]]]] = {name: [] for name in shown}
+    for label, variants, (clients,) in _read("clients"):
+        named = {words: m for m, words in variants.items()} | {m: m for m in {*clients["method"]} & {*shown}}
+        for name, method in named.items():
+            gap = _gap(clients, (method, "accuracy_personal"), ("fedavg", "accuracy_personal"))
+            points[name].append((label, gap))
+    rows = list(dict.fromkeys(label for found in points.values() for label, _ in found))
+    rows.sort(key=list(SUITES.values()).index)
+    made = go.Figure()
+    for i, (name, found) in enumerate(points.items()):
+        mean, low, high = ([gap[k] for _, gap in found] for k in range(3))
+        made.add_scatter(
+            x=mean,
+            y=[rows.index(label) + 0.12 * (i - 2) for label, _ in found],
+            error_x={
+                "array": [h - m for h, m in zip(high, mean, strict=True)],
+                "arrayminus": [m - below for m, below in zip(mean, low, strict=True)],
+            },
+            mode="markers",
+            name=f"Floco, {name}" if name in FLOCO.values() else name,
+            marker={"color": shown[name], "size": 9},
+        )
+    made.add_vline(x=0, line_color="#444444")
+    made.update_layout(
+        template="plotly_white",
+        width=1100,
+        height=120 + 70 * len(rows),
+        font_size=14,
+        margin={"l": 10, "r": 10, "t": 40, "b": 50},
+        legend={"orientation": "h", "y": 1.08},
+        xaxis_title="personal models: points above FedAvg's model, mean over clients with 95 % interval",
+        yaxis={"autorange": "reversed", "tickvals": list(range(len(rows))), "ticktext": rows},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        html = Path(folder) / "figure.html"
+        made.write_html(html)
+        with opened(html, 1120, 660) as page:
+            page.query_selector(".plotly-graph-div").screenshot(path=path)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        figure(Path(sys.argv[1]))
+    else:
+        for made in KINDS.values():
+            print(made().to_string(index=False), end="\n\n")
