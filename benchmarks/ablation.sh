@@ -3,7 +3,7 @@
 #   benchmarks/ablation.sh                                       all suites: vowel watch rotated confused iid fashion-mnist
 #   SEEDS=1 benchmarks/ablation.sh rotated
 #   paper      Floco as published
-#   step       and step = "mixture"
+#   step       and step = "middle"
 #   own        and centers = "own", endpoints averaged by samples
 #   weighted   and average = "mixtures"
 #   checked    and check_at as it is if nothing is said: the recommended setting
@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 variants=paper=floco,step=floco,own=floco,weighted=floco,checked=floco,finetuned=floco,fedavg,fedavg+ft
 settings=()
-for name in step own weighted checked finetuned; do settings+=(-s "$name.step=mixture"); done
+for name in step own weighted checked finetuned; do settings+=(-s "$name.step=middle"); done
 for name in own weighted checked finetuned; do settings+=(-s "$name.centers=own"); done
 for name in own weighted; do settings+=(-s "$name.check_at=never"); done
 settings+=(-s own.average=samples -s finetuned.deliver.model=finetuned)

@@ -7,7 +7,7 @@
 # Needs data/fashion-mnist.npz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-recommended() { echo -s "$1.centers=own" -s "$1.step=mixture" -s "$1.assign_at=1"; }
+recommended() { echo -s "$1.centers=own" -s "$1.step=middle" -s "$1.assign_at=1"; }
 compare() { # part, methods, settings
   out=runs/label-shift-$1-seed$seed
   if [ -e "$out/comparison.json" ]; then floco resume "$out"; else floco compare benchmarks/fashion-mnist.toml -a "$2" --seeds 1 -s "seed=$seed" --out "$out" "${@:3}"; fi

@@ -8,14 +8,16 @@ from torch import nn
 
 from conftest import blobs, make, same, small_net, train
 from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, Ditto, FedAvg, FedAvgFT, FedRep, Floco, FlocoPlus, PFedMe
+from floco.algorithms.centers import MixtureSampler, mix
 from floco.analysis.tuning import list_trials
 from floco.client.optimizer import apply_gradients
 from floco.core.errors import FlocoError
-from floco.core.mixing import Mixing
+from floco.core.mixing import CENTER_TENSOR, Mixing
 from floco.core.values import Step, Training
 from floco.engines.engine import start_engine
 from floco.runs.toml import parse
 
+STEPS = ("endpoint", "mixture", "middle")
 OTHERS = {name: cls for name, cls in ALGORITHMS.items() if cls not in (SCAFFOLD, PFedMe)}
 
 
@@ -36,32 +38,48 @@ def test_a_step_of_the_endpoints_moves_the_mixture_by_lr() -> None:
     stack, target = torch.randn(4, 3, 5, generator=g).requires_grad_(), torch.randn(3, 5, generator=g)
     mixing, alpha = Mixing(("w",), 4, 0.1), torch.tensor([0.1, 0.2, 0.3, 0.4])
     moves = {}
-    for name, mix in (("endpoint", mixing), ("mixture", mixing.steep)):
-        at = mix({"w": stack}, alpha)["w"]
+    for name, mixed in (("endpoint", mixing), ("mixture", mixing.steep)):
+        at = mixed({"w": stack}, alpha)["w"]
         (gradient,) = torch.autograd.grad((at * target).sum(), [stack])
         moves[name] = torch.einsum("m,mij->ij", alpha, gradient)
     assert torch.allclose(moves["endpoint"], alpha.square().sum() * target)
     assert torch.allclose(moves["mixture"], target)
 
 
-@pytest.mark.parametrize("mix", ["last", "all"])
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("center", [[0.2] * 5, [1, 0, 0, 0, 0], [0.5, 0.3, 0.2, 0, 0], None])
+def test_with_step_middle_the_model_in_the_middle_moves_by_lr_on_average(center: Any, uniform: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    at = None if center is None else torch.tensor(center, dtype=torch.float64)
+    sampler, mixing = MixtureSampler(5, None if at is None else 0.1, False, uniform), Mixing(("w",), 5, 0.1)
+    stack, tensors = torch.zeros(5, 1, requires_grad=True), {} if at is None else {CENTER_TENSOR: at}
+    draws = sampler(tensors, 400, g).float()
+    moved = [mix(mixing, "middle", sampler, {"w": stack, **tensors}, draw)["w"].sum() for draw in draws]
+    (gradient,) = torch.autograd.grad(sum(moved), [stack])  # that of W(alpha) is 1
+    assert float(mixing({"w": gradient}, mixing.middle.float())["w"]) / len(draws) == pytest.approx(1, abs=0.12)
+
+
+@pytest.mark.parametrize("mixed", ["last", "all"])
 @pytest.mark.parametrize("cls", [Floco, FlocoPlus])
-def test_values_are_equal_to_the_bit_and_with_one_endpoint_the_whole_run(cls: Any, mix: str) -> None:
+def test_values_are_equal_to_the_bit_and_with_one_endpoint_the_whole_run(cls: Any, mixed: str) -> None:
     stack = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
     mixing, alpha = Mixing(("w",), 3, 0.1), torch.tensor([0.5, 0.2, 0.3])
     assert torch.equal(mixing({"w": stack}, alpha)["w"], mixing.steep({"w": stack}, alpha)["w"])
-    published, steep = (ends(cls(endpoints=1, mix=mix, step=step)) for step in ("endpoint", "mixture"))
-    assert same(published, steep)
+    published, *others = (ends(cls(endpoints=1, mix=mixed, step=step)) for step in STEPS)
+    assert all(same(published, other) for other in others)
 
 
 def test_the_setting_changes_runs_with_several_endpoints() -> None:
-    published, steep = (ends(Floco(endpoints=3, step=step)) for step in ("endpoint", "mixture"))
+    published, steep, middle = (ends(Floco(endpoints=3, step=step)) for step in STEPS)
     assert not same(published, steep)
+    assert not same(steep, middle)
 
 
+@pytest.mark.parametrize(("step", "centers"), [("mixture", "signals"), ("middle", "signals"), ("middle", "own")])
 @pytest.mark.parametrize("cls", [Floco, FlocoPlus])
-def test_engines_agree_on_steps_of_mixtures(cls: Any) -> None:
-    serial, processes, cohort = (ends(cls(endpoints=3, step="mixture"), e) for e in ("serial", "processes", "cohort"))
+def test_engines_agree_on_steps_of_mixtures(cls: Any, step: str, centers: str) -> None:
+    method = cls(endpoints=3, step=step, centers=centers)
+    serial, processes, cohort = (ends(method, e) for e in ("serial", "processes", "cohort"))
     assert same(serial, processes)
     assert all(torch.allclose(serial[n], cohort[n], atol=1e-5) for n in serial)
 

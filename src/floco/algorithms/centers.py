@@ -41,6 +41,17 @@ class MixtureSampler:
         chosen = torch.rand(n, 1, generator=generator, dtype=torch.float64) < self.uniform
         return torch.where(chosen, anywhere, inside)
 
+    def pace(self, center: torch.Tensor | None) -> torch.Tensor:
+        """Return how far W(1/M) moves, relative to W(alpha), in steps at mixtures drawn around a center (M,).
+
+        It is <1/M, alpha> / |alpha|^2 with |alpha|^2 at its mean: (M + 1) / (2 M) on the whole simplex, and in a
+        subregion 1 / (M |center|^2), from 1 in the middle to 1/M at an endpoint.
+        """
+        anywhere = torch.tensor((self.endpoints + 1) / (2 * self.endpoints), dtype=torch.float64)
+        if self.radius is None or center is None:
+            return anywhere
+        return self.uniform * anywhere + (1 - self.uniform) / (self.endpoints * center.double().square().sum())
+
     def weights(self, center: torch.Tensor) -> torch.Tensor:
         """Return the mean of the mixtures drawn around a center, (M,), taking that of its subregion for the center.
 
@@ -49,6 +60,13 @@ class MixtureSampler:
         if self.radius is None:
             return torch.full((self.endpoints,), 1 / self.endpoints, dtype=torch.float64)
         return self.uniform / self.endpoints + (1 - self.uniform) * center
+
+
+def mix(mixing: Mixing, step: str, sampler: MixtureSampler, tensors: Tensors, draw: torch.Tensor) -> Tensors:
+    """Return the tensors at a mixture (M,) that was drawn, with gradients for `algorithm.step`."""
+    if step == "endpoint":
+        return mixing(tensors, draw)
+    return mixing.steep(tensors, draw, sampler.pace(tensors.get(CENTER_TENSOR)) if step == "middle" else None)
 
 
 def find_center(

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 
 import torch
 
-from floco.algorithms.centers import MixtureSampler, find_center, gather_signals, has_map, keep_map, read_map
+from floco.algorithms.centers import MixtureSampler, find_center, gather_signals, has_map, keep_map, mix, read_map
 from floco.algorithms.endpoints import WEIGHTS, average_endpoints, choose_mixed, start_endpoints
 from floco.core.algorithm import Algorithm, OwnSamples, average
 from floco.core.errors import FlocoError
@@ -93,8 +93,9 @@ class SimplexMethod(Algorithm):
     )
     step: str = setting(
         "endpoint",
-        "step size: endpoint (as published: a mixture moves by lr |alpha|^2 times the gradient), or mixture (by lr)",
-        choices=("endpoint", "mixture"),
+        "step size: endpoint (as published: a mixture moves by lr |alpha|^2 times the gradient), mixture (by lr), or "
+        "middle (so far that the model at 1/M moves by lr on average)",
+        choices=("endpoint", "mixture", "middle"),
     )
     noise: float | None = setting(
         None, "other endpoints: the first plus Gaussian noise, relative to its RMS (empty: the initialiser)", low=0
@@ -179,15 +180,15 @@ class SimplexMethod(Algorithm):
 
     def shared_phase(self, message: Message, facts: Facts) -> Phase:
         """Return the phase that trains the simplex, with one mixture drawn per batch."""
-        return Phase("shared", (Step(self.loss(facts.task), facts.layout.parameters),), draws=self.sampler_of(message))
+        draws = self.sampler_of(message)
+        return Phase("shared", (Step(self.loss(facts.task, draws), facts.layout.parameters),), draws=draws)
 
-    def loss(self, task: Task) -> Loss:
-        """Return the loss at the mixture `draw`, that of f(x; phi, W(alpha))."""
+    def loss(self, task: Task, sampler: MixtureSampler) -> Loss:
+        """Return the loss at the mixture `draw` of the sampler, that of f(x; phi, W(alpha))."""
 
         def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
             assert draw is not None
-            mix = self.mixing.steep if self.step == "mixture" else self.mixing
-            return task.loss(predict(mix(tensors, draw), batch.x), batch.y)
+            return task.loss(predict(mix(self.mixing, self.step, sampler, tensors, draw), batch.x), batch.y)
 
         return loss
 

@@ -59,13 +59,19 @@ class Mixing:
         mixed = {n: torch.einsum("m,m...->...", alpha, tensors[n]) for n in self.names}
         return {**tensors, **{n: fast_copy(t) if t.ndim == 4 else t for n, t in mixed.items()}}
 
-    def steep(self, tensors: Mapping[str, torch.Tensor], alpha: torch.Tensor) -> Tensors:
+    def steep(
+        self, tensors: Mapping[str, torch.Tensor], alpha: torch.Tensor, pace: torch.Tensor | None = None
+    ) -> Tensors:
         """Return the same values with gradients divided by |alpha|^2, so that an SGD step moves W(alpha) by lr dL/dW.
 
         As dL/dW_m = alpha_m dL/dW, it moves by sum_m alpha_m^2 lr dL/dW otherwise: at random mixtures, by 2 / (M + 1)
         of a plain layer's step on average. With M = 1 nothing changes, to the bit.
+
+        Divided by `pace` as well, a positive scalar, it moves by lr / pace dL/dW.
         """
         mixed, size = self(tensors, alpha), alpha.square().sum()
+        if pace is not None:
+            size = size * pace.to(size.dtype)
         return {**mixed, **{n: mixed[n].detach() + (mixed[n] - mixed[n].detach()) / size for n in self.names}}
 
     @property
