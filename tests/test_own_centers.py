@@ -15,6 +15,7 @@ from floco.algorithms.endpoints import WEIGHTS, average_endpoints
 from floco.analysis.landscape import landscape
 from floco.client.examine import TrainingPart
 from floco.client.round import prepare
+from floco.client.trial import BodyAndHead
 from floco.core.errors import FlocoError
 from floco.core.mixing import CENTER, CENTER_TENSOR, Mixing
 from floco.core.values import Message, ServerState, Training, Update
@@ -252,6 +253,17 @@ def test_where_whole_networks_are_mixed_a_center_is_of_their_mixtures_and_not_of
         assert not torch.allclose(found, other, atol=0.02)
         assert objective(found) < objective(other)
         assert objective(found) < objective(middle)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_finding_centers_tries_the_network_once_and_not_for_every_client(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+    agrees = BodyAndHead.agrees
+    monkeypatch.setattr(BodyAndHead, "agrees", lambda *given: tried.append(given[0]) or agrees(*given))
+    train(make(Floco(**OWN), rounds=3, precision=precision))
+    assert 1 <= len(tried) <= 2  # in float32, and in the precision of training
 
 
 @pytest.mark.parametrize("cls", METHODS)

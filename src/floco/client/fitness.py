@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -37,7 +36,7 @@ def check_model(setup: Setup) -> None:
     with one_thread():
         _check_outputs(setup, x, y)
         check_single(setup, setup.inputs(x))
-        _check_tensors(replace(setup, training=replace(setup.training, precision="float32")), setup.inputs(x), y)
+        _check_tensors(setup.float32, setup.inputs(x), y)
 
 
 def _check_outputs(setup: Setup, x: Inputs, y: torch.Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -26,8 +25,7 @@ class Mixtures:
 
     def __init__(self, setup: Setup, mixing: Mixing, simplex: Tensors, x: Inputs) -> None:
         """Take a simplex (network tensors; the mixed ones hold endpoints, (M, ...)) and raw samples x (n, C, ...)."""
-        training = replace(setup.training, precision="float32")  # coarser rounding is not convex
-        self._setup = replace(setup, training=training)
+        self._setup = setup.float32  # coarser rounding is not convex
         self._mixing, self._simplex, self._x = mixing, simplex, x
         self.endpoints, self.middle = mixing.endpoints, mixing.middle
 

@@ -69,6 +69,13 @@ class Setup:
         layout, classes = self.network.layout, self.federation.classes
         check_parts(self.algorithm, self.task, layout, self.training, self.delivery, classes=classes)
 
+    @cached_property
+    def float32(self) -> Setup:
+        """The setup with float32 arithmetic, whatever the precision of training is."""
+        if self.training.precision == "float32":
+            return self
+        return replace(self, training=replace(self.training, precision="float32"))
+
     def with_samples(self, what: str) -> Setup:
         """Return the setup with the samples of its clients; raises if they are not here, and `what` needs them."""
         return replace(self, federation=self.federation.with_samples(what))

@@ -16,7 +16,7 @@ from floco.core.random import one_thread
 from floco.core.values import Combined, Tensors
 from floco.deliver.card import Card, card, data_facts, markdown
 from floco.deliver.graph import FORMATS, Writer, make_writer
-from floco.deliver.personal import deliver, in_float32, list_models
+from floco.deliver.personal import deliver, list_models
 from floco.deliver.placement import Placement
 from floco.server.progress import Progress
 from floco.storage.files import checksum, file_name, replace_file, to_json
@@ -215,5 +215,5 @@ def _card(
         more["tested_on"] = "the run directory" if found is None else f"{where}, in the run's last evaluation"
         return {**card(setup, title, None, versions, schema, **more), "metrics": found}
     x, y = federation.common_test if client is None else (rows(federation.x, own.test), federation.y[own.test])
-    score = judge(in_float32(setup), [tensors], x, y)[0] if len(y) else None
+    score = judge(setup.float32, [tensors], x, y)[0] if len(y) else None
     return card(setup, title, score, versions, schema, **more, tested_on=where)

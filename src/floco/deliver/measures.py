@@ -15,7 +15,7 @@ from floco.core.inputs import rows
 from floco.core.random import derive, one_thread
 from floco.core.values import Combined, Row, Tensors
 from floco.data.groups import read_groups
-from floco.deliver.personal import deliver, in_float32
+from floco.deliver.personal import deliver
 from floco.server.progress import Progress
 
 
@@ -87,7 +87,7 @@ def _thresholds_of(setup: Setup, progress: Progress, client: str | None, at: str
         warn(f"sensitivity and specificity are left out: {error}")
         return None
     tensors = deliver(setup, progress, client, at=at).tensors
-    return _thresholds(in_float32(setup), tensors, setup.federation.ids if client is None else (client,), n)
+    return _thresholds(setup.float32, tensors, setup.federation.ids if client is None else (client,), n)
 
 
 def measure_clients(setup: Setup, progress: Progress) -> Measures:

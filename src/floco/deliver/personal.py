@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -34,11 +33,6 @@ class Model(NamedTuple):
     """Its point on the simplex, (M,); None: it is at none."""
     taken: str = ""
     """Which of its candidates the client takes home; "" with `deliver.model = "personal"`."""
-
-
-def in_float32(setup: Setup) -> Setup:
-    """Return the setup with float32 arithmetic, in which models are used whatever precision they were trained in."""
-    return replace(setup, training=replace(setup.training, precision="float32"))
 
 
 def deliver(setup: Setup, progress: Progress, client: str | None, *, at: str = "center") -> Model:
@@ -130,7 +124,7 @@ def find_point(
 
 def outputs(setup: Setup, progress: Progress, client: str | None, x: Inputs, *, at: str = "center") -> torch.Tensor:
     """Return the outputs (n, ...) float32 of the model of `deliver` for raw samples x (n, C, ...), channels first."""
-    return compute_outputs(in_float32(setup), deliver(setup, progress, client, at=at)[0], x)
+    return compute_outputs(setup.float32, deliver(setup, progress, client, at=at)[0], x)
 
 
 def predict_mean(
