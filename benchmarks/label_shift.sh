@@ -16,8 +16,10 @@ compare() { # part, methods, settings
 made=()
 [ $# -gt 0 ] || set -- 0 1 2
 for seed in "$@"; do
-  compare plain own=floco,floco,fedavg,fedavg+ft $(recommended own) ${SETTINGS:-}
-  compare prior own-prior=floco,fedavg-prior=fedavg,ft-prior=fedavg+ft -s task.prior=client $(recommended own-prior) ${SETTINGS:-}
+  compare own own=floco $(recommended own) ${SETTINGS:-}
+  compare plain floco,fedavg,fedavg+ft ${SETTINGS:-}
+  compare own-prior own-prior=floco -s task.prior=client $(recommended own-prior) ${SETTINGS:-}
+  compare prior fedavg-prior=fedavg,ft-prior=fedavg+ft -s task.prior=client ${SETTINGS:-}
   compare control control=fedavg -s training.head_lr=0.00909 ${SETTINGS:-}
 done
 python benchmarks/join.py docs/comparison/label-shift "${made[@]}"
