@@ -3,7 +3,7 @@
     python benchmarks/join.py docs/comparison/few-rotated runs/few-rotated runs/few-rotated-ifca
 
 The first method of the first comparison is the reference of pairs.csv. A run of the same method and seed is taken from
-the first folder that has one. Seeds that not every method has are left out.
+the first folder that has one. Methods without a finished run are left out, and seeds that not every other method has.
 """
 
 import sys
@@ -18,7 +18,10 @@ def join(out: Path, folders: list[Path]) -> None:
     runs = {key: path for one in reversed(opened) for key, path in one.runs.items()}
     done = tables.load(list(runs.values()), order)
     seeds = {name: {seed for method, seed in done.paths if method == name} for name in order}
-    shared = set.intersection(*seeds.values())
+    if none := [name for name in order if not seeds[name]]:
+        print(f"without a finished run: {', '.join(none)}")
+        order = [name for name in order if seeds[name]]
+    shared = set.intersection(*(seeds[name] for name in order))
     kept = [path for (_, seed), path in done.paths.items() if seed in shared]
     out.mkdir(parents=True, exist_ok=True)
     pairs.write(tables.load(kept, order), out, order[0])
