@@ -351,9 +351,9 @@ class Ends(nn.Module):
 @pytest.mark.parametrize(
     ("end", "says"),
     [
-        (lambda y, _: {"logits": y}, "got dict"),
+        (lambda y, _: {"scores": y}, "got dict"),
         (lambda y, _: (y, y), "got tuple"),
-        (lambda y, training: SimpleNamespace(logits=y) if training else y, "got SimpleNamespace"),
+        (lambda y, training: SimpleNamespace(scores=y) if training else y, "got SimpleNamespace"),
         (lambda y, training: y[:, :2] if training else y, r"in training mode, got \(2, 2\)"),
         (lambda y, training: y @ torch.ones(9) if training else y, "fails in training mode"),
     ],
@@ -408,7 +408,6 @@ def test_a_simplex_of_everything_with_batch_norm_is_warned_of() -> None:
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (lambda: nn.Sequential(nn.LazyLinear(7), nn.Linear(7, 3)), "lazy layers"),
         (lambda: Locked(), "cannot be copied"),
     ],
 )

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from floco.client.fitness import check_model
@@ -121,8 +122,22 @@ def fit(
         raise FlocoError("change=True changes a run that is continued: give out and resume=True")
     if change and (Path(str(out)) / "run.json").exists():
         algorithm, settings = _keep(Path(str(out)), algorithm, settings)
-    config, setup = _configured(model, federation, algorithm, dict(settings))
-    watch = watch or (lambda progress: None)
+    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller's mode is
+        config, setup = _configured(model, federation, algorithm, dict(settings))
+        run = _train(config, setup, settings, watch or (lambda progress: None), out, resume, change)
+    return _warn_of_failures(run)
+
+
+def _train(
+    config: Config,
+    setup: Setup,
+    given: dict[str, Any],
+    watch: session.Watch,
+    out: Path | str | None,
+    resume: bool,
+    change: bool,
+) -> Run:
+    """Return the run after its last round; `given` are the settings that were given."""
     if out is None:
         rows: dict[str, list[Row]] = {"history": [], "clients": [], "failures": []}
 
@@ -134,12 +149,12 @@ def fit(
             watch(progress)
 
         start = loop.initialize(setup, Memories(budget=config.run.memory_budget))
-        return _warn_of_failures(Run(setup, session.advance(setup, config.run, None, start, keep), rows=rows))
+        return Run(setup, session.advance(setup, config.run, None, start, keep), rows=rows)
     path = Path(out)
     check_importable(config)
     if not (resume and (path / "run.json").exists()):
         session.create(config, setup, path)
-    return _warn_of_failures(_continue(path, config, setup, settings, change, watch))
+    return _continue(path, config, setup, given, change, watch)
 
 
 def _continue(

@@ -182,14 +182,13 @@ def data(
 
 
 def _describe(setup: Setup) -> str:
-    federation, training, layout = setup.federation, setup.training, setup.network.layout
-    n, clients = sum(t.numel() for t in setup.network.parameters.values()), len(federation.clients)
+    federation, training = setup.federation, setup.training
+    clients = len(federation.clients)
     kept = f", {len(federation.held_out)} held out" if federation.held_out else ""
     known = f"{federation.classes} classes" if federation.task.labelled else f"task {federation.task.name}"
     data = f"{clients} clients{kept}, {known}, inputs {federation.shape}"
     budget = f"{training.rounds} rounds of {max(1, round(training.fraction * clients))} clients"
-    network = f"model of {n:,} parameters in {len(layout.parameters)} tensors"
-    return f"{data}; {network}\n{setup.algorithm}, {budget}"
+    return f"{data}\n{setup.network.describe()}\n{setup.algorithm}, {budget}"
 
 
 def _continue(path: Path, setup: Setup | None, debug: bool, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def _check_evaluation(setup: Setup, other: Tensors, x: Inputs) -> None:
         return
     args, kwargs = arguments(x)
     module = setup.network.holding({n: t.cpu() for n, t in other.items()}).to(setup.device)
-    if not _close(found, module(*args, **kwargs).float()):
+    if not _close(found, outputs_of(module(*args, **kwargs)).float()):
         raise FlocoError(
             "the model computes with other tensors than its registered parameters and buffers (a list of parameters, "
             "a cache of weights, weights merged in eval()): the evaluated model would not be the delivered one; "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from floco.core.head import outputs_of
 from floco.core.inputs import Inputs
 from floco.core.random import global_stream, one_thread, outside_torch
 from floco.core.values import Predict, Tensors
@@ -105,7 +106,7 @@ class BodyAndHead:
         finally:
             for hook in hooks:
                 hook.remove()
-        if len(calls) != 1 or len(calls[0][0]) != 1 or calls[0][1] is not outputs[0]:
+        if len(calls) != 1 or len(calls[0][0]) != 1 or calls[0][1] is not outputs_of(outputs[0]):
             raise NotImplementedError("the head must be called once, with one input, and give the network's output")
         return first, calls[0][0][0]
 

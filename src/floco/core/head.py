@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -50,11 +50,18 @@ def head_layer(module: nn.Module, sample: Inputs | None) -> str | None:
 
 
 def outputs_of(output: object) -> torch.Tensor:
-    """Return a network's output, which must be a tensor."""
-    if not isinstance(output, torch.Tensor):
-        kind = type(output).__name__
-        raise FlocoError(f"the model must return a tensor of logits, got {kind}; return the logits alone, in any mode")
-    return output
+    """Return a network's output: a tensor, or that called `logits` in a dict or an object."""
+    found = _logits(output)
+    if not isinstance(found, torch.Tensor):
+        raise FlocoError(
+            "the model must return a tensor, or a dict or an object with a tensor `logits`, "
+            f"got {type(output).__name__}; return the logits alone, in any mode"
+        )
+    return found
+
+
+def _logits(output: Any) -> object:
+    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
 
 
 def _seen(module: nn.Module, sample: Inputs) -> set[str] | None:
@@ -84,7 +91,7 @@ def _traced(module: nn.Module) -> set[str] | None:
     linear = {n: str(n.target) for n, layer in called.items() if isinstance(layer, nn.Linear)}
     trained = {n for n, layer in called.items() if next(layer.parameters(), None) is not None}
     return _nearest(
-        [n for n in graph.graph.nodes if n.op == "output"],
+        [_logits(n.args[0]) for n in graph.graph.nodes if n.op == "output"],
         linear.get,
         lambda node: node.op == "get_attr" or node in trained,
         lambda node: node.all_input_nodes,

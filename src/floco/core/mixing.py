@@ -56,7 +56,7 @@ class Mixing:
 
         By linearity dL/dW_m = alpha_m dL/dW, so one backward pass reaches all endpoints.
         """
-        mixed = {n: torch.einsum("m,m...->...", alpha, tensors[n]) for n in self.names}
+        mixed = {n: torch.einsum("m,m...->...", alpha.to(tensors[n].dtype), tensors[n]) for n in self.names}
         return {**tensors, **{n: fast_copy(t) if t.ndim == 4 else t for n, t in mixed.items()}}
 
     def steep(

@@ -11,9 +11,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from floco.core.errors import FlocoError, nearest
+from floco.core.errors import FlocoError, nearest, warn
 from floco.core.head import head_layer, norm_tensors
 from floco.core.inputs import Inputs
+from floco.core.modules import copy_module, low_precision
 from floco.core.random import global_stream
 from floco.core.values import Layout, Tensors
 
@@ -72,6 +73,15 @@ class Network:
         last = self._known_name(f"{layer}.weight".removeprefix("."), parameters)
         head = () if last is None else tuple(n for n in (last, f"{layer}.bias".removeprefix(".")) if n in parameters)
         return Layout(tuple(parameters), buffers, last, head, norms)
+
+    def describe(self) -> str:
+        """Return in words what is trained, which layer is the head, and what is frozen."""
+        trained, head = self.parameters, self.layout.head
+        words = f"model of {sum(t.numel() for t in trained.values()):,} parameters in {len(trained)} tensors"
+        layer = (head[0].rpartition(".")[0] or "all of it") if head else "none"
+        size = f" ({sum(trained[n].numel() for n in head):,} parameters)" if head else ""
+        frozen = sum(p.numel() for p in self.module.parameters() if not p.requires_grad)
+        return f"{words}, head: {layer}{size}{f', frozen: {frozen:,}' if frozen else ''}"
 
     def twin(self, device: torch.device, *, train: bool, own: bool = False) -> nn.Module:
         """Return a copy of the module in training or evaluation mode, to compute with.
@@ -152,7 +162,8 @@ class Network:
                 "set algorithm.noise (0 is legal) to choose how far apart endpoints start"
             )
         with global_stream(seed, "endpoint", draw):
-            module = copy.deepcopy(self.module) if self.factory is None else self.factory()
+            again = self.module if self.factory is None else self.factory()
+            module = copy_module(again, sample=self.sample, ours=self.factory is not None)
             if self.factory is None:
                 for owner in dict.fromkeys(n.rpartition(".")[0] for n in names):
                     _reset(module.get_submodule(owner), owner)
@@ -197,24 +208,13 @@ def build_network(
     """
     factory = None if isinstance(model, nn.Module) else model
     built = model if isinstance(model, nn.Module) else _built(model, seed)
-    tensors = (*built.parameters(), *built.buffers())
-    if any(isinstance(t, nn.UninitializedParameter | nn.UninitializedBuffer) for t in tensors):
-        raise FlocoError(
-            "the model has lazy layers, whose shapes are not known yet: call it once on a batch of inputs, "
-            "or use layers with shapes"
+    with global_stream(seed, "lazy"):
+        module = copy_module(built, sample=sample, ours=factory is not None)
+    if low := low_precision(built):
+        warn(
+            f"the model has {low} weights, in which small steps are lost: they are float32 here, also in the models "
+            'that are handed out; training.precision = "bf16" computes in bfloat16'
         )
-    if hooked := [n for n, p in built.named_parameters() if p._backward_hooks]:
-        raise FlocoError(
-            f"the parameter {hooked[0]!r} has a gradient hook, which floco does not run: "
-            "put what it does into the forward pass, e.g. a mask of the weight"
-        )
-    try:
-        module = copy.deepcopy(built).cpu()
-    except Exception as error:
-        raise FlocoError(
-            f"the model cannot be copied ({type(error).__name__}: {error}); "
-            "keep locks, open files and tensors computed from others out of its attributes"
-        ) from error
     if weights is not None:
         _load(module, weights)
     if not any(p.requires_grad for p in module.parameters()):

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from floco.core.errors import FlocoError
+from floco.core.head import outputs_of
 from floco.core.inputs import Inputs, arguments, rows
 from floco.core.network import Network, Traits
 from floco.core.random import global_stream, one_thread
@@ -64,7 +65,7 @@ class CombinedModule(nn.Module):
         layer = self.networks[0].get_submodule(self._head) if self._model.features else nn.Identity()
         hook = layer.register_forward_pre_hook(lambda _, given: found.append(given[0]))
         try:
-            return self._model.combine([*[one(*args, **kwargs) for one in self.networks], *found])
+            return self._model.combine([*[outputs_of(one(*args, **kwargs)) for one in self.networks], *found])
         finally:
             hook.remove()
 
@@ -78,7 +79,8 @@ def check_equal(module: nn.Module, other: nn.Module, inputs: Inputs) -> None:
     """Raise an AssertionError, or what one of them raises, unless two modules give equal outputs up to rounding."""
     args, kwargs = arguments(inputs)
     with torch.no_grad():
-        torch.testing.assert_close(module(*args, **kwargs), other(*args, **kwargs), rtol=1e-4, atol=1e-5)
+        found, wanted = (outputs_of(m(*args, **kwargs)) for m in (module, other))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def _tied(module: nn.Module) -> dict[str, str]:

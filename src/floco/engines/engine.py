@@ -94,12 +94,13 @@ def resolve(setup: Setup, kind: str, workers: int | None) -> tuple[str, int]:
 
     `auto` means `cohort` if at least four clients train in a round and the network can be batched over clients; on the
     CPU it must also be small (200,000 trained parameters), without convolutions and recurrent layers. Otherwise it
-    means `processes`, or `serial` on systems that cannot fork and on devices other than the CPU.
+    means `processes`, or `serial` where a process may not fork and on devices other than the CPU.
     """
-    can_fork = "fork" in multiprocessing.get_all_start_methods() and setup.device.type == "cpu"
+    can_fork = _may_fork() and setup.device.type == "cpu"
     if not can_fork and (kind == "processes" or (kind != "serial" and (workers or 1) > 1)):
         raise FlocoError(
-            f"worker processes need a system that can fork, and the CPU (device {setup.device}); "
+            f"worker processes need a system that can fork, the CPU (device {setup.device}), and a process that may "
+            "start others, which a worker of a multiprocessing.Pool may not; "
             "use engine serial or cohort, and one worker"
         )
     if kind == "auto":
@@ -113,9 +114,14 @@ def resolve(setup: Setup, kind: str, workers: int | None) -> tuple[str, int]:
     return kind, workers or (default_workers() if can_fork and kind != "serial" else 1)
 
 
+def _may_fork() -> bool:
+    """Return whether this process can have workers: daemonic ones, e.g. those of a pool, may not start others."""
+    return "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
+
+
 def default_workers() -> int:
-    """Return the number of cores that this process may use; 1 on systems that cannot fork."""
-    if "fork" not in multiprocessing.get_all_start_methods():
+    """Return the number of cores that this process may use; 1 where it may not fork."""
+    if not _may_fork():
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -53,8 +53,9 @@ def lowest(
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
         alpha = torch.tensor(point, dtype=torch.float64, requires_grad=True)
-        value = objective(alpha)
-        return float(value.detach()), torch.autograd.grad(value, alpha)[0].numpy()
+        with torch.enable_grad():  # whatever the caller's mode is
+            value = objective(alpha)
+            return float(value.detach()), torch.autograd.grad(value, alpha)[0].numpy()
 
     ones = np.ones(len(start))
     on_simplex = {"type": "eq", "fun": lambda a: a.sum() - 1, "jac": lambda a: ones}

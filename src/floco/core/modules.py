@@ -1,0 +1,119 @@
+"""Modules as people write them, made into copies with ordinary tensors: wrappers, lazy layers, hooks, precision."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.weight_norm import WeightNorm
+
+from floco.core.errors import FlocoError
+from floco.core.inputs import Inputs, arguments, shapes
+from floco.core.random import one_thread
+
+_LOW = (torch.float16, torch.bfloat16)
+_LAZY = (
+    "the model has lazy layers, whose shapes are not known yet: call it once on a batch of inputs, "
+    "pass a function that builds it, or use layers with shapes"
+)
+
+
+def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool = False) -> nn.Module:
+    """Return a copy of a module on the CPU, whose tensors have their shapes and can be trained.
+
+    Wrappers (DataParallel, torch.compile) are left out; lazy layers are initialised by a forward pass of the sample
+    (n, ...); half-precision weights become float32.
+
+    Args:
+        module: the module.
+        sample: inputs for lazy layers. None: they are refused.
+        ours: whether the module may be changed: some lazy layers cannot be copied before they have shapes.
+
+    Raises:
+        FlocoError: it has tensors that cannot be trained by name, or cannot be copied.
+    """
+    module = _unwrapped(module)
+    if ours:
+        _initialize(module, sample)
+    _check_parameters(module)
+    memo: dict[int, object] = {id(t): t.detach().clone() for t in _computed(module)}
+    try:
+        made = copy.deepcopy(module, memo).cpu()
+    except Exception as error:
+        if _lazy(module):
+            raise FlocoError(_LAZY) from error
+        raise FlocoError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); "
+            "keep locks, open files and tensors computed from others out of its attributes"
+        ) from error
+    _initialize(made, sample)
+    return made.float() if low_precision(made) else made
+
+
+def low_precision(module: nn.Module) -> str:
+    """Return the names of half-precision types among a module's tensors; "" if there are none."""
+    found = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.dtype in _LOW}
+    return ", ".join(sorted(str(d).removeprefix("torch.") for d in found))
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # what torch.compile returns
+            module = inner
+        else:
+            return module
+
+
+def _check_parameters(module: nn.Module) -> None:
+    for name, p in module.named_parameters():
+        if p._backward_hooks:
+            raise FlocoError(
+                f"the parameter {name!r} has a gradient hook, which floco does not run: "
+                "put what it does into the forward pass, e.g. a mask of the weight"
+            )
+        if p.is_complex():
+            raise FlocoError(
+                f"the parameter {name!r} has complex numbers, and average and step are of real ones: "
+                "register real and imaginary part as two parameters, and use torch.complex in the forward pass"
+            )
+
+
+def _computed(module: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield attributes that known hooks compute from parameters before every forward pass."""
+    for layer in module.modules():
+        for hook in layer._forward_pre_hooks.values():
+            name = None
+            if isinstance(hook, prune.BasePruningMethod):
+                name = hook._tensor_name
+            elif isinstance(hook, WeightNorm):
+                name = hook.name
+            if name is not None and isinstance(value := getattr(layer, name), torch.Tensor):
+                yield value
+
+
+def _initialize(module: nn.Module, sample: Inputs | None) -> None:
+    """Let lazy layers find their shapes, and draw their values, in a forward pass in evaluation mode."""
+    if not _lazy(module):
+        return
+    if sample is not None:
+        modes = {m: m.training for m in module.modules()}
+        args, kwargs = arguments(sample)
+        try:
+            with one_thread(), torch.no_grad():
+                module.eval()(*args, **kwargs)
+        except Exception as error:
+            raise FlocoError(f"the model fails on inputs of shape {shapes(sample)}: {error}") from error
+        for m, training in modes.items():
+            m.training = training
+    if _lazy(module):
+        raise FlocoError(_LAZY)
+
+
+def _lazy(module: nn.Module) -> bool:
+    tensors = (*module.parameters(), *module.buffers())
+    return any(isinstance(t, nn.UninitializedParameter | nn.UninitializedBuffer) for t in tensors)
