@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, prune
 import floco
 from conftest import blobs, make, same, small_net, train
 from floco.algorithms import FedAvg, FedPer, Floco
+from floco.client.fitness import check_model
 from floco.client.predict import compute_outputs
 from floco.core.errors import FlocoError
 from floco.core.head import outputs_of
@@ -206,3 +207,41 @@ def test_predictions_of_a_dict_are_those_of_its_logits() -> None:
     found = [compute_outputs(s, s.initial(), x) for s in setups]
     assert torch.equal(*found)
     assert [t.shape for t in plain.parameters.values()] == [t.shape for t in wrapped.parameters.values()]
+
+
+def orthogonal() -> nn.Module:
+    return body(parametrizations.orthogonal(nn.Linear(5, 7)))
+
+
+def test_a_parametrization_that_weight_decay_destroys_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match=r"weight decay destroys the model.*set training\.weight_decay = 0"):
+        check_model(make(FedAvg(), model=orthogonal))
+
+
+def deep() -> nn.Module:
+    layers = [part for _ in range(60) for part in (nn.Linear(5, 5), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(5, 3, bias=False))
+
+
+SOUND = {
+    "a plain network": (small_net, 0.01),
+    "many layers": (deep, 0.01),
+    "outputs of zero": (lambda: zeroed(), 0.01),
+    "spectral norm": (KINDS["spectral norm below"], 0.01),
+    "without weight decay": (orthogonal, 0.0),
+}
+
+
+def zeroed() -> nn.Module:
+    net = small_net()
+    nn.init.zeros_(net[2].weight)  # type: ignore[index,arg-type]
+    nn.init.zeros_(net[2].bias)  # type: ignore[index,arg-type]
+    return net
+
+
+@pytest.mark.parametrize("case", SOUND)
+def test_others_are_not(case: str) -> None:
+    model, decay = SOUND[case]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="weight decay")
+        check_model(make(FedAvg(), model=model, weight_decay=decay))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
 
 from floco.client.input_checks import check_ids, check_single
+from floco.client.loss_checks import check_loss
 from floco.client.predict import compute_outputs
 from floco.client.setup import Setup
 from floco.client.trial import choose_rows
@@ -15,7 +15,6 @@ from floco.core.errors import FlocoError, warn
 from floco.core.head import outputs_of
 from floco.core.inputs import Inputs, arguments, columns, count, each, rows, shapes
 from floco.core.random import global_stream, one_thread
-from floco.core.task import Task
 from floco.core.values import Tensors
 
 _TRIED = 64  # samples for the checks
@@ -36,6 +35,7 @@ def check_model(setup: Setup) -> None:
     with one_thread():
         _check_outputs(setup, x, y)
         check_single(setup, setup.inputs(x))
+        _check_decay(setup.float32, setup.inputs(x))
         _check_tensors(setup.float32, setup.inputs(x), y)
 
 
@@ -53,7 +53,7 @@ def _check_outputs(setup: Setup, x: Inputs, y: torch.Tensor) -> None:
         raise FlocoError(f"the model fails{mode} on inputs of shape {shapes(rows(x, slice(2)))}: {error}") from error
     for given, when in ((found, ""), (trained.cpu(), " in training mode")):
         setup.task.check(given, y, federation.schema.labels, when)
-    _check_loss(setup, found, y)
+    check_loss(setup.task, found, y)
     _check_shift(setup, found, x)
     with global_stream(setup.seed, "trial", device=setup.device), torch.enable_grad():
         tensors = setup.initial()
@@ -88,32 +88,19 @@ def _check_shift(setup: Setup, outputs: torch.Tensor, x: Inputs) -> None:
         )
 
 
-def _check_loss(setup: Setup, outputs: torch.Tensor, y: torch.Tensor) -> None:
-    """Check that the task's loss is a number for these outputs, and its score tells all metrics."""
-    task = setup.task
-    where = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(y.shape)}"
-    try:
-        loss, score = task.loss(outputs, y), task.score(outputs, y)
-        values = task.values(score)
-        mixed = not loss.ndim and _mixes_samples(task, outputs, y)
-    except Exception as error:
-        raise FlocoError(f"task {task.name} fails on {where}: {type(error).__name__}: {error}") from error
-    if mixed:
-        advice = "outputs and targets broadcast; give them one shape, e.g. outputs.reshape(targets.shape)"
-        raise FlocoError(
-            f"task {task.name}: its loss does not see which target belongs to which output, {where}: {advice}"
+def _check_decay(setup: Setup, x: Inputs) -> None:
+    """Warn if a hair of weight decay changes outputs altogether: some parametrizations keep signs among parameters."""
+    if not setup.training.weight_decay:
+        return
+    predict, tensors = setup.predictor(train=False), setup.initial()
+    with torch.no_grad():
+        found = predict(tensors, x)
+        decayed = predict({**tensors, **{n: tensors[n] * (1 - 1e-4) for n in setup.network.layout.parameters}}, x)
+    if (found - decayed).norm() > 0.1 * found.norm() + 1e-6:
+        warn(
+            "weight decay destroys the model: with all parameters 0.01 % smaller its outputs are others "
+            "(torch's parametrizations.orthogonal of a layer that is not square?); set training.weight_decay = 0"
         )
-    if loss.ndim or score.n < 1 or not all(v is None or isinstance(v, int | float) for v in values.values()):
-        wanted = "loss must be a scalar, and all metrics numbers or None"
-        raise FlocoError(f"task {task.name}, on {where}: {wanted}, got loss {tuple(loss.shape)} and {values}")
-
-
-def _mixes_samples(task: Task, outputs: torch.Tensor, y: torch.Tensor) -> bool:
-    """Return whether targets in another order give the same loss, though each sample's own loss differs."""
-    other = y.flip(0)
-    alone = [float(task.losses(outputs, t).mean()) for t in (y, other)]
-    together = [float(task.loss(outputs, t)) for t in (y, other)]
-    return not math.isclose(*alone, rel_tol=1e-3, abs_tol=1e-6) and math.isclose(*together, rel_tol=1e-5)
 
 
 def _check_tensors(setup: Setup, x: Inputs, y: torch.Tensor) -> None:
