@@ -16,7 +16,7 @@ from floco.storage.tables import read_table
 DOCS = Path(__file__).parents[1] / "docs" / "comparison"
 SUITES = {
     "few-rotated": "few samples, rotated groups",
-    "few-rotated-tuned": "the same, every method tuned",
+    "few-rotated-tuned": "the same, six methods tuned, Floco with step mixture",
     "few-confused": "few samples, confused labels",
     "few-iid": "few samples, alike",
     "label-shift": "Fashion-MNIST, folds",
