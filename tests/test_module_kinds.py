@@ -4,6 +4,7 @@ import multiprocessing
 import warnings
 from collections import namedtuple
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.nn.utils import parametrizations, prune
 
 import floco
 from conftest import blobs, make, same, small_net, train
-from floco.algorithms import FedAvg, FedPer, Floco
+from floco.algorithms import FedAvg, FedAvgFT, FedPer, Floco
 from floco.client.fitness import check_model
 from floco.client.predict import compute_outputs
 from floco.core.errors import FlocoError
@@ -55,11 +56,52 @@ def pruned(position: int) -> nn.Module:
     return net
 
 
+def called(net: nn.Module) -> nn.Module:
+    net(torch.ones(2, 5))
+    return net
+
+
+class Adapted(nn.Linear):
+    """A linear layer with a low-rank adapter."""
+
+    def __init__(self) -> None:
+        super().__init__(7, 3)
+        self.a, self.b = nn.Parameter(torch.randn(2, 7) / 3), nn.Parameter(torch.randn(3, 2) / 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x @ self.a.T @ self.b.T
+
+
+class Doubling(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def headed(head: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), head)
+
+
+def parametrized(name: str) -> nn.Module:
+    head = nn.Linear(7, 3)
+    torch.nn.utils.parametrize.register_parametrization(head, name, Doubling())
+    return headed(head)
+
+
+def pruned_bias() -> nn.Module:
+    net = small_net()
+    prune.l1_unstructured(net[2], "bias", 1)  # type: ignore[index,no-untyped-call]
+    return net
+
+
 KINDS: dict[str, Callable[[], nn.Module]] = {
     "weight norm below": lambda: body(parametrizations.weight_norm(nn.Linear(5, 7))),
     "spectral norm below": lambda: body(parametrizations.spectral_norm(nn.Linear(5, 7))),
     "weight norm by a hook": lambda: body(torch.nn.utils.weight_norm(nn.Linear(5, 7))),
     "pruned below": lambda: pruned(0),
+    "spectral norm by a hook, called": lambda: called(body(torch.nn.utils.spectral_norm(nn.Linear(5, 7)))),
+    "a head with a parametrized bias": lambda: parametrized("bias"),
+    "a head with a pruned bias": pruned_bias,
+    "a head with an adapter": lambda: headed(Adapted()),
     "lazy": lambda: nn.Sequential(nn.LazyLinear(7), nn.Tanh(), nn.LazyLinear(3)),
     "lazy with statistics": lambda: nn.Sequential(nn.LazyLinear(7), nn.LazyBatchNorm1d(), nn.Tanh(), nn.LazyLinear(3)),
     "compiled": lambda: torch.compile(small_net(), backend="eager"),  # type: ignore[return-value]
@@ -101,6 +143,32 @@ def test_the_delivered_model_is_the_evaluated_one(kind: str, algorithm: Any, eng
 def test_a_wrapper_is_left_out_and_changes_no_bit(kind: str) -> None:
     plain, wrapped = (train(make(FedAvg(), model=model))[-1].state.shared for model in (small_net, KINDS[kind]))
     assert same(plain, wrapped)
+
+
+LOW = {
+    "lazy": lambda: nn.Sequential(nn.LazyLinear(7, dtype=torch.bfloat16), nn.Linear(7, 3, dtype=torch.bfloat16)),
+    "beside float64": lambda: MixedPrecision(),
+}
+
+
+class MixedPrecision(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 7).double(), nn.Linear(7, 3).half()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x.double()).to(self.second.weight.dtype))
+
+
+@pytest.mark.parametrize("case", LOW)
+def test_half_precision_is_raised_wherever_it_is(case: str) -> None:
+    run = floco.fit(LOW[case], blobs(), FedAvg(), rounds=1, engine="serial")
+    assert {t.dtype for t in run.progress.state.shared.values()} <= {torch.float32, torch.float64}
+
+
+def test_a_network_of_float64_is_refused_with_the_remedy() -> None:
+    with pytest.raises(FlocoError, match=r"float64 weights, and inputs are float32: call \.float\(\)"):
+        floco.fit(lambda: small_net().double(), blobs(), FedAvg(), rounds=1)
 
 
 def test_half_precision_weights_are_said_to_be_float32() -> None:
@@ -149,14 +217,25 @@ def test_outputs_without_logits_are_refused_in_words(wrap: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_callers_mode_changes_nothing(mode: Any) -> None:
+@pytest.mark.parametrize(("algorithm", "at"), [(Floco(endpoints=2, centers="own"), "best"), (FedAvgFT(), "center")])
+def test_a_callers_mode_changes_nothing(algorithm: Any, at: str, mode: Any) -> None:
     def fit() -> Any:
-        run = floco.fit(small_net, blobs(), Floco(endpoints=2, centers="own"), rounds=2, engine="serial")
-        return run.progress.state.shared
+        run = floco.fit(small_net, blobs(), algorithm, rounds=2, engine="serial")
+        return run.progress.state.shared, run.personal("north", at=at).state_dict()
 
     plain = fit()
     with mode():
-        assert same(plain, fit())
+        found = fit()
+    assert all(same(a, b) for a, b in zip(plain, found, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["a dict", "a named tuple", "an object"])
+def test_a_run_in_a_directory_gives_models_of_any_output(kind: str, tmp_path: Path) -> None:
+    run = floco.fit(KINDS[kind], blobs(), FedAvg(), rounds=1, out=tmp_path / "run", engine="serial")
+    x = run.setup.inputs(blobs().x[:3])
+    again = floco.open_run(tmp_path / "run").personal("north")
+    with torch.no_grad():
+        assert torch.allclose(outputs_of(again(x)), outputs_of(run.personal("north")(x)), atol=1e-6)
 
 
 def test_a_callers_default_dtype_is_the_networks() -> None:

@@ -13,7 +13,7 @@ from floco.analysis.tuning import list_trials
 from floco.client.optimizer import apply_gradients
 from floco.core.errors import FlocoError
 from floco.core.mixing import CENTER_TENSOR, Mixing
-from floco.core.values import Step, Training
+from floco.core.values import PERSONAL, Step, Training
 from floco.engines.engine import start_engine
 from floco.runs.toml import parse
 
@@ -53,10 +53,29 @@ def test_with_step_middle_the_model_in_the_middle_moves_by_lr_on_average(center:
     at = None if center is None else torch.tensor(center, dtype=torch.float64)
     sampler, mixing = MixtureSampler(5, None if at is None else 0.1, False, uniform), Mixing(("w",), 5, 0.1)
     stack, tensors = torch.zeros(5, 1, requires_grad=True), {} if at is None else {CENTER_TENSOR: at}
-    draws = sampler(tensors, 400, g).float()
+    draws = sampler(tensors, 2000, g).float()
     moved = [mix(mixing, "middle", sampler, {"w": stack, **tensors}, draw)["w"].sum() for draw in draws]
     (gradient,) = torch.autograd.grad(sum(moved), [stack])  # that of W(alpha) is 1
-    assert float(mixing({"w": gradient}, mixing.middle.float())["w"]) / len(draws) == pytest.approx(1, abs=0.12)
+    assert float(mixing({"w": gradient}, mixing.middle.float())["w"]) / len(draws) == pytest.approx(
+        1, abs=0.12
+    )  # what the docstring of `pace` says it leaves out
+
+
+def test_a_radius_of_two_is_the_whole_simplex_also_for_the_pace() -> None:
+    corner = torch.tensor([1.0, 0, 0], dtype=torch.float64)
+    assert MixtureSampler(3, 2.0, False).pace(corner) == MixtureSampler(3, None, False).pace(None)
+
+
+def test_the_own_simplex_of_floco_plus_takes_steps_of_mixtures() -> None:
+    """Nobody uses its middle. In the first round it starts from what was received, with either step."""
+    own = []
+    for step in ("mixture", "middle"):
+        last = train(make(FlocoPlus(endpoints=3, step=step, centers="own"), rounds=1))[-1]
+        memory = last.memories.of(next(iter(last.participated)))
+        assert memory is not None
+        own.append({n: t for n, t in memory.tensors.items() if n.startswith(PERSONAL)})
+    assert own[0]
+    assert same(*own)
 
 
 @pytest.mark.parametrize("mixed", ["last", "all"])

@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from floco.client.fitness import check_model
@@ -17,6 +16,7 @@ from floco.core.algorithm import Algorithm
 from floco.core.delivery import Delivery
 from floco.core.errors import FlocoError, warn
 from floco.core.network import Factory, build_network
+from floco.core.random import with_gradients
 from floco.core.settings import build, plain
 from floco.core.values import Row, Training
 from floco.data.federation import Federation
@@ -122,7 +122,7 @@ def fit(
         raise FlocoError("change=True changes a run that is continued: give out and resume=True")
     if change and (Path(str(out)) / "run.json").exists():
         algorithm, settings = _keep(Path(str(out)), algorithm, settings)
-    with torch.inference_mode(False), torch.enable_grad():  # whatever the caller's mode is
+    with with_gradients():
         config, setup = _configured(model, federation, algorithm, dict(settings))
         run = _train(config, setup, settings, watch or (lambda progress: None), out, resume, change)
     return _warn_of_failures(run)

@@ -16,6 +16,8 @@ from floco.simplex.optimum import lowest, with_prior
 
 _MAP = "assignment/"
 _STEPS = 5  # where each of them runs the network; a center is found again whenever its client trains
+_ITERATIONS = 500
+_WHOLE = 2.0  # radius from which on every subregion is the whole simplex
 _DECIMALS = 5  # of a center: what engines differ in by rounding must not decide whether a coordinate is zero
 
 
@@ -42,14 +44,16 @@ class MixtureSampler:
         return torch.where(chosen, anywhere, inside)
 
     def pace(self, center: torch.Tensor | None) -> torch.Tensor:
-        """Return how far W(1/M) moves, relative to W(alpha), in steps at mixtures drawn around a center (M,).
+        """Return about how far W(1/M) moves, relative to W(alpha), in steps at mixtures drawn around a center (M,).
 
-        It is <1/M, alpha> / |alpha|^2 with |alpha|^2 at its mean: (M + 1) / (2 M) on the whole simplex, and in a
-        subregion 1 / (M |center|^2), from 1 in the middle to 1/M at an endpoint.
+        It is the mean of <1/M, alpha> / |alpha|^2 = 1 / (M |alpha|^2), taken as (M + 1) / (2 M) on the whole simplex,
+        where 2 / (M + 1) is the mean of |alpha|^2 (5 % less for M = 10), and as 1 / (M |center|^2) in a subregion, from
+        1 in the middle to 1/M at an endpoint: so far as the radius is small (10 % less for radius 0.1 at an endpoint).
         """
         anywhere = torch.tensor((self.endpoints + 1) / (2 * self.endpoints), dtype=torch.float64)
-        if self.radius is None or center is None:
+        if self.radius is None or self.radius >= _WHOLE:
             return anywhere
+        assert center is not None
         return self.uniform * anywhere + (1 - self.uniform) / (self.endpoints * center.double().square().sum())
 
     def weights(self, center: torch.Tensor) -> torch.Tensor:
@@ -62,11 +66,13 @@ class MixtureSampler:
         return self.uniform / self.endpoints + (1 - self.uniform) * center
 
 
-def mix(mixing: Mixing, step: str, sampler: MixtureSampler, tensors: Tensors, draw: torch.Tensor) -> Tensors:
+def mix(mixing: Mixing, step: str, sampler: MixtureSampler | None, tensors: Tensors, draw: torch.Tensor) -> Tensors:
     """Return the tensors at a mixture (M,) that was drawn, with gradients for `algorithm.step`."""
     if step == "endpoint":
         return mixing(tensors, draw)
-    return mixing.steep(tensors, draw, sampler.pace(tensors.get(CENTER_TENSOR)) if step == "middle" else None)
+    if step == "mixture" or sampler is None:
+        return mixing.steep(tensors, draw)
+    return mixing.steep(tensors, draw, sampler.pace(tensors.get(CENTER_TENSOR)))
 
 
 def find_center(
@@ -95,7 +101,7 @@ def find_center(
         return mixing.middle
     mixtures, targets = samples.mixtures(mixing, dict(tensors)), samples.targets
     objective = with_prior(lambda a: task.loss(mixtures.outputs(a), targets), mixing.middle, len(targets))
-    best = lowest(objective, near, convex=False, **({} if mixtures.linear else {"steps": _STEPS}))
+    best = lowest(objective, near, convex=False, steps=_ITERATIONS if mixtures.linear else _STEPS)
     if checked and len(targets) * float(objective(mixing.middle) - objective(best)) <= mixing.endpoints - 1:
         return mixing.middle
     rounded = best.round(decimals=_DECIMALS)

@@ -183,8 +183,8 @@ class SimplexMethod(Algorithm):
         draws = self.sampler_of(message)
         return Phase("shared", (Step(self.loss(facts.task, draws), facts.layout.parameters),), draws=draws)
 
-    def loss(self, task: Task, sampler: MixtureSampler) -> Loss:
-        """Return the loss at the mixture `draw` of the sampler, that of f(x; phi, W(alpha))."""
+    def loss(self, task: Task, sampler: MixtureSampler | None = None) -> Loss:
+        """Return the loss of f(x; phi, W(draw)); without a sampler, no step is that of W(1/M) (`step = "middle"`)."""
 
         def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
             assert draw is not None

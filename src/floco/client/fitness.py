@@ -10,7 +10,7 @@ from floco.client.input_checks import check_ids, check_single
 from floco.client.loss_checks import check_loss
 from floco.client.predict import compute_outputs
 from floco.client.setup import Setup
-from floco.client.trial import choose_rows
+from floco.client.trial import choose_rows, move
 from floco.core.errors import FlocoError, warn
 from floco.core.head import outputs_of
 from floco.core.inputs import Inputs, arguments, columns, count, each, rows, shapes
@@ -114,25 +114,10 @@ def _check_tensors(setup: Setup, x: Inputs, y: torch.Tensor) -> None:
         x: inputs (n, ...), n >= 2, on the device.
         y: their targets.
     """
-    other = _other(setup)
+    other = move(setup.initial(), setup.network.layout.buffers)
     _check_evaluation(setup, other, x)
     _check_training(setup, other, x, y.to(setup.device))
     check_ids(setup, x)
-
-
-def _other(setup: Setup) -> Tensors:
-    """Return tensors near the initial ones, with noise so that none are equal by chance."""
-    g = torch.Generator().manual_seed(0)
-
-    def moved(t: torch.Tensor, name: str) -> torch.Tensor:
-        if not t.is_floating_point():
-            return t
-        noise = torch.rand(t.shape, generator=g).to(t)
-        if name in setup.network.layout.buffers:
-            return t * (1 + 0.2 * noise)
-        return t + (noise - 0.5) * (0.2 * t.abs().mean() + 0.02)
-
-    return {n: moved(t, n) for n, t in setup.initial().items()}
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:

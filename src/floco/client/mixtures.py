@@ -32,7 +32,7 @@ class Mixtures:
     @cached_property
     def _corners(self) -> torch.Tensor | None:
         """Outputs of the endpoints, (M, n, ...) float64, if those of any mixture are their weighted mean, else None."""
-        if len(self._mixing.names) > 1:
+        if len(names := {*self._mixing.names}) > 1 and not names <= {*self._setup.network.layout.head}:
             return None
         trial = torch.arange(1, self.endpoints + 1, dtype=torch.float64) / (self.endpoints * (self.endpoints + 1) / 2)
         models = [self._mixing(self._simplex, alpha.float()) for alpha in (*torch.eye(self.endpoints), trial)]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from floco.client.agreement import check_parts
-from floco.client.trial import CHUNK, BodyAndHead, choose_rows, find_hidden_state
+from floco.client.trial import CHUNK, BodyAndHead, choose_rows, find_hidden_state, move
 from floco.core.algorithm import Algorithm
 from floco.core.delivery import Delivery
 from floco.core.head import outputs_of
@@ -181,9 +181,13 @@ class Setup:
             return None, False
         module = self.network.twin(self.device, train=False)
         layer = module.get_submodule(head[0].rpartition(".")[0])
-        upper = make_predictor(layer, {n.rpartition(".")[2]: n for n in head}, self.training, self.device)
+        names = {n.rpartition(".")[2]: n for n in head}
+        changing = {n for n, p in layer.named_parameters() if p.requires_grad} | {n for n, _ in layer.named_buffers()}
+        if not changing <= {*names}:  # pruned, parametrized, or with an adapter: not the head's tensors alone
+            return None, False
+        upper = make_predictor(layer, names, self.training, self.device)
         split = BodyAndHead(module, layer, make_predictor(module, self._names, self.training, self.device), upper)
-        one, g = self.initial(), torch.Generator().manual_seed(0)
+        one, g = move(self.initial(), self.network.layout.buffers), torch.Generator().manual_seed(1)
         other = {**one, **{n: torch.randn(one[n].shape, generator=g).to(self.device) for n in head}}
         here = not isinstance(self.federation, Known)
         tried = (

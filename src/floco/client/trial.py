@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,21 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
             elif not name.startswith("_") and isinstance(value, list | dict | set | tuple):
                 found[key] = len(value)
     return found
+
+
+def move(tensors: Tensors, buffers: Collection[str]) -> Tensors:
+    """Return tensors near the given ones, with noise so that none are equal by chance."""
+    g = torch.Generator().manual_seed(0)
+
+    def moved(t: torch.Tensor, name: str) -> torch.Tensor:
+        if not t.is_floating_point():
+            return t
+        noise = torch.rand(t.shape, generator=g).to(t)
+        if name in buffers:
+            return t * (1 + 0.2 * noise)
+        return t + (noise - 0.5) * (0.2 * t.abs().mean() + 0.02)
+
+    return {n: moved(t, n) for n, t in tensors.items()}
 
 
 class BodyAndHead:

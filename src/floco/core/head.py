@@ -45,7 +45,9 @@ def head_layer(module: nn.Module, sample: Inputs | None) -> str | None:
         except Exception as error:
             if sample is None:  # not traceable: no head is found
                 return None
-            raise FlocoError(f"the model fails on inputs of shape {shapes(sample)}: {error}") from error
+            double = any(p.dtype == torch.float64 for p in module.parameters())
+            hint = "; it has float64 weights, and inputs are float32: call .float() on it" if double else ""
+            raise FlocoError(f"the model fails on inputs of shape {shapes(sample)}: {error}{hint}") from error
     return next(iter(found)) if found is not None and len(found) == 1 else None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from floco.core.errors import FlocoError
@@ -37,6 +38,7 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
     """
     module = _unwrapped(module)
     if ours:
+        _raise_precision(module)
         _initialize(module, sample)
     _check_parameters(module)
     memo: dict[int, object] = {id(t): t.detach().clone() for t in _computed(module)}
@@ -49,14 +51,20 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
             f"the model cannot be copied ({type(error).__name__}: {error}); "
             "keep locks, open files and tensors computed from others out of its attributes"
         ) from error
+    _raise_precision(made)
     _initialize(made, sample)
-    return made.float() if low_precision(made) else made
+    return made
 
 
 def low_precision(module: nn.Module) -> str:
     """Return the names of half-precision types among a module's tensors; "" if there are none."""
     found = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.dtype in _LOW}
     return ", ".join(sorted(str(d).removeprefix("torch.") for d in found))
+
+
+def _raise_precision(module: nn.Module) -> None:
+    """Make half-precision tensors float32; others, e.g. of float64, stay as they are."""
+    module._apply(lambda t: t.float() if t.dtype in _LOW else t)
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -90,7 +98,7 @@ def _computed(module: nn.Module) -> Iterator[torch.Tensor]:
             name = None
             if isinstance(hook, prune.BasePruningMethod):
                 name = hook._tensor_name
-            elif isinstance(hook, WeightNorm):
+            elif isinstance(hook, WeightNorm | SpectralNorm):
                 name = hook.name
             if name is not None and isinstance(value := getattr(layer, name), torch.Tensor):
                 yield value

@@ -208,12 +208,14 @@ def build_network(
     """
     factory = None if isinstance(model, nn.Module) else model
     built = model if isinstance(model, nn.Module) else _built(model, seed)
+    low = low_precision(built)
     with global_stream(seed, "lazy"):
         module = copy_module(built, sample=sample, ours=factory is not None)
-    if low := low_precision(built):
+    if low:
         warn(
             f"the model has {low} weights, in which small steps are lost: they are float32 here, also in the models "
-            'that are handed out; training.precision = "bf16" computes in bfloat16'
+            'that are handed out; training.precision = "bf16" computes in bfloat16, and a forward pass that casts its '
+            "inputs must cast them to the weights' type"
         )
     if weights is not None:
         _load(module, weights)

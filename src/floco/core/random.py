@@ -76,6 +76,13 @@ def outside_torch() -> int:
 
 
 @contextmanager
+def with_gradients() -> Iterator[None]:
+    """Compute gradients in the block, also within the caller's `torch.no_grad` or `torch.inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
 def one_thread() -> Iterator[None]:
     """Run a block with torch on one thread: other thread counts change the bits of convolutions and long sums.
 

@@ -14,7 +14,7 @@ from floco.client.setup import Setup
 from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs
 from floco.core.mixing import Mixing
-from floco.core.random import one_thread, stream
+from floco.core.random import one_thread, stream, with_gradients
 from floco.core.settings import plain
 from floco.core.values import Combined, Message, Tensors
 from floco.server.progress import Progress
@@ -52,7 +52,7 @@ def deliver(setup: Setup, progress: Progress, client: str | None, *, at: str = "
     """
     if at not in POINTS or (client is None and at != "center"):
         raise FlocoError(f"a client's model is at one of {', '.join(POINTS)}, the global one in the middle; got {at!r}")
-    with one_thread():
+    with one_thread(), with_gradients():
         found = Model(_global(setup, progress), None) if client is None else _personal(setup, progress, client, at)
 
     def bare(tensors: Tensors) -> Tensors:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from floco.core.errors import FlocoError
+from floco.core.random import with_gradients
 
 _GAP = 1e-3  # largest accepted distance of the value found from the minimum
 
@@ -52,8 +53,8 @@ def lowest(
     from scipy.optimize import minimize  # imported here, since it takes a third of a second
 
     def value_and_gradient(point: np.ndarray) -> tuple[float, np.ndarray]:
-        alpha = torch.tensor(point, dtype=torch.float64, requires_grad=True)
-        with torch.enable_grad():  # whatever the caller's mode is
+        with with_gradients():
+            alpha = torch.tensor(point, dtype=torch.float64, requires_grad=True)
             value = objective(alpha)
             return float(value.detach()), torch.autograd.grad(value, alpha)[0].numpy()
 
