@@ -4,12 +4,22 @@
 
 The first method of the first comparison is the reference of pairs.csv. A run of the same method and seed is taken from
 the first folder that has one. Methods without a finished run are left out, and seeds that not every other method has.
+
+    python benchmarks/join.py --rows docs/comparison/label-shift FOLDER...
+
+Put the rows of several comparisons of the same clients together: of other seeds, or with other settings of the task,
+which `floco` does not compare. Clients must have the same numbers of samples under a seed. Columns that count against
+another method are empty, but for harm.
 """
 
 import sys
 from pathlib import Path
 
-from floco.analysis import comparison, pairs, tables
+import pandas as pd
+
+from floco.analysis import comparison, harm, pairs, tables
+from floco.storage.tables import read_table
+from floco.tasks import Classification
 
 
 def join(out: Path, folders: list[Path]) -> None:
@@ -28,5 +38,22 @@ def join(out: Path, folders: list[Path]) -> None:
     print(f"{out}: {', '.join(order)}; seeds {', '.join(map(str, sorted(shared)))}")
 
 
-if __name__ == "__main__":
+def join_rows(out: Path, folders: list[Path]) -> None:
+    made = {}
+    for name in ("history", "clients", "runs"):
+        made[name] = pd.concat([read_table(folder / f"{name}.csv") for folder in folders], ignore_index=True)
+    sizes = made["clients"].groupby(["seed", "client"])[["n_train", "n_test"]].nunique()
+    if (sizes > 1).any(axis=None):
+        raise SystemExit("the clients have other numbers of samples")
+    against = made["runs"].columns.str.match("better_than|first_round|target|.*_ratio")
+    made["runs"].loc[:, against] = float("nan")
+    metrics = Classification.metrics
+    results = tables.Results(made["history"], made["clients"], harm.add(made["runs"], made["clients"], metrics))
+    out.mkdir(parents=True, exist_ok=True)
+    pairs.write(results, out, results.names[0])
+
+
+if __name__ == "__main__" and sys.argv[1] == "--rows":
+    join_rows(Path(sys.argv[2]), [Path(folder) for folder in sys.argv[3:]])
+elif __name__ == "__main__":
     join(Path(sys.argv[1]), [Path(folder) for folder in sys.argv[2:]])

@@ -22,9 +22,10 @@ SUITES = {
     "label-shift": "Fashion-MNIST, folds",
     "fashion-mnist": "Fashion-MNIST, folds, 14 methods",
     "cifar10": "CIFAR-10, folds",
-    "watch": "watch, 10 people",
+    "ablation-watch": "watch, 10 people",
+    "watch": "watch, 14 methods",
     "ablation-vowel": "vowel, 15 speakers",
-    "vowel": "vowel, 15 speakers, 14 methods",
+    "vowel": "vowel, 14 methods",
 }
 """Folder -> what it is."""
 FLOCO = {"floco": "as published", "paper": "as published", "own": "recommended", "checked": "recommended"}

@@ -26,7 +26,10 @@ from floco.tasks import Classification
 DOCS, RESULTS = Path(__file__).parents[1] / "docs", Path(__file__).parent / "results"
 PAGES = (
     "comparison.md",
-    *(f"comparison/{name}.md" for name in ("few-samples", "claims", "published", "regression", "tasks", "ablation")),
+    *(
+        f"comparison/{name}.md"
+        for name in ("few-samples", "label-shift", "claims", "published", "regression", "tasks", "ablation")
+    ),
 )
 _METRICS = Classification.metrics
 KINDS = {

@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from floco.core.errors import FlocoError
+from floco.core.errors import FlocoError, warn
 from floco.core.inputs import Inputs, arguments, shapes
 from floco.core.random import one_thread
 
@@ -56,10 +56,16 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
     return made
 
 
-def low_precision(module: nn.Module) -> str:
-    """Return the names of half-precision types among a module's tensors; "" if there are none."""
+def warn_of_low_precision(module: nn.Module) -> None:
+    """Warn if a module has half-precision tensors, which its copy will have in float32."""
     found = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.dtype in _LOW}
-    return ", ".join(sorted(str(d).removeprefix("torch.") for d in found))
+    if found:
+        low = ", ".join(sorted(str(d).removeprefix("torch.") for d in found))
+        warn(
+            f"the model has {low} weights, in which small steps are lost: they are float32 here, also in the models "
+            'that are handed out; training.precision = "bf16" computes in bfloat16, and a forward pass that casts its '
+            "inputs must cast them to the weights' type"
+        )
 
 
 def _raise_precision(module: nn.Module) -> None:

@@ -11,10 +11,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from floco.core.errors import FlocoError, nearest, warn
+from floco.core.errors import FlocoError, nearest
 from floco.core.head import head_layer, norm_tensors
 from floco.core.inputs import Inputs
-from floco.core.modules import copy_module, low_precision
+from floco.core.modules import copy_module, warn_of_low_precision
 from floco.core.random import global_stream
 from floco.core.values import Layout, Tensors
 
@@ -208,15 +208,9 @@ def build_network(
     """
     factory = None if isinstance(model, nn.Module) else model
     built = model if isinstance(model, nn.Module) else _built(model, seed)
-    low = low_precision(built)
+    warn_of_low_precision(built)
     with global_stream(seed, "lazy"):
         module = copy_module(built, sample=sample, ours=factory is not None)
-    if low:
-        warn(
-            f"the model has {low} weights, in which small steps are lost: they are float32 here, also in the models "
-            'that are handed out; training.precision = "bf16" computes in bfloat16, and a forward pass that casts its '
-            "inputs must cast them to the weights' type"
-        )
     if weights is not None:
         _load(module, weights)
     if not any(p.requires_grad for p in module.parameters()):
