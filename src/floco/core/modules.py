@@ -37,7 +37,7 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
         FlocoError: it has tensors that cannot be trained by name, or cannot be copied.
     """
     module = _unwrapped(module)
-    if ours:
+    if ours and _lazy(module):
         _raise_precision(module)
         _initialize(module, sample)
     _check_parameters(module)
