@@ -8,11 +8,10 @@ from torch import nn
 
 from conftest import blobs, make, same, small_net, train
 from floco.algorithms import ALGORITHMS, APFL, SCAFFOLD, Ditto, FedAvg, FedAvgFT, FedRep, Floco, FlocoPlus, PFedMe
-from floco.algorithms.centers import MixtureSampler, mix
 from floco.analysis.tuning import list_trials
 from floco.client.optimizer import apply_gradients
 from floco.core.errors import FlocoError
-from floco.core.mixing import CENTER_TENSOR, Mixing
+from floco.core.mixing import Mixing
 from floco.core.values import PERSONAL, Step, Training
 from floco.engines.engine import start_engine
 from floco.runs.toml import parse
@@ -32,38 +31,22 @@ def ends(algorithm: Any, engine: str = "serial", **options: Any) -> dict[str, to
             running.close()
 
 
-def test_a_step_of_the_endpoints_moves_the_mixture_by_lr() -> None:
-    """dW(alpha) = sum_m alpha_m dW_m, and g = dL/dW: by lr |alpha|^2 g as published, by lr g with `steep`."""
+@pytest.mark.parametrize("draw", [[0.1, 0.2, 0.3, 0.4], [0.25] * 4, [1.0, 0, 0, 0]])
+def test_how_far_a_step_moves_the_mixture_and_the_model_in_the_middle(draw: list[float]) -> None:
+    """dW(a) = sum_m a_m dW_m, and g = dL/dW: W(alpha) by lr g with "mixture", W(1/M) by lr g with "middle"."""
     g = torch.Generator().manual_seed(0)
     stack, target = torch.randn(4, 3, 5, generator=g).requires_grad_(), torch.randn(3, 5, generator=g)
-    mixing, alpha = Mixing(("w",), 4, 0.1), torch.tensor([0.1, 0.2, 0.3, 0.4])
+    mixing, alpha = Mixing(("w",), 4, 0.1), torch.tensor(draw)
     moves = {}
-    for name, mixed in (("endpoint", mixing), ("mixture", mixing.steep)):
-        at = mixed({"w": stack}, alpha)["w"]
+    for step in STEPS:
+        at = mixing.stepping({"w": stack}, alpha, step)["w"]
+        assert torch.equal(at, mixing({"w": stack}, alpha)["w"])
         (gradient,) = torch.autograd.grad((at * target).sum(), [stack])
-        moves[name] = torch.einsum("m,mij->ij", alpha, gradient)
-    assert torch.allclose(moves["endpoint"], alpha.square().sum() * target)
-    assert torch.allclose(moves["mixture"], target)
-
-
-@pytest.mark.parametrize("uniform", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("center", [[0.2] * 5, [1, 0, 0, 0, 0], [0.5, 0.3, 0.2, 0, 0], None])
-def test_with_step_middle_the_model_in_the_middle_moves_by_lr_on_average(center: Any, uniform: float) -> None:
-    g = torch.Generator().manual_seed(0)
-    at = None if center is None else torch.tensor(center, dtype=torch.float64)
-    sampler, mixing = MixtureSampler(5, None if at is None else 0.1, False, uniform), Mixing(("w",), 5, 0.1)
-    stack, tensors = torch.zeros(5, 1, requires_grad=True), {} if at is None else {CENTER_TENSOR: at}
-    draws = sampler(tensors, 2000, g).float()
-    moved = [mix(mixing, "middle", sampler, {"w": stack, **tensors}, draw)["w"].sum() for draw in draws]
-    (gradient,) = torch.autograd.grad(sum(moved), [stack])  # that of W(alpha) is 1
-    assert float(mixing({"w": gradient}, mixing.middle.float())["w"]) / len(draws) == pytest.approx(
-        1, abs=0.12
-    )  # what the docstring of `pace` says it leaves out
-
-
-def test_a_radius_of_two_is_the_whole_simplex_also_for_the_pace() -> None:
-    corner = torch.tensor([1.0, 0, 0], dtype=torch.float64)
-    assert MixtureSampler(3, 2.0, False).pace(corner) == MixtureSampler(3, None, False).pace(None)
+        moves[step] = [mixing({"w": gradient}, point)["w"] for point in (alpha, torch.full((4,), 0.25))]
+    assert torch.allclose(moves["endpoint"][0], alpha.square().sum() * target)
+    assert torch.allclose(moves["endpoint"][1], target / 4)
+    assert torch.allclose(moves["mixture"][0], target)
+    assert torch.allclose(moves["middle"][1], target)
 
 
 def test_the_own_simplex_of_floco_plus_takes_steps_of_mixtures() -> None:
@@ -80,18 +63,15 @@ def test_the_own_simplex_of_floco_plus_takes_steps_of_mixtures() -> None:
 
 @pytest.mark.parametrize("mixed", ["last", "all"])
 @pytest.mark.parametrize("cls", [Floco, FlocoPlus])
-def test_values_are_equal_to_the_bit_and_with_one_endpoint_the_whole_run(cls: Any, mixed: str) -> None:
-    stack = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0))
-    mixing, alpha = Mixing(("w",), 3, 0.1), torch.tensor([0.5, 0.2, 0.3])
-    assert torch.equal(mixing({"w": stack}, alpha)["w"], mixing.steep({"w": stack}, alpha)["w"])
+def test_with_one_endpoint_all_steps_are_equal_to_the_bit(cls: Any, mixed: str) -> None:
     published, *others = (ends(cls(endpoints=1, mix=mixed, step=step)) for step in STEPS)
     assert all(same(published, other) for other in others)
 
 
 def test_the_setting_changes_runs_with_several_endpoints() -> None:
-    published, steep, middle = (ends(Floco(endpoints=3, step=step)) for step in STEPS)
-    assert not same(published, steep)
-    assert not same(steep, middle)
+    published, mixture, middle = (ends(Floco(endpoints=3, step=step)) for step in STEPS)
+    assert not same(published, mixture)
+    assert not same(mixture, middle)
 
 
 @pytest.mark.parametrize(("step", "centers"), [("mixture", "signals"), ("middle", "signals"), ("middle", "own")])

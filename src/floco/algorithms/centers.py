@@ -17,7 +17,6 @@ from floco.simplex.optimum import lowest, with_prior
 _MAP = "assignment/"
 _STEPS = 5  # where each of them runs the network; a center is found again whenever its client trains
 _ITERATIONS = 500
-_WHOLE = 2.0  # radius from which on every subregion is the whole simplex
 _DECIMALS = 5  # of a center: what engines differ in by rounding must not decide whether a coordinate is zero
 
 
@@ -43,19 +42,6 @@ class MixtureSampler:
         chosen = torch.rand(n, 1, generator=generator, dtype=torch.float64) < self.uniform
         return torch.where(chosen, anywhere, inside)
 
-    def pace(self, center: torch.Tensor | None) -> torch.Tensor:
-        """Return about how far W(1/M) moves, relative to W(alpha), in steps at mixtures drawn around a center (M,).
-
-        It is the mean of <1/M, alpha> / |alpha|^2 = 1 / (M |alpha|^2), taken as (M + 1) / (2 M) on the whole simplex,
-        where 2 / (M + 1) is the mean of |alpha|^2 (5 % less for M = 10), and as 1 / (M |center|^2) in a subregion, from
-        1 in the middle to 1/M at an endpoint: so far as the radius is small (10 % less for radius 0.1 at an endpoint).
-        """
-        anywhere = torch.tensor((self.endpoints + 1) / (2 * self.endpoints), dtype=torch.float64)
-        if self.radius is None or self.radius >= _WHOLE:
-            return anywhere
-        assert center is not None
-        return self.uniform * anywhere + (1 - self.uniform) / (self.endpoints * center.double().square().sum())
-
     def weights(self, center: torch.Tensor) -> torch.Tensor:
         """Return the mean of the mixtures drawn around a center, (M,), taking that of its subregion for the center.
 
@@ -64,15 +50,6 @@ class MixtureSampler:
         if self.radius is None:
             return torch.full((self.endpoints,), 1 / self.endpoints, dtype=torch.float64)
         return self.uniform / self.endpoints + (1 - self.uniform) * center
-
-
-def mix(mixing: Mixing, step: str, sampler: MixtureSampler | None, tensors: Tensors, draw: torch.Tensor) -> Tensors:
-    """Return the tensors at a mixture (M,) that was drawn, with gradients for `algorithm.step`."""
-    if step == "endpoint":
-        return mixing(tensors, draw)
-    if step == "mixture" or sampler is None:
-        return mixing.steep(tensors, draw)
-    return mixing.steep(tensors, draw, sampler.pace(tensors.get(CENTER_TENSOR)))
 
 
 def find_center(

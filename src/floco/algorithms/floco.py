@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 
 import torch
 
-from floco.algorithms.centers import MixtureSampler, find_center, gather_signals, has_map, keep_map, mix, read_map
+from floco.algorithms.centers import MixtureSampler, find_center, gather_signals, has_map, keep_map, read_map
 from floco.algorithms.endpoints import WEIGHTS, average_endpoints, choose_mixed, start_endpoints
 from floco.core.algorithm import Algorithm, OwnSamples, average
 from floco.core.errors import FlocoError
@@ -94,7 +94,7 @@ class SimplexMethod(Algorithm):
     step: str = setting(
         "endpoint",
         "step size: endpoint (as published: a mixture moves by lr |alpha|^2 times the gradient), mixture (by lr), or "
-        "middle (so far that the model at 1/M moves by lr on average)",
+        "middle (so far that the model at 1/M moves by lr)",
         choices=("endpoint", "mixture", "middle"),
     )
     noise: float | None = setting(
@@ -180,15 +180,15 @@ class SimplexMethod(Algorithm):
 
     def shared_phase(self, message: Message, facts: Facts) -> Phase:
         """Return the phase that trains the simplex, with one mixture drawn per batch."""
-        draws = self.sampler_of(message)
-        return Phase("shared", (Step(self.loss(facts.task, draws), facts.layout.parameters),), draws=draws)
+        loss, moved = self.loss(facts.task, self.step), facts.layout.parameters
+        return Phase("shared", (Step(loss, moved),), draws=self.sampler_of(message))
 
-    def loss(self, task: Task, sampler: MixtureSampler | None = None) -> Loss:
-        """Return the loss of f(x; phi, W(draw)); without a sampler, no step is that of W(1/M) (`step = "middle"`)."""
+    def loss(self, task: Task, step: str) -> Loss:
+        """Return the loss of f(x; phi, W(draw)), with gradients for `step`."""
 
         def loss(predict: Predict, tensors: Tensors, draw: torch.Tensor | None, batch: Batch) -> torch.Tensor:
             assert draw is not None
-            return task.loss(predict(mix(self.mixing, self.step, sampler, tensors, draw), batch.x), batch.y)
+            return task.loss(predict(self.mixing.stepping(tensors, draw, step), batch.x), batch.y)
 
         return loss
 

@@ -37,7 +37,8 @@ class FlocoPlus(SimplexMethod):
         if message.purpose == "probe":
             return (shared,)
         strength, epochs, draws = self.pull, self.personal_epochs, self.sampler_of(message)
-        return shared, personal_phase(facts, self.loss(facts.task), strength=strength, epochs=epochs, draws=draws)
+        loss = self.loss(facts.task, "endpoint" if self.step == "endpoint" else "mixture")  # nobody uses its middle
+        return shared, personal_phase(facts, loss, strength=strength, epochs=epochs, draws=draws)
 
     def finish(self, tensors: Tensors, message: Message, client: str, facts: Facts) -> tuple[Update, Tensors]:
         """Return Floco's update to send, and v_k to keep, with the center found here."""

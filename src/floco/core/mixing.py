@@ -59,19 +59,18 @@ class Mixing:
         mixed = {n: torch.einsum("m,m...->...", alpha.to(tensors[n].dtype), tensors[n]) for n in self.names}
         return {**tensors, **{n: fast_copy(t) if t.ndim == 4 else t for n, t in mixed.items()}}
 
-    def steep(
-        self, tensors: Mapping[str, torch.Tensor], alpha: torch.Tensor, pace: torch.Tensor | None = None
-    ) -> Tensors:
-        """Return the same values with gradients divided by |alpha|^2, so that an SGD step moves W(alpha) by lr dL/dW.
+    def stepping(self, tensors: Mapping[str, torch.Tensor], alpha: torch.Tensor, step: str) -> Tensors:
+        """Return the same values with gradients for `algorithm.step`.
 
-        As dL/dW_m = alpha_m dL/dW, it moves by sum_m alpha_m^2 lr dL/dW otherwise: at random mixtures, by 2 / (M + 1)
-        of a plain layer's step on average. With M = 1 nothing changes, to the bit.
-
-        Divided by `pace` as well, a positive scalar, it moves by lr / pace dL/dW.
+        "endpoint": those of the endpoints. As dL/dW_m = alpha_m dL/dW, an SGD step moves W(alpha) by |alpha|^2 lr dL/dW
+        then, at random mixtures by 2 / (M + 1) of a plain layer's step on average, and W(1/M) by 1/M of it. "mixture":
+        divided by |alpha|^2, so that W(alpha) moves by lr dL/dW. "middle": times M, so that W(1/M) does at any mixture;
+        W(alpha) moves by M |alpha|^2 times that, by M times at an endpoint. With M = 1 they are equal, to the bit.
         """
-        mixed, size = self(tensors, alpha), alpha.square().sum()
-        if pace is not None:
-            size = size * pace.to(size.dtype)
+        mixed = self(tensors, alpha)
+        if step == "endpoint":
+            return mixed
+        size = 1 / self.endpoints if step == "middle" else alpha.square().sum()
         return {**mixed, **{n: mixed[n].detach() + (mixed[n] - mixed[n].detach()) / size for n in self.names}}
 
     @property
