@@ -23,6 +23,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
+from floco.algorithms import ALGORITHMS
 from floco.cli import app
 from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
@@ -87,13 +88,34 @@ def convolution() -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (1, 1, 5)), nn.Conv2d(1, 8, (1, 3)), nn.Flatten(), nn.Linear(24, 3))
 
 
+class Adapted(nn.Linear):
+    """A frozen linear layer with a LoRA adapter of rank 2, B zero at first, as peft makes it."""
+
+    def __init__(self, features: int, outputs: int) -> None:
+        super().__init__(features, outputs)
+        self.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.randn(2, features) / features**0.5)
+        self.lora_B = nn.Parameter(torch.zeros(outputs, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x @ self.lora_A.T @ self.lora_B.T
+
+
+def adapted(features: int = 5, classes: int = 3) -> nn.Module:
+    return nn.Sequential(Adapted(features, 7), nn.Tanh(), nn.Linear(7, classes))
+
+
+USUAL = {"fedbn": layer_normed, "ffa-lora": adapted, "fedsa-lora": adapted}
+"""Networks of the methods that need layers of some kind."""
+ANY_NETWORK = {name: cls for name, cls in ALGORITHMS.items() if "lora" not in name}
+
+
 def make(
     algorithm: Algorithm, *, federation: Federation | None = None, model: Any = None, seed: int = 0, **training: Any
 ) -> Setup:
     """A setup of 6 rounds, half of the clients each, batches of 8."""
     settings = Training(**{"rounds": 6, "fraction": 0.5, "epochs": 2, "batch_size": 8, "lr": 0.1, **training})
-    usual = layer_normed if algorithm.name == "fedbn" else small_net  # it needs layers to keep
-    net = build_network(usual if model is None else model, seed=seed)
+    net = build_network(USUAL.get(algorithm.name, small_net) if model is None else model, seed=seed)
     return Setup(
         blobs() if federation is None else federation, net, algorithm.resolved(settings, net.layout), settings, seed
     )

@@ -26,6 +26,8 @@ from floco.algorithms import (
     FedProx,
     FedRep,
     FedRoD,
+    FedSALoRA,
+    FFALoRA,
     Floco,
     FlocoPlus,
     KNNPer,
@@ -70,6 +72,8 @@ TABLE: list[tuple[Algorithm, bool]] = [  # settings, and whether the method has 
     (FedMerge(merged=3), False),
     (FedEM(learners=3), False),
     (KNNPer(), True),
+    (FFALoRA(), True),
+    (FedSALoRA(), False),
 ]
 
 

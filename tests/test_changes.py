@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from conftest import blobs, floco, rows, small_net, started, until, write_blobs
-from floco.algorithms import ALGORITHMS, FedAvg, Floco, SuPerFed
+from conftest import ANY_NETWORK, blobs, floco, rows, small_net, started, until, write_blobs
+from floco.algorithms import FedAvg, Floco, SuPerFed
 from floco.analysis import tables
 from floco.api import fit, open_run
 from floco.core.algorithm import Algorithm
@@ -68,9 +68,9 @@ def run(base: list[str], tmp_path: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ANY_NETWORK)
 def test_an_extended_run_has_the_models_of_one_that_was_as_long_from_the_start(tmp_path: Path, name: str) -> None:
-    algorithm = ALGORITHMS[name](**OWN.get(name, {}))
+    algorithm = ANY_NETWORK[name](**OWN.get(name, {}))
     train(tmp_path / "extended", algorithm)
     go_on(tmp_path / "extended", algorithm, rounds=7)
     train(tmp_path / "whole", algorithm, rounds=7)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import floco as package
-from conftest import alone, blobs, floco, make, same, small_net, train, write_blobs
-from floco.algorithms import ALGORITHMS, LPFT, FedAvg, FedAvgFT, Floco, FlocoPlus, Local
+from conftest import ANY_NETWORK, alone, blobs, floco, make, same, small_net, train, write_blobs
+from floco.algorithms import LPFT, FedAvg, FedAvgFT, Floco, FlocoPlus, Local
 from floco.analysis import choices
 from floco.client.choice import pick
 from floco.client.round import find_models
@@ -32,7 +32,7 @@ from floco.tasks import Classification
 from test_store import contents
 
 CHOSEN, TUNED = Delivery(model="chosen", held_back=0.3, local_epochs=2), Delivery(model="finetuned", epochs=1)
-METHODS = [name for name, cls in ALGORITHMS.items() if not cls.distributions]
+METHODS = [name for name, cls in ANY_NETWORK.items() if not cls.distributions]
 """Those whose personal model is one network."""
 
 
@@ -67,7 +67,7 @@ def test_fedavg_fine_tuned_is_lp_ft_to_the_bit(head: int | None, whole: int | No
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fine_tuning_changes_what_clients_take_home_and_nothing_else(method: str) -> None:
-    plain, tuned = (history(delivering(ALGORITHMS[method](), d))[-1] for d in (Delivery(), TUNED))
+    plain, tuned = (history(delivering(ANY_NETWORK[method](), d))[-1] for d in (Delivery(), TUNED))
     assert same(plain.state.shared, tuned.state.shared)
     before, after = evaluated(plain)[0], evaluated(tuned)[0]
     assert before["loss_global"] == after["loss_global"]
@@ -78,7 +78,7 @@ def test_fine_tuning_changes_what_clients_take_home_and_nothing_else(method: str
 
 @pytest.mark.parametrize("method", METHODS)
 def test_all_engines_deliver_alike(method: str) -> None:
-    setup = delivering(ALGORITHMS[method](), CHOSEN)
+    setup = delivering(ANY_NETWORK[method](), CHOSEN)
     serial, processes, cohort = (evaluated(history(setup, e)[-1]) for e in ("serial", "processes", "cohort"))
     assert serial == processes
     assert [r["delivered"] for r in serial[1]] == [r["delivered"] for r in cohort[1]]
@@ -88,10 +88,10 @@ def test_all_engines_deliver_alike(method: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["finetuned", "chosen"])
-@pytest.mark.parametrize("method", [name for name in ALGORITHMS if name not in METHODS])
+@pytest.mark.parametrize("method", [name for name in ANY_NETWORK if name not in METHODS])
 def test_a_model_of_several_networks_is_neither_fine_tuned_nor_chosen(method: str, kind: str) -> None:
     with pytest.raises(FlocoError, match=f'a personal model of {method} is no one network: set deliver.model = "pers'):
-        delivering(ALGORITHMS[method](), Delivery(model=kind))
+        delivering(ANY_NETWORK[method](), Delivery(model=kind))
 
 
 def spoiled(federation: Federation, setup: Setup) -> Federation:
@@ -105,7 +105,7 @@ def spoiled(federation: Federation, setup: Setup) -> Federation:
 
 @pytest.mark.parametrize("method", [*METHODS, "own centers"])
 def test_nothing_is_trained_on_what_is_held_back(method: str) -> None:
-    known = {**ALGORITHMS, "own centers": lambda: Floco(endpoints=3, centers="own")}
+    known = {**ANY_NETWORK, "own centers": lambda: Floco(endpoints=3, centers="own")}
     setup = delivering(known[method](), CHOSEN)
     other = replace(setup, federation=spoiled(setup.federation, setup))
     one, two = history(setup)[-1], history(other)[-1]

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 import floco as package
-from conftest import floco, make, rows, same, train
+from conftest import ANY_NETWORK, floco, make, rows, same, train
 from floco import testing
-from floco.algorithms import ALGORITHMS, Ditto, FedAvg, FedRoD, Floco, FlocoPlus
+from floco.algorithms import Ditto, FedAvg, FedRoD, Floco, FlocoPlus
 from floco.client.setup import Setup
 from floco.core import (
     Algorithm,
@@ -188,10 +188,10 @@ def test_rmse_is_that_of_the_predictions() -> None:
     assert np.sqrt(np.mean((found - y) ** 2)) == pytest.approx(known, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in ALGORITHMS if n not in ("fedrod", "fedem", "knn-per")])
+@pytest.mark.parametrize("name", [n for n in ANY_NETWORK if n not in ("fedrod", "fedem", "knn-per")])
 def test_every_method_learns_a_task_without_classes(name: str) -> None:
     options = {"assign_at": 2} if name.startswith("floco") else {}
-    run = package.fit(linear, regression(), ALGORITHMS[name](**options), rounds=4, lr=0.03, evaluate_every=1)
+    run = package.fit(linear, regression(), ANY_NETWORK[name](**options), rounds=4, lr=0.03, evaluate_every=1)
     assert run.history["rmse_personal"].iloc[-1] < run.history["rmse_personal"].iloc[0]
 
 
@@ -320,7 +320,7 @@ def test_several_inputs_are_predicted_exported_and_checked(form: str, tmp_path: 
         run.predict(wrong, "3")
 
 
-@pytest.mark.parametrize("algorithm", [a() for a in ALGORITHMS.values()], ids=lambda a: a.name)
+@pytest.mark.parametrize("algorithm", [a() for a in ANY_NETWORK.values()], ids=lambda a: a.name)
 def test_every_method_of_the_registry_keeps_the_public_contract(algorithm: Algorithm) -> None:
     testing.check_algorithm(algorithm)
 

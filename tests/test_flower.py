@@ -21,7 +21,7 @@ from flwr.common.config import flatten_dict
 from flwr.supercore.task_identity import TaskIdentity
 
 import floco as package
-from conftest import PATIENCE, Clock, alone, dealt, ending, floco, rows, same, two_classes_move_west
+from conftest import ANY_NETWORK, PATIENCE, Clock, alone, dealt, ending, floco, rows, same, two_classes_move_west
 from floco.core.errors import FlocoError
 from floco.core.values import ClientInfo, Tensors
 from floco.flower import answering, client_app, demo, roster
@@ -104,7 +104,7 @@ class MyFloco(FlocoPlus):
 """
 CHOICE = {MINE: ("deliver.model=chosen", "deliver.local_epochs=1")}
 """Further settings of a method."""
-ONE, ALL = ((MINE,), 3), ((*package.ALGORITHMS, OWN, MINE), 4)
+ONE, ALL = ((MINE,), 3), ((*ANY_NETWORK, OWN, MINE), 4)
 
 
 @pytest.fixture(scope="module", params=[ONE, pytest.param(ALL, marks=pytest.mark.soak)], ids=["one", "all methods"])
@@ -764,7 +764,7 @@ def test_flowers_local_privacy_clips_and_blurs_what_leaves(name: str, tmp_path: 
     assert noisy.evaluated.scores == plain.evaluated.scores if plain.evaluated else False
 
 
-@pytest.mark.parametrize("name", package.ALGORITHMS)
+@pytest.mark.parametrize("name", ANY_NETWORK)
 def test_every_methods_answer_is_one_that_the_server_takes(name: str, tmp_path: Path) -> None:
     check_an_answer(name, tmp_path)
 

@@ -18,8 +18,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
-from conftest import Clock, alone, dealt, rows, same, two_classes_move_west
-from floco import ALGORITHMS
+from conftest import ANY_NETWORK, Clock, alone, dealt, rows, same, two_classes_move_west
 from floco.core.errors import FlocoError, RunFailed
 from floco.flower import client_app, roster
 from floco.flower.demo import SITES
@@ -128,7 +127,7 @@ def assert_same_run(one: Path, other: Path, rounds: int) -> None:
     assert same(read_tensors(one / state), read_tensors(other / state))
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ANY_NETWORK)
 def test_a_run_over_messages_is_the_run_in_one_process_to_the_bit(name: str, tmp_path: Path) -> None:
     config = configuration(tmp_path, name, "training.rounds=4", "training.fraction=0.67")
     grid = InProcess(tmp_path)
@@ -360,7 +359,7 @@ def test_a_signal_for_the_assignment_is_checked_as_any_update(tmp_path: Path) ->
     assert re.search(r"it sent a '4.weight' of up to 2e\+03, and had got one of up to 0\.\d+$", failures[0][2])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ANY_NETWORK)
 def test_what_an_honest_site_sends_is_taken(name: str, tmp_path: Path) -> None:
     """Of a network with statistics and counters, several epochs, some who only probe."""
     more = [

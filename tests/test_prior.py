@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import floco as package
-from conftest import blobs, floco, make, same, small_net, train
-from floco.algorithms import ALGORITHMS, Ditto, FedAvg, FedAvgFT, FedRoD, Floco, FlocoPlus
+from conftest import ANY_NETWORK, blobs, floco, make, same, small_net, train
+from floco.algorithms import Ditto, FedAvg, FedAvgFT, FedRoD, Floco, FlocoPlus
 from floco.client.round import models
 from floco.core.errors import FlocoError
 from floco.data.federation import Client, Federation
@@ -21,7 +21,7 @@ from floco.tasks import Classification
 from floco.tasks.prior import add_prior, join_prior, log_prior
 
 PRIOR = Classification(prior="client")
-METHODS = {name: cls for name, cls in ALGORITHMS.items() if cls is not FedRoD}
+METHODS = {name: cls for name, cls in ANY_NETWORK.items() if cls is not FedRoD}
 
 
 def balanced(classes: int = 3, each: int = 6, clients: int = 4) -> Federation:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import floco
-from conftest import IDS, blobs, small_net
+from conftest import ANY_NETWORK, IDS, blobs, small_net
 from floco.core.errors import FlocoError
 
 QUICK = {"rounds": 4, "fraction": 0.5, "batch_size": 8, "lr": 0.1, "evaluate_every": 2, "engine": "serial"}
@@ -31,10 +31,10 @@ def test_fit_leaves_tables_and_personal_models() -> None:
     assert len(run.failures) == 0
 
 
-@pytest.mark.parametrize("name", floco.ALGORITHMS)
+@pytest.mark.parametrize("name", ANY_NETWORK)
 def test_a_personal_model_is_an_ordinary_module_with_the_reported_accuracy(name: str) -> None:
     federation = blobs()
-    run = floco.fit(small_net, federation, floco.ALGORITHMS[name](), **QUICK)
+    run = floco.fit(small_net, federation, ANY_NETWORK[name](), **QUICK)
     for client, reported in zip(run.clients["client"], run.clients["accuracy_personal"], strict=True):
         mine = run.personal(client)
         assert type(mine) is nn.Sequential or name in ("fedem", "knn-per")  # no one network

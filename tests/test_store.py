@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import blobs, floco, small_net, write_blobs
-from floco.algorithms import ALGORITHMS, FlocoPlus
+from conftest import ANY_NETWORK, blobs, floco, small_net, write_blobs
+from floco.algorithms import FlocoPlus
 from floco.api import _configured as configured
 from floco.api import fit, open_run
 from floco.core.algorithm import Algorithm
@@ -355,9 +355,9 @@ def test_a_checkpoint_that_was_tampered_with_is_an_error(tmp_path: Path) -> None
         run(out)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", ANY_NETWORK)
 def test_every_algorithm_resumes_to_the_same_bytes(tmp_path: Path, name: str) -> None:
-    algorithm = ALGORITHMS[name]()
+    algorithm = ANY_NETWORK[name]()
     run(tmp_path / "whole", algorithm=algorithm)
 
     class Stop(Exception):

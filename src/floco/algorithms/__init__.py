@@ -12,6 +12,8 @@ from floco.algorithms.fedper import FedPer
 from floco.algorithms.fedprox import FedProx
 from floco.algorithms.fedrep import FedRep
 from floco.algorithms.fedrod import FedRoD
+from floco.algorithms.fedsa_lora import FedSALoRA
+from floco.algorithms.ffa_lora import FFALoRA
 from floco.algorithms.floco import Floco
 from floco.algorithms.floco_plus import FlocoPlus
 from floco.algorithms.ifca import IFCA
@@ -47,6 +49,8 @@ _ALL: tuple[type[Algorithm], ...] = (
     FedMerge,
     FedEM,
     KNNPer,
+    FFALoRA,
+    FedSALoRA,
 )
 ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 """Name -> class; the hyperparameters are the class's fields."""
@@ -54,6 +58,7 @@ ALGORITHMS: dict[str, type[Algorithm]] = {a.name: a for a in _ALL}
 __all__ = [
     "ALGORITHMS",
     "APFL",
+    "FFALoRA",
     "IFCA",
     "LPFT",
     "SCAFFOLD",
@@ -68,6 +73,7 @@ __all__ = [
     "FedProx",
     "FedRep",
     "FedRoD",
+    "FedSALoRA",
     "Floco",
     "FlocoPlus",
     "KNNPer",

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from floco.core.adapters import lora_matrices
 from floco.core.errors import warn
 from floco.core.mixing import Mixing
 from floco.core.network import Network
@@ -38,9 +39,15 @@ def start_endpoints(network: Network, mixing: Mixing, seed: int, noise: float | 
 
 
 def _draw_endpoint(network: Network, first: Tensors, seed: int, m: int, noise: float | None) -> Tensors:
-    """Return endpoint m of all mixed parameters; without `noise`, one-dimensional ones equal endpoint 0."""
+    """Return endpoint m of all mixed parameters.
+
+    Without `noise`, one-dimensional ones equal endpoint 0, and so do the matrices B of adapters: their initialiser
+    gives zeros, so that training starts from the frozen network. Endpoints part by the mixtures that are drawn.
+    """
     if noise is None:
-        return {**first, **network.redraw([n for n, t in first.items() if t.ndim > 1], seed=seed, draw=m)}
+        equal = lora_matrices(network.layout)[1]
+        drawn = [n for n, t in first.items() if t.ndim > 1 and n not in equal]
+        return {**first, **(network.redraw(drawn, seed=seed, draw=m) if drawn else {})}
     endpoint = {}
     for n, t in first.items():
         gaussian = torch.randn(t.shape, generator=stream(seed, "noise", n, m), dtype=torch.float64)

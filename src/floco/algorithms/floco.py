@@ -81,7 +81,7 @@ class SimplexMethod(Algorithm):
     mix: str | tuple[str, ...] = setting(
         "last",
         "parameters that have endpoints: last (weight of the linear layer that gives the logits), "
-        "all (with BatchNorm its statistics fit no single mixture), or names",
+        "lora (matrices B of LoRA adapters), all (with BatchNorm its statistics fit no single mixture), or names",
     )
     sampler: str = setting(
         "subregion", "mixtures after the assignment: exact, or as in released code", choices=("subregion", "released")

@@ -21,7 +21,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, o
 Client = Annotated[str | None, typer.Option("--client", metavar="ID", help="Whose model.")]
 Global = Annotated[bool, typer.Option("--global", help="The global model.")]
 _FORMAT = "Default: by the suffix of PATH, else safetensors."
-Format = Annotated[str | None, typer.Option("--format", metavar="safetensors|pt2|onnx", help=_FORMAT)]
+Format = Annotated[str | None, typer.Option("--format", metavar="safetensors|pt2|onnx|peft", help=_FORMAT)]
 _AT = "Floco and Floco+: the model at the client's center, or the best mixture for its training part."
 At = Annotated[str, typer.Option("--at", metavar="center|best", help=_AT)]
 Everyone = Annotated[bool, typer.Option("--all", help="Every client's model, and the global one.")]

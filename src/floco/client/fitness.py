@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from floco.client.input_checks import check_ids, check_single
 from floco.client.loss_checks import check_loss
-from floco.client.predict import compute_outputs
 from floco.client.setup import Setup
 from floco.client.trial import choose_rows, move
 from floco.core.errors import FlocoError, warn
@@ -44,7 +44,7 @@ def _check_outputs(setup: Setup, x: Inputs, y: torch.Tensor) -> None:
     federation, mode = setup.federation, ""
     try:
         with torch.no_grad(), global_stream(setup.seed, "trial", device=setup.device):
-            found = compute_outputs(setup, {**setup.network.parameters, **setup.network.buffers}, x)
+            found = setup.predictor(train=False)(setup.initial(), setup.inputs(x)).cpu()
             mode = " in training mode"
             trained = setup.predictor(train=True, fresh=True)(setup.initial(), setup.inputs(x))
     except FlocoError:
@@ -80,7 +80,7 @@ def _check_shift(setup: Setup, outputs: torch.Tensor, x: Inputs) -> None:
             "with outputs, targets = floco.tasks.prior.add_prior(outputs, targets)"
         )
     tensors, bias = {**setup.network.parameters, **setup.network.buffers}, setup.network.layout.head[1]
-    moved = compute_outputs(setup, {**tensors, bias: tensors[bias].detach() + shift}, x)
+    moved = setup.predictor(train=False)({**tensors, bias: tensors[bias].detach() + shift}, setup.inputs(x)).cpu()
     if not torch.allclose(moved, outputs + shift, rtol=1e-3, atol=1e-3):
         raise FlocoError(
             'task.prior = "client" adds log frequencies to the last bias, and the model changes its logits after that '
@@ -132,11 +132,7 @@ def _copied(tensors: Tensors) -> Tensors:
 def _check_evaluation(setup: Setup, other: Tensors, x: Inputs) -> None:
     predict, before = setup.predictor(train=False, fresh=True), each(torch.clone, x)
     predict(setup.initial(), x)
-    if not all(map(torch.equal, columns(x).values(), columns(before).values())):
-        raise FlocoError(
-            "the model changes its inputs in place, and several models are given the same inputs: "
-            "write x = x - 1, not x -= 1, at the start of the forward pass"
-        )
+    _check_inputs(x, before)
     found, again = predict(_copied(other), x), predict(_copied(other), x)
     if not _close(found, again):
         warn(
@@ -145,7 +141,8 @@ def _check_evaluation(setup: Setup, other: Tensors, x: Inputs) -> None:
         )
         return
     args, kwargs = arguments(x)
-    module = setup.network.holding({n: t.cpu() for n, t in other.items()}).to(setup.device)
+    module = setup.network.twin(setup.device, train=False, own=True)
+    nn.Module.load_state_dict(module, other, strict=False)
     if not _close(found, outputs_of(module(*args, **kwargs)).float()):
         raise FlocoError(
             "the model computes with other tensors than its registered parameters and buffers (a list of parameters, "
@@ -160,14 +157,24 @@ def _check_evaluation(setup: Setup, other: Tensors, x: Inputs) -> None:
         )
 
 
+def _check_inputs(x: Inputs, before: Inputs) -> None:
+    if not all(map(torch.equal, columns(x).values(), columns(before).values())):
+        raise FlocoError(
+            "the model changes its inputs in place, and several models are given the same inputs: "
+            "write x = x - 1, not x -= 1, at the start of the forward pass"
+        )
+
+
 def _check_training(setup: Setup, other: Tensors, x: Inputs, y: torch.Tensor) -> None:
     args, kwargs = arguments(x)
-    module, tensors = setup.network.twin(torch.device("cpu"), train=True, own=True).to(setup.device), _copied(other)
+    module, tensors = setup.network.twin(setup.device, train=True, own=True), _copied(other)
     layout = setup.network.layout
     with global_stream(setup.seed, "trial", device=setup.device), torch.no_grad():
+        before = each(torch.clone, x)
         module(*args, **kwargs)  # modules may initialise themselves in the first call
-    module.load_state_dict(other, strict=False)
-    passing = {n: b.clone() for n, b in module.named_buffers() if n not in layout.buffers}
+        _check_inputs(x, before)
+    nn.Module.load_state_dict(module, other, strict=False)
+    passing, still = {n: b.clone() for n, b in module.named_buffers() if n not in layout.buffers}, _frozen(module)
     mine, theirs = [tensors[n].requires_grad_() for n in layout.parameters], dict(module.named_parameters())
     expected, _ = _gradients(setup, lambda: module(*args, **kwargs), y, [theirs[n] for n in layout.parameters])
     predict = setup.predictor(train=True, fresh=True)
@@ -185,6 +192,11 @@ def _check_training(setup: Setup, other: Tensors, x: Inputs, y: torch.Tensor) ->
             f"the model changes its buffer {changed[0]!r}, which is not persistent and so belongs to no client's "
             "model: register it with persistent=True"
         )
+    if changed := [n for n, sums in _frozen(module).items() if sums != still[n]]:
+        raise FlocoError(
+            f"the model changes its frozen parameter {changed[0]!r} in the forward pass, which is part of no message "
+            "and no client's model: register it as a buffer"
+        )
     for n, a, b in zip(layout.parameters, expected, found, strict=True):
         if not (a - b).norm() <= 1e-2 * a.norm() + 1e-4:
             raise FlocoError(
@@ -194,6 +206,12 @@ def _check_training(setup: Setup, other: Tensors, x: Inputs, y: torch.Tensor) ->
     _check_unused(layout.parameters, unused)
 
 
+def _frozen(module: nn.Module) -> dict[str, list[float]]:
+    """Return sums by which a change of frozen parameters is seen, without a copy of them."""
+    fixed = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
+    return {n: [float(p.sum()), float(torch.linalg.vector_norm(p.float()))] for n, p in fixed.items()}
+
+
 def _gradients(
     setup: Setup, forward: Callable[[], torch.Tensor], y: torch.Tensor, parameters: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], list[bool]]:
@@ -201,7 +219,14 @@ def _gradients(
     with global_stream(setup.seed, "trial", device=setup.device), torch.enable_grad():
         outputs = forward()
     value = setup.task.loss(outputs_of(outputs).float(), y)
+    if not all(p.requires_grad for p in parameters):
+        raise FlocoError(
+            "the model changes which parameters are trained in its forward pass: freeze them by requires_grad_(False) "
+            "before, and use detach() in the forward pass"
+        )
     given: Sequence[torch.Tensor | None] = torch.autograd.grad(value, list(parameters), allow_unused=True)
+    if any(g is not None and g.is_sparse for g in given):
+        raise FlocoError("the model has sparse gradients, which floco does not train: build layers without sparse=True")
     gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, given, strict=True)]
     return gradients, [g is None for g in given]
 

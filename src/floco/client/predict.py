@@ -47,7 +47,10 @@ def compute_features(setup: Setup, tensors: Tensors, x: Inputs) -> torch.Tensor:
             "network itself: this one cannot be split there"
         )
     placed = {n: fast_copy(tensors[n].detach().to(setup.device)) for n in setup.network.layout.names}
-    return torch.cat([setup.split.features(placed, setup.inputs(raw)).cpu() for raw in chunks(x, CHUNK)])
+    try:
+        return torch.cat([setup.split.features(placed, setup.inputs(raw)).cpu() for raw in chunks(x, CHUNK)])
+    except NotImplementedError as error:
+        raise FlocoError(f"features are the inputs of the last nn.Linear, and for some samples {error}") from error
 
 
 def _compute(setup: Setup, models: Sequence[Tensors], x: Inputs) -> list[torch.Tensor]:
@@ -58,10 +61,11 @@ def _compute(setup: Setup, models: Sequence[Tensors], x: Inputs) -> list[torch.T
     layout = setup.network.layout
     names = layout.names
     alike = all(m[n] is models[0][n] for m in models[1:] for n in names if n not in layout.head)
-    split = setup.split if alike and len(models) > 1 else None
+    stateful = setup.hidden_state is not None
+    split = setup.split if alike and len(models) > 1 and not stateful else None
     needed = [names if split is None or m is models[0] else layout.head for m in models]
     placed = [{n: fast_copy(m[n].detach().to(setup.device)) for n in ns} for m, ns in zip(models, needed, strict=True)]
-    predict = setup.predictor(train=False)
+    predict = setup.predictor(train=False, fresh=stateful)
     parts = []
     for raw in chunks(x, CHUNK):
         inputs = setup.inputs(raw)
@@ -85,7 +89,10 @@ def judge(setup: Setup, models: Sequence[Tensors | Combined], x: Inputs, y: torc
 def score(setup: Setup, outputs: torch.Tensor, y: torch.Tensor) -> Score:
     """Return the metrics of outputs (n, ...) for targets y; raises as `judge` does."""
     if not torch.isfinite(outputs).all():
-        raise FlocoError(f"the model gives non-finite logits; try a smaller training.lr (got {setup.training.lr})")
+        raise FlocoError(
+            f"the model gives non-finite logits; try a smaller training.lr (got {setup.training.lr}), and -1e9 instead "
+            "of -inf if the network masks logits"
+        )
     return setup.task.score(outputs, y)
 
 

@@ -74,8 +74,10 @@ def conclude(setup: Setup, client: str, message: Message, facts: Facts, tensors:
     made = {n: t for n, t in {**update.shared, **update.extra, **memory}.items() if t.is_floating_point() and t.numel()}
     largest = list(torch._foreach_norm(list(made.values()), float("inf"))) if made else []
     if made and not bool(torch.isfinite(torch.stack(largest)).all()):
-        name = next(n for n, size in zip(made, largest, strict=True) if not math.isfinite(size))
-        raise FlocoError(f"training gave a non-finite {name}; try a smaller training.lr (got {setup.training.lr})")
+        bad = [n for n, size in zip(made, largest, strict=True) if not math.isfinite(size)]
+        had = message.shared  # a mask may hold infinite numbers, and nothing changes it
+        for name in (n for n in bad if n not in had or not torch.equal(had[n], made[n])):
+            raise FlocoError(f"training gave a non-finite {name}; try a smaller training.lr (got {setup.training.lr})")
     return update, memory if message.purpose == "train" else {}
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from floco.client.agreement import check_parts
-from floco.client.trial import CHUNK, BodyAndHead, choose_rows, find_hidden_state, move
+from floco.client.trial import CHUNK, BodyAndHead, Forward, choose_rows, find_hidden_state, move
 from floco.core.algorithm import Algorithm
 from floco.core.delivery import Delivery
 from floco.core.head import outputs_of
@@ -137,11 +137,10 @@ class Setup:
 
     def predictor(self, *, train: bool, fresh: bool = False) -> Predict:
         """Return `predict(tensors, x)` of the network, on a cached copy of its module or on a `fresh` one."""
-        if fresh:
-            return make_predictor(self.network.twin(self.device, train=train), self._names, self.training, self.device)
-        if train not in self._modules:
-            self._modules[train] = self.network.twin(self.device, train=train)
-        return make_predictor(self._modules[train], self._names, self.training, self.device)
+        known = {} if fresh else self._modules
+        if train not in known:
+            known[train] = self.network.twin(self.device, train=train)
+        return make_predictor(known[train], self._names, self.training, self.device)
 
     @property
     def _names(self) -> dict[str, str]:
@@ -164,15 +163,21 @@ class Setup:
 
     @cached_property
     def hidden_state(self) -> str | None:
-        """Why the forward pass is not a function of tensors and torch's random numbers; None if it is.
+        """Why the forward pass is not a function of tensors and torch's random numbers; None if it is, or not known.
 
-        See `trial.find_hidden_state`. Clients then cannot train as one program, and each trains on its own copy of the
-        module, so that all start from the same state.
+        See `trial.find_hidden_state`. If there is a state, each client trains and is evaluated on its own copy of the
+        module, so that all start from the same.
         """
-        module = self.network.twin(self.device, train=True)
-        predict = make_predictor(module, self._names, self.training, self.device)
+        if isinstance(self.federation, Known):  # without samples
+            return None
+
+        def make() -> tuple[nn.Module, Forward]:
+            module = self.network.twin(self.device, train=True)
+            predict = make_predictor(module, self._names, self.training, self.device)
+            return module, lambda x: predict(self.initial(), x)
+
         x = self.inputs(rows(self.federation.x, choose_rows(self.federation, 4)[:4]))
-        return find_hidden_state(lambda: predict(self.initial(), x), module, self.seed, self.device)
+        return find_hidden_state(make, x, self.seed, self.device)
 
     @cached_property
     def _cut(self) -> tuple[BodyAndHead | None, bool]:
@@ -189,12 +194,10 @@ class Setup:
         split = BodyAndHead(module, layer, make_predictor(module, self._names, self.training, self.device), upper)
         one, g = move(self.initial(), self.network.layout.buffers), torch.Generator().manual_seed(1)
         other = {**one, **{n: torch.randn(one[n].shape, generator=g).to(self.device) for n in head}}
-        here = not isinstance(self.federation, Known)
-        tried = (
-            rows(self.federation.x, choose_rows(self.federation, 2 * CHUNK))
-            if here
-            else self.federation.schema.made_up(2 * CHUNK)
-        )
+        if isinstance(self.federation, Known):
+            tried = self.federation.schema.made_up(2 * CHUNK)
+        else:
+            tried = rows(self.federation.x, choose_rows(self.federation, 2 * CHUNK))
         agrees = split.agrees(one, other, [self.inputs(raw) for raw in chunks(tried, CHUNK)])
         return split if agrees else None, agrees is False
 

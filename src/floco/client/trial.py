@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import random
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from floco.core.head import outputs_of
-from floco.core.inputs import Inputs
+from floco.core.inputs import Inputs, each
 from floco.core.random import global_stream, one_thread, outside_torch
 from floco.core.values import Predict, Tensors
 from floco.data.federation import Federation
@@ -24,44 +27,90 @@ def choose_rows(federation: Federation, number: int) -> torch.Tensor:
     return torch.cat([torch.cat([c.test[:each], c.train[:each]])[:each] for c in federation.clients])
 
 
+Forward = Callable[[Inputs], torch.Tensor]
+"""A forward pass of inputs with fixed tensors, on a module of its own."""
+
+
 def find_hidden_state(
-    forward: Callable[[], torch.Tensor], module: nn.Module, seed: int, device: torch.device
+    make: Callable[[], tuple[nn.Module, Forward]], x: Inputs, seed: int, device: torch.device
 ) -> str | None:
     """Return why a forward pass is not a function of tensors and torch's random numbers; None if it is.
 
-    It runs in training mode, three times with equal tensors and streams (a module may initialise itself in the first).
-    Outputs, attributes, and the states of numpy's and Python's generators are compared. Effects that appear only later
-    are not detected.
+    It runs on two fresh modules, three times on one of them, with equal tensors and streams. Compared are outputs, also
+    after other inputs; what the module holds beside its registered tensors, before and after a pass but the first (a
+    module may build a cache in it); and the states of numpy's and Python's generators.
+
+    Args:
+        make: makes a fresh module, and its forward pass.
+        x: inputs (n, ...), n >= 2.
+        seed: of the streams.
+        device: where the module is.
     """
 
-    def once() -> tuple[torch.Tensor, bool, dict[str, Any]]:
+    def run(forward: Forward, given: Inputs) -> tuple[torch.Tensor, bool]:
         with one_thread(), torch.no_grad(), global_stream(seed, "trial", device=device):
             before = outside_torch()
-            found = forward()
-            return found, outside_torch() != before, _attributes(module)
+            found = forward(given)
+            return found, outside_torch() != before
 
-    once()
-    (first, drawn, before), (second, _, after) = once(), once()
+    module, forward = make()
+    (first, drawn), before = run(forward, x), _held(module)
+    second, after = run(forward, x)[0], _held(module)
     if drawn:
         return "its forward pass draws random numbers from numpy or Python's random"
-    if first.shape != second.shape or not torch.allclose(first, second, rtol=1e-5, atol=1e-6, equal_nan=True):
+    if not _alike(first, second):
         return "its forward pass is not the same twice: it has a state, or random numbers, of its own"
-    if changed := [name for name, value in after.items() if repr(before.get(name)) != repr(value)]:
+    if changed := [n for n in (*before, *after) if before.get(n) != after.get(n)]:
         return f"its forward pass changes {changed[0]}"
+    forward = make()[1]
+    run(forward, each(lambda column: column.flip(0)[1:], x))
+    if not _alike(run(forward, x)[0], first):
+        return "its forward pass depends on inputs that it had before"
     return None
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Return plain attributes of a module and its submodules, and the sizes of containers."""
-    found: dict[str, Any] = {}
+def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+_TORCH = frozenset(vars(nn.Module())) | {"training"}
+
+
+def _held(module: nn.Module) -> dict[str, object]:
+    """Return what modules hold beside torch's own attributes, by name, in a form to compare; and names of buffers."""
+    found: dict[str, object] = {}
     for prefix, m in module.named_modules():
-        for name, value in vars(m).items():
-            key = f"{prefix}.{name}".removeprefix(".")
-            if not name.startswith("_") and isinstance(value, int | float | str | bool):
-                found[key] = value
-            elif not name.startswith("_") and isinstance(value, list | dict | set | tuple):
-                found[key] = len(value)
+        names = [n for n in vars(m) if n not in _TORCH]
+        found |= {f"{prefix}.{n}".removeprefix("."): _summary(vars(m)[n], _DEEP) for n in names}
+        found |= {f"{prefix}.{n}".removeprefix("."): "buffer" for n in m._buffers}
     return found
+
+
+_DEEP = 4
+
+
+def _summary(value: Any, deep: int) -> object:
+    """Return numbers and text as they are, tensors as sums, containers and plain objects by their members."""
+    if value is None or isinstance(value, int | float | str | bool | bytes):
+        return repr(value)
+    if isinstance(value, torch.Tensor):
+        with torch.no_grad():
+            return tuple(value.shape), str(value.dtype), repr(value.double().sum().item()) if value.numel() else ""
+    if isinstance(value, np.ndarray):
+        return value.shape, str(value.dtype), value.tobytes()
+    if isinstance(value, torch.Generator):
+        return value.get_state().numpy().tobytes()
+    if isinstance(value, np.random.Generator):
+        return repr(value.bit_generator.state)
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, nn.Module) or deep == 0:
+        return type(value).__name__
+    if isinstance(value, Mapping):
+        return [(repr(k)[:99], _summary(v, deep - 1)) for k, v in value.items()]
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return [_summary(v, deep - 1) for v in value]
+    return type(value).__name__, _summary(getattr(value, "__dict__", {}), deep - 1)
 
 
 def move(tensors: Tensors, buffers: Collection[str]) -> Tensors:
@@ -77,6 +126,11 @@ def move(tensors: Tensors, buffers: Collection[str]) -> Tensors:
         return t + (noise - 0.5) * (0.2 * t.abs().mean() + 0.02)
 
     return {n: moved(t, n) for n, t in tensors.items()}
+
+
+def _versions(*tensors: torch.Tensor) -> list[int]:
+    """Return how often tensors were changed in place."""
+    return [t._version for t in tensors]
 
 
 class BodyAndHead:
@@ -110,10 +164,10 @@ class BodyAndHead:
 
     def _run(self, model: Tensors, x: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Return outputs and the head's inputs."""
-        calls: list[tuple[tuple[Any, ...], Any]] = []
+        calls: list[tuple[tuple[Any, ...], Any, list[int]]] = []
         outputs: list[Any] = []
         hooks = [
-            self._layer.register_forward_hook(lambda _, args, y: calls.append((args, y))),
+            self._layer.register_forward_hook(lambda _, args, y: calls.append((args, y, _versions(*args, y)))),
             self._module.register_forward_hook(lambda _, args, y: outputs.append(y)),
         ]
         try:
@@ -123,7 +177,10 @@ class BodyAndHead:
                 hook.remove()
         if len(calls) != 1 or len(calls[0][0]) != 1 or calls[0][1] is not outputs_of(outputs[0]):
             raise NotImplementedError("the head must be called once, with one input, and give the network's output")
-        return first, calls[0][0][0]
+        (hidden,), logits, versions = calls[0]
+        if _versions(hidden, logits) != versions:
+            raise NotImplementedError("the head's input or output is changed in place afterwards")
+        return first, hidden
 
     def agrees(self, one: Tensors, other: Tensors, chunks: Sequence[Inputs]) -> bool | None:
         """Return whether the split gives the network's logits for two models that differ in the head.

@@ -23,6 +23,17 @@ def norm_tensors(module: nn.Module) -> tuple[str, ...]:
     return tuple(n for n, t in (*module.named_parameters(), *module.named_buffers()) if id(t) in own)
 
 
+def fixed_buffers(module: nn.Module) -> set[int]:
+    """Return the `id`s of statistics of normalisation layers that stay in evaluation mode while the module is trained.
+
+    Nothing changes them; see `Network.twin`.
+    """
+    if not module.training:
+        return set()
+    layers = [m for m in module.modules() if isinstance(m, _NORMS) and not m.training]
+    return {id(b) for m in layers for b in m.buffers(recurse=False)}
+
+
 def head_layer(module: nn.Module, sample: Inputs | None) -> str | None:
     """Return the name of the `nn.Linear` that gives the logits; None if there is none.
 
@@ -36,7 +47,9 @@ def head_layer(module: nn.Module, sample: Inputs | None) -> str | None:
     Raises:
         FlocoError: the network fails on the sample, or does not return a tensor.
     """
-    trial = copy.deepcopy(module).eval()
+    same = {id(p): nn.Parameter(p.detach(), requires_grad=p.is_floating_point()) for p in module.parameters()}
+    trial = copy.deepcopy(module, same)  # with the same numbers, and a graph that has frozen layers, too
+    trial.eval()
     with one_thread(), global_stream(0, "head"), torch.enable_grad():
         try:
             found = _traced(trial) if sample is None else _seen(trial, sample)
@@ -68,20 +81,37 @@ def _logits(output: Any) -> object:
 
 def _seen(module: nn.Module, sample: Inputs) -> set[str] | None:
     """Return the linear layers nearest to the logits in autograd's graph; None if another tensor acts after them."""
-    for p in module.parameters():
-        p.requires_grad_(p.is_floating_point())  # so that frozen layers appear in the graph
     nodes: dict[Any, str] = {}
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Linear):
             layer.register_forward_hook(lambda _, args, y, name=name: nodes.update({y.grad_fn: name}))
     args, kwargs = arguments(sample)
     logits = outputs_of(module(*args, **kwargs))
+    _check_leaves(module, logits)
     return _nearest(
         [logits.grad_fn],
         nodes.get,
         lambda node: hasattr(node, "variable"),  # an AccumulateGrad node: a parameter
         lambda node: [n for n, _ in node.next_functions],
     )
+
+
+def _check_leaves(module: nn.Module, logits: torch.Tensor) -> None:
+    """Raise if a tensor that is trained gives the logits and is no parameter of the module, a copy of the user's."""
+    own, todo, known = {id(p) for p in module.parameters()}, [logits.grad_fn], set[Any]()
+    while todo:
+        node = todo.pop()
+        if node is None or node in known:
+            continue
+        known.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in own:
+            raise FlocoError(
+                f"the model computes with a trained tensor of shape {tuple(leaf.shape)} that is none of its registered "
+                "parameters (a plain list of modules, or a function or hook that holds the module itself): it would "
+                "neither be sent nor trained; use nn.ModuleList, and self in forward"
+            )
+        todo += [n for n, _ in node.next_functions]
 
 
 def _traced(module: nn.Module) -> set[str] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from floco.core.adapters import require_lora
 from floco.core.errors import FlocoError, nearest
 from floco.core.values import Layout, Tensors, fast_copy, strip_prefix
 
@@ -32,7 +33,7 @@ class Mixing:
 
     @staticmethod
     def chosen(layout: Layout, mix: str | tuple[str, ...]) -> tuple[str, ...]:
-        """Return the parameters that `algorithm.mix` asks for: "last", "all", or names of parameters."""
+        """Return the parameters that `algorithm.mix` asks for: "last", "lora", "all", or names of parameters."""
         if mix == "last":
             if layout.last is None:
                 raise FlocoError(
@@ -42,6 +43,8 @@ class Mixing:
             return (layout.last,)
         if mix == "all":
             return layout.parameters
+        if mix == "lora":
+            return require_lora('algorithm.mix = "lora"', layout)[1]
         names = (mix,) if isinstance(mix, str) else mix
         if not names or len(set(names)) < len(names):
             raise FlocoError(f"algorithm.mix must name one parameter at least, and none twice, got {list(names)}")

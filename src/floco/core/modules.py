@@ -31,7 +31,8 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
     Args:
         module: the module.
         sample: inputs for lazy layers. None: they are refused.
-        ours: whether the module may be changed: some lazy layers cannot be copied before they have shapes.
+        ours: whether the module is nobody else's: some lazy layers cannot be copied before they have shapes, and frozen
+            parameters need no copy.
 
     Raises:
         FlocoError: it has tensors that cannot be trained by name, or cannot be copied.
@@ -42,6 +43,7 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
         _initialize(module, sample)
     _check_parameters(module)
     memo: dict[int, object] = {id(t): t.detach().clone() for t in _computed(module)}
+    memo |= frozen(module) if ours else {}
     try:
         made = copy.deepcopy(module, memo).cpu()
     except Exception as error:
@@ -51,9 +53,17 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
             f"the model cannot be copied ({type(error).__name__}: {error}); "
             "keep locks, open files and tensors computed from others out of its attributes"
         ) from error
+    theirs = {id(m) for m in module.modules()}
+    if same := [type(m).__name__ for m in made.modules() if id(m) in theirs]:
+        raise FlocoError(f"the model cannot be copied: {same[0]}.__deepcopy__ returns the module itself; leave it out")
     _raise_precision(made)
     _initialize(made, sample)
     return made
+
+
+def frozen(module: nn.Module) -> dict[int, nn.Parameter]:
+    """Return a module's frozen parameters by their `id`, as a memo for copies that share them."""
+    return {id(p): p for p in module.parameters() if not p.requires_grad}
 
 
 def warn_of_low_precision(module: nn.Module) -> None:
@@ -77,15 +87,20 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
-        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # what torch.compile returns
+        elif isinstance(
+            inner := dict(module.named_children()).get("_orig_mod"), nn.Module
+        ):  # what torch.compile returns
             module = inner
         else:
             return module
 
 
 def _check_parameters(module: nn.Module) -> None:
+    for name, _ in (*module.named_parameters(), *module.named_buffers()):
+        if "/" in name:
+            raise FlocoError(f'the name {name!r} has a "/", which separates parts of names here: rename its module')
     for name, p in module.named_parameters():
-        if p._backward_hooks:
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
             raise FlocoError(
                 f"the parameter {name!r} has a gradient hook, which floco does not run: "
                 "put what it does into the forward pass, e.g. a mask of the weight"
@@ -119,7 +134,8 @@ def _initialize(module: nn.Module, sample: Inputs | None) -> None:
         args, kwargs = arguments(sample)
         try:
             with one_thread(), torch.no_grad():
-                module.eval()(*args, **kwargs)
+                module.eval()
+                module(*args, **kwargs)
         except Exception as error:
             raise FlocoError(f"the model fails on inputs of shape {shapes(sample)}: {error}") from error
         for m, training in modes.items():

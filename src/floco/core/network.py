@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from floco.core.errors import FlocoError, nearest
-from floco.core.head import head_layer, norm_tensors
+from floco.core.head import fixed_buffers, head_layer, norm_tensors
 from floco.core.inputs import Inputs
-from floco.core.modules import copy_module, warn_of_low_precision
+from floco.core.modules import copy_module, frozen, warn_of_low_precision
 from floco.core.random import global_stream
 from floco.core.values import Layout, Tensors
 
@@ -40,7 +40,6 @@ class Network:
     """Names of tensors with loaded values, which the initialiser must not redraw."""
     sample: Inputs | None = field(default=None, repr=False, compare=False)
     """Inputs (n, ...) for the forward pass that finds the head; None: trace the module symbolically, if possible."""
-
     traits: Traits | None = None
     """Those of the original, if the module is only its graph for evaluation; None: it is the original."""
 
@@ -56,17 +55,17 @@ class Network:
 
     @cached_property
     def buffers(self) -> Tensors:
-        """Persistent buffers, e.g. the running statistics of BatchNorm."""
-        persistent = self.module.state_dict(keep_vars=True)
-        return {name: b.detach().clone() for name, b in self.module.named_buffers() if name in persistent}
+        """Persistent buffers, e.g. the running statistics of BatchNorm; those that never change stay in the module."""
+        persistent, fixed = nn.Module.state_dict(self.module), fixed_buffers(self.module)
+        changing = ((n, b) for n, b in self.module.named_buffers() if n in persistent and id(b) not in fixed)
+        return {name: b.detach().clone() for name, b in changing}
 
     @cached_property
     def layout(self) -> Layout:
         """The names of the tensors; the head is the linear layer that gives the logits."""
         if self.traits is not None:
             return self.traits.layout
-        parameters, buffers = self.parameters, tuple(self.buffers)
-        layer = head_layer(self.module, self.sample)
+        parameters, buffers, layer = self.parameters, tuple(self.buffers), head_layer(self.module, self.sample)
         norms = tuple(n for n in norm_tensors(self.module) if n in {*parameters, *buffers})
         if layer is None:
             return Layout(tuple(parameters), buffers, None, norms=norms)
@@ -75,7 +74,7 @@ class Network:
         return Layout(tuple(parameters), buffers, last, head, norms)
 
     def describe(self) -> str:
-        """Return in words what is trained, which layer is the head, and what is frozen."""
+        """Return in words what is trained, the head, and how much is frozen."""
         trained, head = self.parameters, self.layout.head
         words = f"model of {sum(t.numel() for t in trained.values()):,} parameters in {len(trained)} tensors"
         layer = (head[0].rpartition(".")[0] or "all of it") if head else "none"
@@ -92,12 +91,14 @@ class Network:
         Args:
             device: where the copy lives.
             train: whether it is in training mode.
-            own: whether it has its own tensors; otherwise it shares the module's on the CPU.
+            own: whether its trained tensors are its own; otherwise it shares them on the CPU, as it does frozen ones.
         """
         if train:
             self._check_class("training needs")
-        shared = (*self.module.parameters(), *self.module.buffers()) if device.type == "cpu" and not own else ()
-        copied = copy.deepcopy(self.module, {id(t): t for t in shared}).to(device).train(train)
+        mine = () if own else (*self.module.parameters(), *self.module.buffers())
+        shared = {**frozen(self.module), **{id(t): t for t in mine}}
+        copied = copy.deepcopy(self.module, shared if device.type == "cpu" else {}).to(device)
+        copied.train(train)
         if train and self.module.training:
             for mine, given in zip(copied.modules(), self.module.modules(), strict=True):
                 mine.training = mine.training and given.training
@@ -110,24 +111,28 @@ class Network:
                 "use the run where model.name can be imported"
             )
 
-    def holding(self, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
-        """Return a copy of the module in eval mode with these parameters and buffers; other names are ignored."""
-        module = copy.deepcopy(self.module)
-        module.load_state_dict({n: tensors[n] for n in self.layout.names}, strict=False)
-        return module.eval()
+    def holding(self, tensors: Mapping[str, torch.Tensor], *, own: bool = True) -> nn.Module:
+        """Return a copy in eval mode with these parameters and buffers, and `own` frozen ones, as to hand it out."""
+        module = copy.deepcopy(self.module, {} if own else frozen(self.module))
+        nn.Module.load_state_dict(module, {n: tensors[n] for n in self.layout.names}, strict=False)
+        module.eval()
+        return module
 
     def fingerprint(self) -> str:
         """Return a hash of the architecture and all initial values, including frozen ones."""
         digest = hashlib.blake2b(repr(self.module).encode(), digest_size=16)
-        for name, value in sorted(self.module.state_dict().items()):
+        for name, value in self._state():
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def shape_hash(self) -> str:
         """Return a hash of the names and shapes of all tensors."""
-        text = "".join(f"{name} {tuple(value.shape)} " for name, value in sorted(self.module.state_dict().items()))
+        text = "".join(f"{name} {tuple(value.shape)} " for name, value in self._state())
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    def _state(self) -> list[tuple[str, torch.Tensor]]:
+        return sorted((n, t) for n, t in nn.Module.state_dict(self.module).items() if isinstance(t, torch.Tensor))
 
     def _known_name(self, name: str, parameters: Mapping[str, torch.Tensor]) -> str | None:
         """Return the name in `parameters` of a (perhaps tied) parameter; None if it is frozen or computed."""

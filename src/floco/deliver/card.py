@@ -95,13 +95,21 @@ def markdown(facts: Card) -> str:
 def _input_lines(facts: Card) -> list[str]:
     given = facts.get("inputs", {"": facts.get("input")})
     lines = [_input_line(name, column) for name, column in given.items()]
-    if facts["format"] != "safetensors":
+    if facts["format"] in ("pt2", "onnx"):
         both = " and ".join(facts["outputs"])
         return [*lines, f"- The preprocessing is part of the graph. It returns {both}, (N, ...) each."]
     steps = [line for name, column in given.items() for line in _step_line(name, column)]
     all_digits = "All digits are in the JSON file beside this card."
     lines += [f"{' '.join(steps)} {all_digits}" if len(steps) == 1 else "\n".join([*steps, f"- {all_digits}"])]
-    return [*lines, "- The file is the state dict of the network below; nothing of floco is needed to use it."]
+    if facts["format"] == "safetensors":
+        return [*lines, "- The file is the state dict of the network below; nothing of floco is needed to use it."]
+    below = facts["backbone"]
+    return [
+        *lines,
+        "- The folder is an adapter, for `peft.PeftModel.from_pretrained(backbone, folder)`.",
+        f"- Its backbone has {below['parameters']:,} parameters, of SHA-256 `{below['sha256']}` "
+        "(`floco.deliver.adapter.backbone` has the rule). Others make it another model.",
+    ]
 
 
 def _input_line(name: str, given: Mapping[str, Any]) -> str:

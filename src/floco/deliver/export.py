@@ -14,6 +14,7 @@ from floco.core.errors import FlocoError, warn
 from floco.core.inputs import rows
 from floco.core.random import one_thread
 from floco.core.values import Combined, Tensors
+from floco.deliver.adapter import FILE, SETTINGS, backbone
 from floco.deliver.card import Card, card, data_facts, markdown
 from floco.deliver.graph import FORMATS, Writer, make_writer
 from floco.deliver.personal import deliver, list_models
@@ -32,21 +33,26 @@ def choose_file(path: Path, name: str, kind: str | None) -> tuple[Path, str]:
     Args:
         path: the file, if it ends in a format's name; otherwise a folder, whose files are named after their models.
         name: the model's name.
-        kind: one of `FORMATS` (None: the ending of `path`, or safetensors).
+        kind: one of `FORMATS` (None: the ending of `path`, or safetensors). With peft, each model has a folder.
     """
     ending = path.suffix.removeprefix(".")
     if kind not in (None, *FORMATS):
         raise FlocoError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
+    if kind == "peft":
+        return _new(path / file_name(name) / FILE), kind
     if ending.lower() in FORMATS and ending not in (kind, None if kind else ending.lower()):
         raise FlocoError(
             f"-o {path} ends in .{ending}, and --format is {kind or ending.lower()}: "
             "leave one of them out, and write the ending in small letters"
         )
     kind = kind or (ending if ending in FORMATS else FORMATS[0])
-    file = path if ending == kind else path / f"{file_name(name)}.{kind}"
+    return _new(path if ending == kind else path / f"{file_name(name)}.{kind}"), kind
+
+
+def _new(file: Path) -> Path:
     if there := next((f for f in (file, *_cards(file)) if f.exists()), None):
         raise FlocoError(f"{there} exists already: remove it, or choose another place with -o")
-    return file, kind
+    return file
 
 
 def export(
@@ -102,7 +108,7 @@ def export(
             done.append(file)
             save(setup, tensors, facts, file, made, write)
     except BaseException:
-        for file in [f for d in done for f in (d, *_cards(d))]:  # all files, or none
+        for file in [f for d in done for f in (d, *_cards(d), *_beside(d))]:  # all files, or none
             file.unlink(missing_ok=True)
         raise
     return done
@@ -167,14 +173,22 @@ def _cards(file: Path) -> tuple[Path, Path]:
     return file.with_name(f"{file.name}.json"), file.with_name(f"{file.name}.md")
 
 
+def _beside(file: Path) -> tuple[Path, ...]:
+    """Return the files without which a model's file is of no use."""
+    return (file.with_name(SETTINGS),) if file.name == FILE else ()
+
+
 def save(setup: Setup, tensors: Tensors, facts: Card, file: Path, kind: str, write: Writer) -> None:
     """Write one model and its card, the model last; each file is written atomically."""
-    data = write(setup.network.holding(tensors))
+    made = setup.network.holding(tensors, own=False)
+    data, beside = write(made)
     facts = {**facts, "file": file.name, "format": kind, "sha256": checksum(data)}
+    facts |= {"backbone": backbone(made)} if kind == "peft" else {}
     as_json, as_text = _cards(file)
+    files = {as_json: to_json(facts), as_text: markdown(facts).encode()}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        for path, content in ((as_json, to_json(facts)), (as_text, markdown(facts).encode()), (file, data)):
+        for path, content in {**files, **{file.with_name(n): b for n, b in beside.items()}, file: data}.items():
             replace_file(path, content)
     except OSError as error:
         raise FlocoError(f"cannot write {file}: {error.strerror or error}; choose another place with -o") from error

@@ -18,9 +18,10 @@ from floco.core.errors import FlocoError
 from floco.core.head import outputs_of
 from floco.core.inputs import arguments, columns, like
 from floco.data.schema import Schema
+from floco.deliver.adapter import FILE, SETTINGS, adapter_files, check_adapter
 from floco.storage.files import to_safetensors
 
-FORMATS = ("safetensors", "pt2", "onnx")
+FORMATS = ("safetensors", "pt2", "onnx", "peft")
 _CLOSE = 1e-4  # tolerance of a graph's predictions against the network's, relative to those above 1
 
 
@@ -44,8 +45,8 @@ class Portable(nn.Module):
         return outputs, self._schema.task.activate(outputs)
 
 
-Writer = Callable[[nn.Module], bytes]
-"""Function from a network with its weights to the bytes of a file."""
+Writer = Callable[[nn.Module], tuple[bytes, Mapping[str, bytes]]]
+"""Function from a network with its weights to the bytes of a file, and of files beside it by name."""
 
 
 def make_writer(setup: Setup, kind: str, schema: Schema) -> Writer:
@@ -53,15 +54,19 @@ def make_writer(setup: Setup, kind: str, schema: Schema) -> Writer:
 
     - safetensors: the state dict of the user's network; tied tensors are stored under each of their names.
     - pt2, onnx: `Portable` as a graph with dynamic N; each file is run once, and compared with the network.
+    - peft: the trained adapter alone, without the frozen network below it.
 
     Raises:
         FlocoError: an unknown format, one whose packages are missing, a network that cannot be traced, or a graph
             without a client where each has a normalisation of its own.
     """
     if kind == "safetensors":
-        return lambda network: to_safetensors(network.state_dict())
+        return lambda network: (to_safetensors(network.state_dict()), {})
     if kind not in FORMATS:
         raise FlocoError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
+    if kind == "peft":
+        check_adapter(setup.network.module, setup.network.layout)
+        return _write_adapter
     if any(form.own for form in columns(schema.forms).values()):
         raise FlocoError(
             f'a {kind} file contains the normalisation, and with data.normalize = "client" the global model has none: '
@@ -69,12 +74,12 @@ def make_writer(setup: Setup, kind: str, schema: Schema) -> Writer:
         )
     raw, forms = columns(schema.made_up(3)), columns(schema.forms)  # a pt2 file has its samples inside: nobody's
     samples = tuple(forms[name].restored(column).contiguous() for name, column in raw.items())
-    initial = setup.network.holding({**setup.network.parameters, **setup.network.buffers})
+    initial = setup.network.holding({**setup.network.parameters, **setup.network.buffers}, own=False)
     graph = _traced(Portable(initial, schema), samples, kind)
     names = [name or "samples" for name in raw], schema.task.graph_names
     make = _pt2(graph) if kind == "pt2" else _onnx(graph, samples, *names)
 
-    def write(network: nn.Module) -> bytes:
+    def write(network: nn.Module) -> tuple[bytes, Mapping[str, bytes]]:
         model = Portable(network, schema).eval()
         data = make(model.state_dict())
         with torch.no_grad():
@@ -86,9 +91,14 @@ def make_writer(setup: Setup, kind: str, schema: Schema) -> Writer:
                 f"the {kind} graph of this network gives predictions that differ by {apart:.2g} from the network's "
                 f"own, more than {_CLOSE:g}: use another format"
             )
-        return data
+        return data, {}
 
     return write
+
+
+def _write_adapter(network: nn.Module) -> tuple[bytes, Mapping[str, bytes]]:
+    files = adapter_files(network)
+    return files[FILE], {SETTINGS: files[SETTINGS]}
 
 
 @contextmanager

@@ -32,7 +32,7 @@ def write_graph(network: Network, federation: Federation) -> bytes:
     """
     inputs = federation.normalize(federation.schema.made_up(3))
     args, kwargs = arguments(inputs)
-    module, buffer = network.holding({**network.parameters, **network.buffers}), io.BytesIO()
+    module, buffer = network.holding({**network.parameters, **network.buffers}, own=False), io.BytesIO()
     module.register_forward_hook(lambda _, given, output: outputs_of(output))  # a graph cannot return any object
     size = {0: torch.export.Dim("n")}
     traits = {"layout": asdict(network.layout), "text": network.text, "tied": _tied(module)}

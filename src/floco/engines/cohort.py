@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,9 @@ from torch.func import vmap
 
 from floco.client.setup import Setup
 from floco.client.sgd import Work
-from floco.core.inputs import columns, each, like
+from floco.core.inputs import columns, each, like, rows
 from floco.core.random import one_thread
-from floco.core.values import Batch, Step, Tensors
+from floco.core.values import Batch, Predict, Step, Tensors
 from floco.engines.stack import Cohort
 from floco.engines.tracing import Programs, lasting, step_key
 
@@ -27,13 +27,26 @@ def refusal(setup: Setup) -> str | None:
     x = federation.inputs(federation.clients[0].train[[0, -1]])
     x = each(lambda column: column.expand(2, *column.shape).to(device), x)
     moved = [tensors[n].requires_grad_() for n in setup.network.layout.parameters]
+
+    def gradients(outputs: Callable[[Predict, Tensors], torch.Tensor]) -> list[torch.Tensor]:
+        given = {n: t if t.requires_grad else t.clone() for n, t in tensors.items()}  # buffers are changed
+        found = outputs(setup.predictor(train=True, fresh=True), given)
+        return list(torch.autograd.grad(found.square().sum(), moved, materialize_grads=True))
+
     try:
         with one_thread():
-            found = vmap(setup.predictor(train=True, fresh=True))(tensors, x)
-            torch.autograd.grad(found.sum(), moved, materialize_grads=True)
+            batched = gradients(lambda predict, given: vmap(predict)(given, x))
     except Exception as error:  # noqa: BLE001  any error means that it cannot be batched
         return _reason(error)
+    with one_thread():
+        alone = gradients(lambda predict, given: torch.stack([predict(_one(given, k), rows(x, k)) for k in (0, 1)]))
+    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True) for a, b in zip(batched, alone, strict=True)):
+        return "its gradients for several clients at once are not those for each alone (hooks on gradients?)"
     return None
+
+
+def _one(tensors: Tensors, k: int) -> Tensors:
+    return {n: t[k] for n, t in tensors.items()}
 
 
 def _but_for_size(kind: tuple[Any, ...]) -> Hashable:

@@ -123,7 +123,7 @@ def _computes_otherwise(config: Config, setup: Setup, graph: Path) -> str:
     """Return how a network of one's own differs from its graph in what it computes; "" if it does not."""
     if ":" not in config.model.name or not graph.is_file():
         return ""
-    mine, graphs = (n.holding({**n.parameters, **n.buffers}) for n in (setup.network, _graph(graph)))
+    mine, graphs = (n.holding({**n.parameters, **n.buffers}, own=False) for n in (setup.network, _graph(graph)))
     try:
         with one_thread(), global_stream(0, "graph"):
             check_equal(mine, graphs, setup.federation.sample)

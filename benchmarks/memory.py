@@ -1,0 +1,91 @@
+"""Memory of large models: 100 million parameters trained by 10 clients a round, whole and behind adapters.
+
+    python benchmarks/memory.py [--millions 100] [whole] [adapters]
+
+Each is a run of two rounds in a process of its own, with two workers. Printed are the largest memory of all its
+processes together beyond what it had before the model was built, in copies of the model (float32), and seconds. Pages
+that processes share count once (PSS); pages of mapped files that can be dropped do not count.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RUN = """
+import sys
+import numpy as np, torch, floco
+from torch import nn
+
+width, whole = int(sys.argv[1]), sys.argv[2] == "whole"
+
+class Adapted(nn.Linear):
+    def __init__(self):
+        super().__init__(width, width)
+        self.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.randn(8, width) / width**0.5)
+        self.lora_B = nn.Parameter(torch.zeros(width, 8))
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.lora_A.T @ self.lora_B.T
+
+def build():
+    layers = [nn.Linear(width, width) if whole else Adapted() for _ in range(4)]
+    return nn.Sequential(nn.Linear(16, width), *[m for l in layers for m in (l, nn.Tanh())], nn.Linear(width, 4))
+
+g = np.random.default_rng(0)
+x, y = g.standard_normal((200, 16)).astype(np.float32), g.integers(0, 4, 200)
+federation = floco.load({"x": x, "y": y, "client": np.repeat(np.arange(10), 20)}).split(floco.Natural())
+algorithm = floco.FedAvg() if whole else floco.Floco(endpoints=5, mix="lora", centers="own", step="middle", noise=0.0)
+floco.fit(nn.Linear(16, 4), federation, floco.FedAvg(), rounds=1)  # packages are loaded
+print("ready", flush=True)
+sys.stdin.readline()
+floco.fit(build, federation, algorithm, rounds=2, fraction=1.0, lr=0.01, engine="processes", workers=2)
+"""
+
+
+def held(pid: int) -> int:
+    """Return the anonymous memory of a process and its children, in bytes, shared pages divided among them."""
+    total = 0
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                total += int(line.split()[1]) * 1024
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            total += sum(held(int(child)) for child in (task / "children").read_text().split())
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended
+        pass
+    return total
+
+
+def measure(kind: str, millions: float) -> tuple[float, float]:
+    """Return the largest memory in copies of the model, and the seconds of a run."""
+    width = round((millions * 1e6 / 4) ** 0.5)
+    command = [sys.executable, "-c", RUN, str(width), kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        before, begun, peak = held(process.pid), time.perf_counter(), 0
+        process.stdin.write("\n")
+        process.stdin.flush()
+        while process.poll() is None:
+            peak = max(peak, held(process.pid))
+            time.sleep(0.02)
+    assert process.returncode == 0
+    return (peak - before) / (4 * 4 * width**2), time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="whole|adapters")
+    parser.add_argument("--millions", type=float, default=100)
+    given = parser.parse_args()
+    for kind in given.kinds or ["whole", "adapters"]:
+        copies, seconds = measure(kind, given.millions)
+        print(f"{kind}: {copies:.2f} copies of {given.millions:g} million parameters, {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
