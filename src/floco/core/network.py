@@ -95,8 +95,8 @@ class Network:
         """
         if train:
             self._check_class("training needs")
-        mine = () if own else (*self.module.parameters(), *self.module.buffers())
-        shared = {**frozen(self.module), **{id(t): t for t in mine}}
+        tensors = () if own else (*self.module.parameters(), *self.module.buffers())
+        shared = {**frozen(self.module), **{id(t): t for t in tensors}}
         copied = copy.deepcopy(self.module, shared if device.type == "cpu" else {}).to(device)
         copied.train(train)
         if train and self.module.training:
