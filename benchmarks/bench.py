@@ -25,6 +25,7 @@ from unittest import mock
 
 import bare
 import many
+import memory
 import torch
 
 from floco.algorithms import FedAvg, Floco
@@ -281,6 +282,11 @@ def measure_start() -> list[Row]:
     return [value("floco --help", seconds(floco, "--help"), "s", 0.5), value("import floco", imported, "s")]
 
 
+def measure_memory() -> list[Row]:
+    copies, _ = memory.measure("adapters", 100)
+    return [value("memory of adapters on 100 million frozen parameters, in copies of them", copies, "", 1.5)]
+
+
 PARTS = {
     "w1": measure_w1,
     "precision": measure_precision,
@@ -289,6 +295,7 @@ PARTS = {
     "assignment": measure_assignment,
     "w3": measure_w3,
     "start": measure_start,
+    "memory": measure_memory,
 }
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py [--millions 100] [whole] [adapters]
 
-Each is a run of two rounds in a process of its own, with two workers. Printed are the largest memory of all its
-processes together beyond what it had before the model was built, in copies of the model (float32), and seconds. Pages
-that processes share count once (PSS); pages of mapped files that can be dropped do not count.
+Each is a run of two rounds with two workers. Printed are the largest memory of all its processes together beyond that
+of the same run with a model of 0.01 million parameters, in copies of the model (float32), and seconds. Pages that
+processes share count once (PSS); pages of mapped files that can be dropped do not count. As processes are read one
+after the other, and one may start meanwhile, the smaller of two readings in a row counts.
 """
 
 import argparse
@@ -37,10 +38,7 @@ def build():
 g = np.random.default_rng(0)
 x, y = g.standard_normal((200, 16)).astype(np.float32), g.integers(0, 4, 200)
 federation = floco.load({"x": x, "y": y, "client": np.repeat(np.arange(10), 20)}).split(floco.Natural())
-algorithm = floco.FedAvg() if whole else floco.Floco(endpoints=5, mix="lora", centers="own", step="middle", noise=0.0)
-floco.fit(nn.Linear(16, 4), federation, floco.FedAvg(), rounds=1)  # packages are loaded
-print("ready", flush=True)
-sys.stdin.readline()
+algorithm = floco.FedAvg() if whole else floco.Floco(endpoints=5, mix="lora", centers="own", step="middle")
 floco.fit(build, federation, algorithm, rounds=2, fraction=1.0, lr=0.01, engine="processes", workers=2)
 """
 
@@ -60,21 +58,21 @@ def held(pid: int) -> int:
 
 
 def measure(kind: str, millions: float) -> tuple[float, float]:
-    """Return the largest memory in copies of the model, and the seconds of a run."""
-    width = round((millions * 1e6 / 4) ** 0.5)
-    command = [sys.executable, "-c", RUN, str(width), kind]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        before, begun, peak = held(process.pid), time.perf_counter(), 0
-        process.stdin.write("\n")
-        process.stdin.flush()
+    """Return the largest memory of a run in copies of its model, and its seconds."""
+    base, (peak, seconds) = run(kind, 0.01)[0], run(kind, millions)
+    return (peak - base) / (4e6 * millions), seconds
+
+
+def run(kind: str, millions: float) -> tuple[int, float]:
+    """Return the largest memory of a run, in bytes, and its seconds."""
+    width, begun, peak, last = round((millions * 1e6 / 4) ** 0.5), time.perf_counter(), 0, 0
+    with subprocess.Popen([sys.executable, "-c", RUN, str(width), kind]) as process:
         while process.poll() is None:
-            peak = max(peak, held(process.pid))
-            time.sleep(0.02)
+            now = held(process.pid)
+            peak, last = max(peak, min(now, last)), now
+            time.sleep(0.01)
     assert process.returncode == 0
-    return (peak - before) / (4 * 4 * width**2), time.perf_counter() - begun
+    return peak, time.perf_counter() - begun
 
 
 def main() -> None:
