@@ -122,6 +122,44 @@ def test_a_client_of_floco_has_a_matrix_b_of_its_own() -> None:
     assert torch.equal(mine["0.lora_A"], last.state.shared["0.lora_A"])
 
 
+class Words(nn.Module):
+    """An embedding whose matrix A is zero at first, as peft has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lora_embedding_A, self.lora_embedding_B = nn.Parameter(torch.zeros(2, 5)), nn.Parameter(torch.randn(7, 2))
+        self.body, self.head = nn.Linear(5, 7).requires_grad_(False), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x) + x @ self.lora_embedding_A.T @ self.lora_embedding_B.T)
+
+
+def test_a_matrix_a_of_zeros_is_refused_where_it_would_stay() -> None:
+    with pytest.raises(FlocoError, match="'lora_embedding_A' is zero"):
+        train(make(FFALoRA(), model=Words))
+
+
+def test_a_backbone_that_is_anothers_too_is_copied_and_one_that_is_not_is_shared() -> None:
+    held = nn.Linear(5, 5).requires_grad_(False)
+    made: list[int] = []
+
+    def build(backbone: nn.Module) -> nn.Module:
+        made[:] = [backbone.weight.data_ptr()]
+        return nn.Sequential(backbone, nn.Linear(5, 3))
+
+    network = build_network(lambda: build(held), seed=0)
+    before = network.fingerprint()
+    assert network.module[0].weight.data_ptr() != made[0]
+    held.weight.data.add_(1)
+    assert network.fingerprint() == before
+    half = nn.Linear(5, 5).half().requires_grad_(False)
+    with pytest.warns(UserWarning, match="float16"):
+        build_network(lambda: build(half), seed=0)
+    assert half.weight.dtype == torch.float16
+    network = build_network(lambda: build(nn.Linear(5, 5).requires_grad_(False)), seed=0)
+    assert network.module[0].weight.data_ptr() == made[0]
+
+
 # peft and transformers
 
 

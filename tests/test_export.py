@@ -17,9 +17,9 @@ import floco as package
 from conftest import blobs, floco, small_net, write_blobs
 from floco.core.errors import FlocoError
 from floco.data.normalization import Normalization
-from floco.deliver.graph import FORMATS
 from floco.storage.files import checksum
 
+FORMATS = ("safetensors", "pt2", "onnx")  # tests/test_adapters.py has the other one, peft
 ROOT = Path(__file__).parents[1]
 QUICK: dict[str, Any] = {"rounds": 4, "fraction": 1.0, "evaluate_every": 4, "lr": 0.1, "workers": 1, "engine": "serial"}
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import floco
-from conftest import blobs, make, small_net, train
-from floco.algorithms import FedAvg, FedPer, FedRoD, Floco
+from conftest import blobs, convolution, make, small_net, train
+from floco.algorithms import Ditto, FedAvg, FedPer, FedRoD, Floco
 from floco.core.errors import FlocoError
 from floco.core.network import build_network
+from floco.engines.cohort import refusal
 from floco.engines.engine import resolve, start_engine
 
 
@@ -318,11 +319,74 @@ def test_methods_that_a_module_overrides_change_nothing(tmp_path: Any) -> None:
     assert again.history["round"].iloc[-1] == 2
 
 
-def test_a_mask_of_infinite_numbers_is_no_failure_of_training() -> None:
+@pytest.mark.parametrize(("algorithm", "buffers"), [(FedAvg(), "average"), (FedAvg(), "local"), (Ditto(), "average")])
+def test_a_mask_of_infinite_numbers_is_no_failure_of_training(algorithm: Any, buffers: str) -> None:
     def model() -> nn.Module:
         net = Around(lambda m, x: m.net(x + torch.where(m.mask < 0, 0.0, m.mask)))
         net.register_buffer("mask", torch.tensor([0.0, 0, 0, 0, -torch.inf]))
         return net
 
-    run = floco.fit(model, blobs(), FedAvg(), rounds=1)
+    run = floco.fit(model, blobs(), algorithm, rounds=2, buffers=buffers)
     assert run.failures.empty
+
+
+def along_the_input(m: Any, x: torch.Tensor) -> torch.Tensor:
+    with torch.enable_grad():
+        x = x.clone().requires_grad_(True)
+        energy = m.net(x).square().sum()
+        (force,) = torch.autograd.grad(energy, x, create_graph=True)
+    return m.net(x + 0.01 * force)
+
+
+class Bounded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 5, max_norm=0.5), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table((x > 0).long()).mean(1))
+
+
+def rotary(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return m.net(x * m.turn.real)
+
+
+def frozen_with_a_hole() -> nn.Module:
+    net = Around(lambda m, x: m.net(x + torch.nan_to_num(m.extra)))
+    net.extra = nn.Parameter(torch.tensor([0.0, 0, torch.nan, 0, 0]), requires_grad=False)
+    return net
+
+
+class SlashedBelow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.ModuleDict({"en/fr": nn.Linear(5, 7).requires_grad_(False)}), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body["en/fr"](x))
+
+
+SOUND: dict[str, Callable[[], nn.Module]] = {
+    "a gradient in the inputs": lambda: Around(along_the_input),
+    "an embedding with a bound": Bounded,
+    "a complex tensor beside": lambda: Around(rotary, turn=torch.ones(5, dtype=torch.complex64)),
+    "a tensor without numbers beside": lambda: Around(lambda m, x: m.net(x), shape=torch.empty(3, device="meta")),
+    "a frozen parameter with a hole": frozen_with_a_hole,
+    "a slash in a frozen name": SlashedBelow,
+}
+
+
+@pytest.mark.parametrize("kind", SOUND)
+def test_what_is_sound_is_trained_and_left_as_it_was(kind: str) -> None:
+    setup = make(FedAvg(), model=SOUND[kind])
+    assert setup.hidden_state is None
+    before = setup.network.fingerprint()
+    losses(SOUND[kind], FedAvg(), "serial")
+    assert setup.network.layout.parameters
+    train(setup)
+    assert setup.network.fingerprint() == before
+
+
+@pytest.mark.parametrize("model", [small_net, convolution])
+def test_a_network_in_bf16_is_trained_in_cohorts(model: Any) -> None:
+    assert refusal(make(FedAvg(), model=model, precision="bf16")) is None

@@ -47,6 +47,7 @@ def test_how_far_a_step_moves_the_mixture_and_the_model_in_the_middle(draw: list
     assert torch.allclose(moves["endpoint"][1], target / 4)
     assert torch.allclose(moves["mixture"][0], target)
     assert torch.allclose(moves["middle"][1], target)
+    assert torch.allclose(moves["middle"][0], 4 * alpha.square().sum() * target)
 
 
 def test_the_own_simplex_of_floco_plus_takes_steps_of_mixtures() -> None:

@@ -41,8 +41,8 @@ def start_endpoints(network: Network, mixing: Mixing, seed: int, noise: float | 
 def _draw_endpoint(network: Network, first: Tensors, seed: int, m: int, noise: float | None) -> Tensors:
     """Return endpoint m of all mixed parameters.
 
-    Without `noise`, one-dimensional ones equal endpoint 0, and so do the matrices B of adapters: their initialiser
-    gives zeros, so that training starts from the frozen network. Endpoints part by the mixtures that are drawn.
+    Without `noise`, one-dimensional ones equal endpoint 0, and so do the matrices B of adapters: B A is zero at first,
+    so that training starts from the frozen network. Endpoints part by the mixtures that are drawn.
     """
     if noise is None:
         equal = lora_matrices(network.layout)[1]

@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 from floco.core.adapters import lora_matrices, require_lora
 from floco.core.algorithm import Algorithm
+from floco.core.errors import FlocoError
 from floco.core.network import Network
 from floco.core.values import Facts, Layout, Message, Phase, ServerState, Step, Tensors, Training, plain_loss
 
@@ -28,8 +29,14 @@ class FFALoRA(Algorithm):
         return self
 
     def init(self, network: Network, *, seed: int) -> ServerState:
-        """Return all tensors but the matrices A."""
+        """Return all tensors but the matrices A; raises if one of them is zero."""
         kept = lora_matrices(network.layout)[0]
+        for name in kept:
+            if not network.parameters[name].any():
+                raise FlocoError(
+                    f"ffa-lora keeps the matrices A, and {name!r} is zero, as peft starts those of embeddings: B A "
+                    "would be zero for ever; leave that layer out of target_modules"
+                )
         return ServerState({n: t for n, t in {**network.parameters, **network.buffers}.items() if n not in kept})
 
     def start(self, network: Network, *, seed: int) -> Tensors:

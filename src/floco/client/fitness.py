@@ -206,10 +206,10 @@ def _check_training(setup: Setup, other: Tensors, x: Inputs, y: torch.Tensor) ->
     _check_unused(layout.parameters, unused)
 
 
-def _frozen(module: nn.Module) -> dict[str, list[float]]:
+def _frozen(module: nn.Module) -> dict[str, str]:
     """Return sums by which a change of frozen parameters is seen, without a copy of them."""
     fixed = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
-    return {n: [float(p.sum()), float(torch.linalg.vector_norm(p.float()))] for n, p in fixed.items()}
+    return {n: f"{float(p.sum())!r} {float(torch.linalg.vector_norm(p.float()))!r}" for n, p in fixed.items()}
 
 
 def _gradients(

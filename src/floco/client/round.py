@@ -75,8 +75,8 @@ def conclude(setup: Setup, client: str, message: Message, facts: Facts, tensors:
     largest = list(torch._foreach_norm(list(made.values()), float("inf"))) if made else []
     if made and not bool(torch.isfinite(torch.stack(largest)).all()):
         bad = [n for n, size in zip(made, largest, strict=True) if not math.isfinite(size)]
-        had = message.shared  # a mask may hold infinite numbers, and nothing changes it
-        for name in (n for n in bad if n not in had or not torch.equal(had[n], made[n])):
+        had = {n: message.shared.get(n.rpartition("/")[2]) for n in bad}  # a mask may hold infinite numbers, as it did
+        for name in (n for n, t in had.items() if t is None or not torch.equal(t, made[n])):
             raise FlocoError(f"training gave a non-finite {name}; try a smaller training.lr (got {setup.training.lr})")
     return update, memory if message.purpose == "train" else {}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import hashlib
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -89,21 +89,28 @@ def _held(module: nn.Module) -> dict[str, object]:
 _DEEP = 4
 
 
+def _bytes(t: torch.Tensor) -> str:
+    """Return a hash of a tensor's numbers; "" for kinds that have none here, e.g. on `meta`, sparse or quantized."""
+    if t.layout != torch.strided or t.is_quantized or t.device.type == "meta":
+        return ""
+    real = torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
+    return hashlib.blake2b(real.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
 def _summary(value: Any, deep: int) -> object:
     """Return numbers and text as they are, tensors as sums, containers and plain objects by their members."""
     if value is None or isinstance(value, int | float | str | bool | bytes):
         return repr(value)
     if isinstance(value, torch.Tensor):
-        with torch.no_grad():
-            return tuple(value.shape), str(value.dtype), repr(value.double().sum().item()) if value.numel() else ""
+        return tuple(value.shape), str(value.dtype), _bytes(value.detach())
     if isinstance(value, np.ndarray):
         return value.shape, str(value.dtype), value.tobytes()
     if isinstance(value, torch.Generator):
         return value.get_state().numpy().tobytes()
     if isinstance(value, np.random.Generator):
         return repr(value.bit_generator.state)
-    if isinstance(value, random.Random):
-        return value.getstate()
+    if callable(state := getattr(value, "getstate", None)):  # of Python's random.Random
+        return repr(state())
     if isinstance(value, nn.Module) or deep == 0:
         return type(value).__name__
     if isinstance(value, Mapping):

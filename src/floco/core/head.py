@@ -47,8 +47,9 @@ def head_layer(module: nn.Module, sample: Inputs | None) -> str | None:
     Raises:
         FlocoError: the network fails on the sample, or does not return a tensor.
     """
-    same = {id(p): nn.Parameter(p.detach(), requires_grad=p.is_floating_point()) for p in module.parameters()}
-    trial = copy.deepcopy(module, same)  # with the same numbers, and a graph that has frozen layers, too
+    own = ((p, p.detach().clone() if p.requires_grad else p.detach()) for p in module.parameters())
+    same = {id(p): nn.Parameter(t, requires_grad=t.is_floating_point()) for p, t in own}
+    trial = copy.deepcopy(module, same)  # its graph has frozen layers, too, whose numbers are not copied
     trial.eval()
     with one_thread(), global_stream(0, "head"), torch.enable_grad():
         try:
@@ -97,7 +98,7 @@ def _seen(module: nn.Module, sample: Inputs) -> set[str] | None:
 
 
 def _check_leaves(module: nn.Module, logits: torch.Tensor) -> None:
-    """Raise if a tensor that is trained gives the logits and is no parameter of the module, a copy of the user's."""
+    """Raise if a parameter gives the logits that is none of the module's, which is a copy of the user's."""
     own, todo, known = {id(p) for p in module.parameters()}, [logits.grad_fn], set[Any]()
     while todo:
         node = todo.pop()
@@ -105,9 +106,9 @@ def _check_leaves(module: nn.Module, logits: torch.Tensor) -> None:
             continue
         known.add(node)
         leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in own:
+        if isinstance(leaf, nn.Parameter) and id(leaf) not in own:
             raise FlocoError(
-                f"the model computes with a trained tensor of shape {tuple(leaf.shape)} that is none of its registered "
+                f"the model computes with a parameter of shape {tuple(leaf.shape)} that is none of its registered "
                 "parameters (a plain list of modules, or a function or hook that holds the module itself): it would "
                 "neither be sent nor trained; use nn.ModuleList, and self in forward"
             )

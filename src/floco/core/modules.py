@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +14,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from floco.core.errors import FlocoError, warn
+from floco.core.head import fixed_buffers
 from floco.core.inputs import Inputs, arguments, shapes
 from floco.core.random import one_thread
 
@@ -31,8 +34,8 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
     Args:
         module: the module.
         sample: inputs for lazy layers. None: they are refused.
-        ours: whether the module is nobody else's: some lazy layers cannot be copied before they have shapes, and frozen
-            parameters need no copy.
+        ours: whether a function has just made the module: some lazy layers cannot be copied before they have shapes,
+            and frozen parameters are shared until `take_over`.
 
     Raises:
         FlocoError: it has tensors that cannot be trained by name, or cannot be copied.
@@ -43,7 +46,7 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
         _initialize(module, sample)
     _check_parameters(module)
     memo: dict[int, object] = {id(t): t.detach().clone() for t in _computed(module)}
-    memo |= frozen(module) if ours else {}
+    memo |= {i: p for i, p in frozen(module).items() if ours and p.device.type == "cpu" and p.dtype not in _LOW}
     try:
         made = copy.deepcopy(module, memo).cpu()
     except Exception as error:
@@ -59,6 +62,27 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
     _raise_precision(made)
     _initialize(made, sample)
     return made
+
+
+def take_over(module: nn.Module) -> nn.Module:
+    """Return the module with copies of frozen parameters that somebody else holds, too: a backbone of several models."""
+    gc.collect()  # modules have cycles
+    slots: dict[int, list[tuple[dict[str, nn.Parameter | None], str]]] = {}
+    for m in module.modules():
+        for name in m._parameters:
+            if (parameter := m._parameters[name]) is not None and not parameter.requires_grad:
+                slots.setdefault(id(parameter), []).append((m._parameters, name))
+    parameter = None
+    for places in slots.values():
+        owner, name = places[0]
+        if sys.getrefcount(owner[name]) <= len(places) + 1:  # the argument itself counts, too
+            continue
+        held = owner[name]
+        assert held is not None
+        made = nn.Parameter(held.detach().clone(), requires_grad=False)
+        for owner, name in places:
+            owner[name] = made
+    return module
 
 
 def frozen(module: nn.Module) -> dict[int, nn.Parameter]:
@@ -96,7 +120,9 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _check_parameters(module: nn.Module) -> None:
-    for name, _ in (*module.named_parameters(), *module.named_buffers()):
+    fixed = fixed_buffers(module)
+    sent = [n for n, p in module.named_parameters() if p.requires_grad]
+    for name in (*sent, *(n for n, b in module.named_buffers() if id(b) not in fixed)):
         if "/" in name:
             raise FlocoError(f'the name {name!r} has a "/", which separates parts of names here: rename its module')
     for name, p in module.named_parameters():

@@ -14,7 +14,7 @@ from torch import nn
 from floco.core.errors import FlocoError, nearest
 from floco.core.head import fixed_buffers, head_layer, norm_tensors
 from floco.core.inputs import Inputs
-from floco.core.modules import copy_module, frozen, warn_of_low_precision
+from floco.core.modules import copy_module, frozen, take_over, warn_of_low_precision
 from floco.core.random import global_stream
 from floco.core.values import Layout, Tensors
 
@@ -77,10 +77,10 @@ class Network:
         """Return in words what is trained, the head, and how much is frozen."""
         trained, head = self.parameters, self.layout.head
         words = f"model of {sum(t.numel() for t in trained.values()):,} parameters in {len(trained)} tensors"
-        layer = (head[0].rpartition(".")[0] or "all of it") if head else "none"
-        size = f" ({sum(trained[n].numel() for n in head):,} parameters)" if head else ""
-        frozen = sum(p.numel() for p in self.module.parameters() if not p.requires_grad)
-        return f"{words}, head: {layer}{size}{f', frozen: {frozen:,}' if frozen else ''}"
+        size = f"({sum(trained[n].numel() for n in head):,} parameters)"
+        layer = f"{head[0].rpartition('.')[0] or 'all of it'} {size}" if head else "none"
+        fixed = sum(p.numel() for p in self.module.parameters() if not p.requires_grad)
+        return f"{words}, head: {layer}{f', frozen: {fixed:,}' if fixed else ''}"
 
     def twin(self, device: torch.device, *, train: bool, own: bool = False) -> nn.Module:
         """Return a copy of the module in training or evaluation mode, to compute with.
@@ -128,8 +128,8 @@ class Network:
 
     def shape_hash(self) -> str:
         """Return a hash of the names and shapes of all tensors."""
-        text = "".join(f"{name} {tuple(value.shape)} " for name, value in self._state())
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        text = "".join(f"{name} {tuple(value.shape)} " for name, value in self._state()).encode()
+        return hashlib.blake2b(text, digest_size=8).hexdigest()
 
     def _state(self) -> list[tuple[str, torch.Tensor]]:
         return sorted((n, t) for n, t in nn.Module.state_dict(self.module).items() if isinstance(t, torch.Tensor))
@@ -216,8 +216,8 @@ def build_network(
     warn_of_low_precision(built)
     with global_stream(seed, "lazy"):
         module = copy_module(built, sample=sample, ours=factory is not None)
-    if weights is not None:
-        _load(module, weights)
+    del built  # so that what nobody else holds need not be copied
+    _load(take_over(module), weights or {})
     if not any(p.requires_grad for p in module.parameters()):
         raise FlocoError("the model has no parameter to train: all are frozen")
     return Network(module, factory, frozenset(weights or ()), sample)

@@ -38,14 +38,14 @@ def choose_file(path: Path, name: str, kind: str | None) -> tuple[Path, str]:
     ending = path.suffix.removeprefix(".")
     if kind not in (None, *FORMATS):
         raise FlocoError(f"--format must be one of {', '.join(FORMATS)}, got {kind!r}")
-    if kind == "peft":
-        return _new(path / file_name(name) / FILE), kind
     if ending.lower() in FORMATS and ending not in (kind, None if kind else ending.lower()):
         raise FlocoError(
             f"-o {path} ends in .{ending}, and --format is {kind or ending.lower()}: "
             "leave one of them out, and write the ending in small letters"
         )
     kind = kind or (ending if ending in FORMATS else FORMATS[0])
+    if kind == "peft":
+        return _new(path / file_name(name) / FILE), kind
     return _new(path if ending == kind else path / f"{file_name(name)}.{kind}"), kind
 
 
