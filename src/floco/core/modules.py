@@ -65,7 +65,7 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
 
 
 def take_over(module: nn.Module) -> nn.Module:
-    """Return the module with copies of frozen parameters that somebody else holds, too: a backbone of several models."""
+    """Return the module with copies of frozen parameters that somebody else holds, too, e.g. a common backbone."""
     gc.collect()  # modules have cycles
     slots: dict[int, list[tuple[dict[str, nn.Parameter | None], str]]] = {}
     for m in module.modules():
