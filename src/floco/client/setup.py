@@ -168,7 +168,7 @@ class Setup:
         See `trial.find_hidden_state`. If there is a state, each client trains and is evaluated on its own copy of the
         module, so that all start from the same.
         """
-        if isinstance(self.federation, Known):  # without samples
+        if isinstance(self.federation, Known) or self.network.traits is not None:  # without samples, or its code
             return None
 
         def make() -> tuple[nn.Module, Forward]:
