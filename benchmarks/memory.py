@@ -4,15 +4,16 @@
 
 Each is a run of two rounds with two workers. Printed are the largest memory of all its processes together beyond that
 of the same run with a model of 0.01 million parameters, in copies of the model (float32), and seconds. Pages that
-processes share count once (PSS); pages of mapped files that can be dropped do not count. As processes are read one
-after the other, and one may start meanwhile, the smaller of two readings in a row counts.
+processes share count once (PSS). As processes are read one after the other, and one may start meanwhile, the smaller of
+two readings in a row counts.
 """
 
 import argparse
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+import many
 
 RUN = """
 import sys
@@ -43,20 +44,6 @@ floco.fit(build, federation, algorithm, rounds=2, fraction=1.0, lr=0.01, engine=
 """
 
 
-def held(pid: int) -> int:
-    """Return the anonymous memory of a process and its children, in bytes, shared pages divided among them."""
-    total = 0
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
-                total += int(line.split()[1]) * 1024
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(held(int(child)) for child in (task / "children").read_text().split())
-    except (FileNotFoundError, ProcessLookupError, PermissionError):  # it has ended
-        pass
-    return total
-
-
 def measure(kind: str, millions: float) -> tuple[float, float]:
     """Return the largest memory of a run in copies of its model, and its seconds."""
     base, (peak, seconds) = run(kind, 0.01)[0], run(kind, millions)
@@ -68,7 +55,7 @@ def run(kind: str, millions: float) -> tuple[int, float]:
     width, begun, peak, last = round((millions * 1e6 / 4) ** 0.5), time.perf_counter(), 0, 0
     with subprocess.Popen([sys.executable, "-c", RUN, str(width), kind]) as process:
         while process.poll() is None:
-            now = held(process.pid)
+            now = many.pss(process.pid)
             peak, last = max(peak, min(now, last)), now
             time.sleep(0.01)
     assert process.returncode == 0

@@ -14,6 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 import floco as package
 from conftest import adapted, blobs, make, same, small_net, train
 from floco.algorithms import FedAvg, FedSALoRA, FFALoRA, Floco, FlocoPlus
+from floco.client.round import models
 from floco.core.adapters import lora_matrices
 from floco.core.errors import FlocoError
 from floco.core.network import build_network
@@ -114,8 +115,6 @@ def test_a_client_of_floco_has_a_matrix_b_of_its_own() -> None:
     assert not any(n.startswith(PERSONAL) for n in memory.tensors)
     setup = make(Floco(**OWN), model=adapted)
     message = setup.algorithm.message(last.state, client, "evaluate")
-    from floco.client.round import models
-
     mine = models(setup, client, message, memory.tensors).personal
     center = memory.tensors["at/center"].float()
     assert torch.allclose(mine["0.lora_B"], torch.einsum("m,m...->...", center, last.state.shared["0.lora_B"]))

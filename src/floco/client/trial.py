@@ -74,6 +74,7 @@ def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 _TORCH = frozenset(vars(nn.Module())) | {"training"}
+_DEEP = 4  # levels of containers and objects that are looked into
 
 
 def _held(module: nn.Module) -> dict[str, object]:
@@ -86,9 +87,6 @@ def _held(module: nn.Module) -> dict[str, object]:
     return found
 
 
-_DEEP = 4
-
-
 def _bytes(t: torch.Tensor) -> str:
     """Return a hash of a tensor's numbers; "" for kinds that have none here, e.g. on `meta`, sparse or quantized."""
     if t.layout != torch.strided or t.is_quantized or t.device.type == "meta":
@@ -98,7 +96,7 @@ def _bytes(t: torch.Tensor) -> str:
 
 
 def _summary(value: Any, deep: int) -> object:
-    """Return numbers and text as they are, tensors as sums, containers and plain objects by their members."""
+    """Return numbers and text as they are, tensors as hashes, containers and plain objects by their members."""
     if value is None or isinstance(value, int | float | str | bool | bytes):
         return repr(value)
     if isinstance(value, torch.Tensor):

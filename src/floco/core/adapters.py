@@ -8,10 +8,6 @@ from floco.core.errors import FlocoError
 from floco.core.values import Layout
 
 _MATRIX = re.compile(r"(?:^|\.)lora_(?:embedding_)?([AB])(?:\.|$)")
-NEEDED = (
-    "LoRA adapters, trained parameters called lora_A and lora_B as the library peft has them: "
-    "make the model with peft.get_peft_model"
-)
 
 
 def lora_matrices(layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -30,5 +26,8 @@ def require_lora(name: str, layout: Layout) -> tuple[tuple[str, ...], tuple[str,
     """Return the same; raises if the method or setting `name` finds no pair of matrices."""
     a, b = lora_matrices(layout)
     if not a or not b:
-        raise FlocoError(f"{name} needs {NEEDED}")
+        raise FlocoError(
+            f"{name} needs LoRA adapters, trained parameters called lora_A and lora_B as the library peft has them: "
+            "make the model with peft.get_peft_model"
+        )
     return a, b

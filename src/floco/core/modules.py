@@ -64,25 +64,35 @@ def copy_module(module: nn.Module, *, sample: Inputs | None = None, ours: bool =
     return made
 
 
+_Slot = tuple[dict[str, nn.Parameter | None], str]
+
+
 def take_over(module: nn.Module) -> nn.Module:
     """Return the module with copies of frozen parameters that somebody else holds, too, e.g. a common backbone."""
-    gc.collect()  # modules have cycles
-    slots: dict[int, list[tuple[dict[str, nn.Parameter | None], str]]] = {}
-    for m in module.modules():
-        for name in m._parameters:
-            if (parameter := m._parameters[name]) is not None and not parameter.requires_grad:
-                slots.setdefault(id(parameter), []).append((m._parameters, name))
-    parameter = None
-    for places in slots.values():
+    slots = _frozen_slots(module)
+    if any(map(_is_held_elsewhere, slots)):
+        gc.collect()  # a module that nobody needs any more may have cycles
+    for places in filter(_is_held_elsewhere, slots):
         owner, name = places[0]
-        if sys.getrefcount(owner[name]) <= len(places) + 1:  # the argument itself counts, too
-            continue
-        held = owner[name]
-        assert held is not None
-        made = nn.Parameter(held.detach().clone(), requires_grad=False)
+        made = copy.deepcopy(owner[name])
         for owner, name in places:
             owner[name] = made
     return module
+
+
+def _frozen_slots(module: nn.Module) -> list[list[_Slot]]:
+    """Return for each frozen parameter where the module's layers hold it."""
+    slots: dict[int, list[_Slot]] = {}
+    for layer in module.modules():
+        for name, p in layer._parameters.items():
+            if p is not None and not p.requires_grad:
+                slots.setdefault(id(p), []).append((layer._parameters, name))
+    return list(slots.values())
+
+
+def _is_held_elsewhere(places: list[_Slot]) -> bool:
+    owner, name = places[0]
+    return sys.getrefcount(owner[name]) > len(places) + 1  # the argument itself counts, too
 
 
 def frozen(module: nn.Module) -> dict[int, nn.Parameter]:
@@ -111,9 +121,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             module = module.module
-        elif isinstance(
-            inner := dict(module.named_children()).get("_orig_mod"), nn.Module
-        ):  # what torch.compile returns
+        elif (inner := dict(module.named_children()).get("_orig_mod")) is not None:  # of torch.compile
             module = inner
         else:
             return module

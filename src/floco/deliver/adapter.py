@@ -52,7 +52,7 @@ def backbone(module: nn.Module) -> dict[str, Any]:
     digest, n = hashlib.sha256(), 0
     for name, p in sorted((_plain(name), p) for name, p in module.named_parameters() if not p.requires_grad):
         digest.update(f"{name} {tuple(p.shape)} {p.dtype} ".encode())
-        digest.update(p.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(p.detach().cpu().contiguous().numpy().data)
         n += p.numel()
     return {"parameters": n, "sha256": digest.hexdigest()}
 

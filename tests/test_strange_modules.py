@@ -228,10 +228,6 @@ class Sparse(nn.Module):
         return self.head(self.bag((x > 0).long()))
 
 
-def slashed() -> nn.Module:
-    return nn.Sequential(nn.Linear(5, 7), nn.ModuleDict({"a/b": nn.BatchNorm1d(7)})["a/b"], nn.Linear(7, 3))
-
-
 class Slashed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
