@@ -73,6 +73,7 @@ def test_models_with_one_body_have_the_logits_that_each_has_alone(kind: str, pre
 @pytest.mark.parametrize(("model", "passes"), [(lambda: Net("plain"), 1), (lambda: Net("calls the head twice"), 2)])
 def test_a_common_body_runs_once(model: Callable[[], nn.Module], passes: int) -> None:
     setup = make(FedAvg(), model=model)
+    assert setup.hidden_state is None  # this, too, runs the body: found once, before counting
     seen: list[int] = []
     setup.network.module.body.register_forward_hook(lambda *_: seen.append(1))  # type: ignore[union-attr, operator]
     assert (setup.split is not None) == (passes == 1)
