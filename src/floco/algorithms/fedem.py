@@ -16,6 +16,7 @@ from floco.core.settings import setting
 from floco.core.values import (
     Batch,
     Facts,
+    Lazy,
     Loss,
     Message,
     Models,
@@ -108,7 +109,7 @@ class FedEM(Algorithm):
             sent[name] = torch.stack(each) if t.is_floating_point() else each[0]
         return Update(client, message.purpose, facts.n_train, sent), {SHARES: tensors[SHARES]}
 
-    def effective(self, shared: Tensors) -> Tensors:
+    def effective(self, shared: Lazy) -> Lazy:
         """Return nothing, as there is no global model, unless M = 1."""
         return shared if self.learners == 1 else {}
 

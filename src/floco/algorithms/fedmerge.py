@@ -15,6 +15,7 @@ from floco.core.network import Network
 from floco.core.settings import setting
 from floco.core.values import (
     Facts,
+    Lazy,
     Message,
     Models,
     Phase,
@@ -115,7 +116,7 @@ class FedMerge(Algorithm):
         }
         return {**state.by_client, **moved}
 
-    def effective(self, shared: Tensors) -> Tensors:
+    def effective(self, shared: Lazy) -> Lazy:
         """Return nothing, as there is no global model, unless d = 1."""
         return shared if self.merged == 1 else {}
 

@@ -14,7 +14,7 @@ import torch
 
 from floco.algorithms.centers import MixtureSampler, find_center, gather_signals, has_map, keep_map, read_map
 from floco.algorithms.endpoints import WEIGHTS, average_endpoints, choose_mixed, start_endpoints
-from floco.core.algorithm import Algorithm, OwnSamples, average
+from floco.core.algorithm import Algorithm, OwnSamples, average, overlay
 from floco.core.errors import FlocoError
 from floco.core.mixing import CENTER, CENTER_TENSOR, Mixing
 from floco.core.network import Network
@@ -24,6 +24,7 @@ from floco.core.values import (
     Batch,
     Facts,
     Layout,
+    Lazy,
     Loss,
     Message,
     Models,
@@ -206,9 +207,9 @@ class SimplexMethod(Algorithm):
         kept = {CENTER_TENSOR: center} if self.centers == "own" and self._located(message) else {}
         return Update(client, message.purpose, facts.n_train, {n: tensors[n] for n in sent}, extra), kept
 
-    def effective(self, shared: Tensors) -> Tensors:
+    def effective(self, shared: Lazy) -> Lazy:
         """Return the model at 1/M; the variance of single endpoints would mislead, as alpha scales their gradients."""
-        return self.mixing(shared, self.mixing.middle.float())
+        return overlay(shared, self.mixing.mixed(shared, self.mixing.middle.float()))
 
     def models(self, tensors: Tensors, facts: Facts) -> Models:
         """Return the models at the middle of the shared simplex and at the client's center of its own simplex."""

@@ -14,7 +14,7 @@ from floco.core.algorithm import Algorithm, OwnSamples, weighted_mean
 from floco.core.errors import FlocoError
 from floco.core.network import Network
 from floco.core.settings import setting
-from floco.core.values import Facts, Layout, Message, Models, Phase, ServerState, Tensors, Training, Update
+from floco.core.values import Facts, Layout, Lazy, Message, Models, Phase, ServerState, Tensors, Training, Update
 
 CHOICE = "at/choice"
 """Name of a client's choice, (K,): 1 at its model and 0 elsewhere; in working tensors and in `Update.extra`."""
@@ -93,7 +93,7 @@ class IFCA(Algorithm):
                 shared[name] = torch.stack([means[k][name] if k in means else t for k, t in enumerate(stack)])
         return replace(state, shared=shared, round=state.round + 1)
 
-    def effective(self, shared: Tensors) -> Tensors:
+    def effective(self, shared: Lazy) -> Lazy:
         """Return nothing, as there is no global model, unless K = 1."""
         return shared if self.clusters == 1 else {}
 

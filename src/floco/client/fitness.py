@@ -10,7 +10,7 @@ from torch import nn
 from floco.client.input_checks import check_ids, check_single
 from floco.client.loss_checks import check_loss
 from floco.client.setup import Setup
-from floco.client.trial import choose_rows, move
+from floco.client.trial import choose_rows, copied, move
 from floco.core.errors import FlocoError, warn
 from floco.core.head import outputs_of
 from floco.core.inputs import Inputs, arguments, columns, count, each, rows, shapes
@@ -124,16 +124,12 @@ def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-def _copied(tensors: Tensors) -> Tensors:
-    return {n: t.clone() for n, t in tensors.items()}
-
-
 @torch.no_grad()
 def _check_evaluation(setup: Setup, other: Tensors, x: Inputs) -> None:
     predict, before = setup.predictor(train=False, fresh=True), each(torch.clone, x)
     predict(setup.initial(), x)
     _check_inputs(x, before)
-    found, again = predict(_copied(other), x), predict(_copied(other), x)
+    found, again = predict(copied(other), x), predict(copied(other), x)
     if not _close(found, again):
         warn(
             "the model's outputs in evaluation mode are not the same twice (dropout without training=self.training?): "
@@ -149,7 +145,7 @@ def _check_evaluation(setup: Setup, other: Tensors, x: Inputs) -> None:
             "a cache of weights, weights merged in eval()): the evaluated model would not be the delivered one; "
             "use each parameter by its attribute, and keep no copy of it"
         )
-    if count(x) > _FEW and not _close(predict(_copied(other), rows(x, slice(_FEW))), found[:_FEW]):
+    if count(x) > _FEW and not _close(predict(copied(other), rows(x, slice(_FEW))), found[:_FEW]):
         warn(
             "the model's outputs in evaluation mode depend on which samples share a batch (BatchNorm with "
             "track_running_stats=False?): accuracies hold for this order and size of batches only, and predictions of "
@@ -166,27 +162,40 @@ def _check_inputs(x: Inputs, before: Inputs) -> None:
 
 
 def _check_training(setup: Setup, other: Tensors, x: Inputs, y: torch.Tensor) -> None:
+    """Compare the gradients of tensors that are substituted with those of a module of its own; `other` is used up."""
+    layout, (expected, after) = setup.network.layout, _train_alone(setup, other, x, y)
+    predict = setup.predictor(train=True, fresh=True)
+    with global_stream(setup.seed, "trial", device=setup.device), torch.no_grad():
+        predict(copied(other), x)
+    mine = [other[n].requires_grad_() for n in layout.parameters]
+    found, unused = _gradients(setup, lambda: predict(other, x), y, mine)
+    if lost := [n for n in layout.buffers if not _close(after[n], other[n].detach())]:
+        raise FlocoError(
+            f"the model re-assigns its buffer {lost[0]!r} in the forward pass, so that its updates would be lost: "
+            "change it in place, e.g. by copy_ or mul_"
+        )
+    for n, a, b in zip(layout.parameters, expected, found, strict=True):
+        if not (a - b).norm() <= 1e-2 * a.norm() + 1e-4:
+            raise FlocoError(
+                f"the gradient of {n!r} differs when tensors are substituted by functional_call "
+                "(torch.utils.checkpoint?): the model cannot be trained this way"
+            )
+    _check_unused(layout.parameters, unused)
+
+
+def _train_alone(setup: Setup, other: Tensors, x: Inputs, y: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
+    """Return the gradients of a module with these tensors of its own, and its buffers after one pass."""
     args, kwargs = arguments(x)
-    module, tensors = setup.network.twin(setup.device, train=True, own=True), _copied(other)
-    layout = setup.network.layout
+    module, layout = setup.network.twin(setup.device, train=True, own=True), setup.network.layout
     with global_stream(setup.seed, "trial", device=setup.device), torch.no_grad():
         before = each(torch.clone, x)
         module(*args, **kwargs)  # modules may initialise themselves in the first call
         _check_inputs(x, before)
     nn.Module.load_state_dict(module, other, strict=False)
     passing, still = {n: b.clone() for n, b in module.named_buffers() if n not in layout.buffers}, _frozen(module)
-    mine, theirs = [tensors[n].requires_grad_() for n in layout.parameters], dict(module.named_parameters())
-    expected, _ = _gradients(setup, lambda: module(*args, **kwargs), y, [theirs[n] for n in layout.parameters])
-    predict = setup.predictor(train=True, fresh=True)
-    with global_stream(setup.seed, "trial", device=setup.device), torch.no_grad():
-        predict(_copied(other), x)
-    found, unused = _gradients(setup, lambda: predict(tensors, x), y, mine)
+    theirs = dict(module.named_parameters())
+    found, _ = _gradients(setup, lambda: module(*args, **kwargs), y, [theirs[n] for n in layout.parameters])
     after = dict(module.named_buffers())
-    if lost := [n for n in layout.buffers if not _close(after[n], tensors[n].detach())]:
-        raise FlocoError(
-            f"the model re-assigns its buffer {lost[0]!r} in the forward pass, so that its updates would be lost: "
-            "change it in place, e.g. by copy_ or mul_"
-        )
     if changed := [n for n, b in passing.items() if n in after and not _close(after[n], b)]:
         raise FlocoError(
             f"the model changes its buffer {changed[0]!r}, which is not persistent and so belongs to no client's "
@@ -197,13 +206,7 @@ def _check_training(setup: Setup, other: Tensors, x: Inputs, y: torch.Tensor) ->
             f"the model changes its frozen parameter {changed[0]!r} in the forward pass, which is part of no message "
             "and no client's model: register it as a buffer"
         )
-    for n, a, b in zip(layout.parameters, expected, found, strict=True):
-        if not (a - b).norm() <= 1e-2 * a.norm() + 1e-4:
-            raise FlocoError(
-                f"the gradient of {n!r} differs when tensors are substituted by functional_call "
-                "(torch.utils.checkpoint?): the model cannot be trained this way"
-            )
-    _check_unused(layout.parameters, unused)
+    return found, after
 
 
 def _frozen(module: nn.Module) -> dict[str, str]:

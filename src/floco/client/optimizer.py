@@ -61,9 +61,9 @@ def apply_gradients(
     if not state and training.optimizer == "adamw":
         state.extend(map(torch.zeros_like, moved * 2))
         state.extend(torch.zeros((), device=t.device) for t in moved)
-    elif not state:
-        state.extend(map(torch.zeros_like, moved))
     momentum = training.momentum if step.momentum is None else step.momentum
+    if not state and momentum:  # without, nothing is kept
+        state.extend(map(torch.zeros_like, moved))
     for factor, chosen in _by_rate(step).items():
         more: dict[str, Any] = {"weight_decay": decay, "lr": lr if factor == 1 else lr * factor}
         some, slopes, *kept = ([group[i] for i in chosen] for group in (moved, alike, *_split(state, len(moved))))
@@ -71,7 +71,8 @@ def apply_gradients(
             first, second, counters = kept
             _adamw(_in_order(some), slopes, _in_order(first), _in_order(second), [], counters, **more)
         else:
-            _sgd(_in_order(some), slopes, [*_in_order(kept[0])], momentum=momentum, **more)
+            velocities: list[torch.Tensor | None] = [*_in_order(kept[0])] if kept else [None] * len(some)
+            _sgd(_in_order(some), slopes, velocities, momentum=momentum, **more)
 
 
 def _by_rate(step: Step) -> dict[float, list[int]]:

@@ -118,6 +118,11 @@ def _summary(value: Any, deep: int) -> object:
     return type(value).__name__, _summary(getattr(value, "__dict__", {}), deep - 1)
 
 
+def copied(tensors: Tensors) -> Tensors:
+    """Return copies of tensors."""
+    return {n: t.clone() for n, t in tensors.items()}
+
+
 def move(tensors: Tensors, buffers: Collection[str]) -> Tensors:
     """Return tensors near the given ones, with noise so that none are equal by chance."""
     g = torch.Generator().manual_seed(0)

@@ -8,6 +8,7 @@ where.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Protocol, Self
@@ -20,6 +21,7 @@ from floco.core.settings import Settings
 from floco.core.values import (
     Facts,
     Layout,
+    Lazy,
     Message,
     Models,
     Phase,
@@ -156,7 +158,7 @@ class Algorithm(Settings, ABC):
         """Return the centers (k, M) of newcomers with these signals (k, P), once `assigned`."""
         raise NotImplementedError
 
-    def effective(self, shared: Tensors) -> Tensors:
+    def effective(self, shared: Lazy) -> Lazy:
         """Return the global model's parameters from shared tensors; the update variance is measured on them."""
         return shared
 
@@ -193,3 +195,8 @@ def weighted_mean(updates: Sequence[Update], weights: Sequence[float] | None = N
             acc.add_(u.shared[name], alpha=weight / total)
         mean[name] = acc.to(first.dtype)
     return mean
+
+
+def overlay(below: Lazy, above: Lazy) -> Lazy:
+    """Return the tensors of both, those `above` where both have one; what is in a file stays there."""
+    return ChainMap(above, below)  # type: ignore[arg-type]  # nobody writes to it

@@ -59,8 +59,12 @@ class Mixing:
 
         By linearity dL/dW_m = alpha_m dL/dW, so one backward pass reaches all endpoints.
         """
-        mixed = {n: torch.einsum("m,m...->...", alpha.to(tensors[n].dtype), tensors[n]) for n in self.names}
-        return {**tensors, **{n: fast_copy(t) if t.ndim == 4 else t for n, t in mixed.items()}}
+        return {**tensors, **self.mixed(tensors, alpha)}
+
+    def mixed(self, tensors: Mapping[str, torch.Tensor], alpha: torch.Tensor) -> Tensors:
+        """Return W(alpha) of the mixed parameters alone."""
+        made = {n: torch.einsum("m,m...->...", alpha.to(tensors[n].dtype), tensors[n]) for n in self.names}
+        return {n: fast_copy(t) if t.ndim == 4 else t for n, t in made.items()}
 
     def stepping(self, tensors: Mapping[str, torch.Tensor], alpha: torch.Tensor, step: str) -> Tensors:
         """Return the same values with gradients for `algorithm.step`.

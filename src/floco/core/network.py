@@ -51,7 +51,7 @@ class Network:
     @cached_property
     def parameters(self) -> Tensors:
         """Trainable parameters, tied ones once; frozen ones remain in the module."""
-        return {name: p.detach().clone() for name, p in self.module.named_parameters() if p.requires_grad}
+        return {name: p.detach() for name, p in self.module.named_parameters() if p.requires_grad}
 
     @cached_property
     def buffers(self) -> Tensors:

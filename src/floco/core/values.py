@@ -18,6 +18,8 @@ from floco.core.task import Task
 from floco.core.training import Training as Training
 
 Tensors = dict[str, torch.Tensor]
+Lazy = Mapping[str, torch.Tensor]
+"""Tensors that may be in a file, and are in memory when they are asked for."""
 Predict = Callable[[Mapping[str, torch.Tensor], Inputs], torch.Tensor]
 """`predict(tensors, x)`: the network's outputs (B, ...) for inputs x (B, ...) with these parameters and buffers."""
 Purpose = Literal["train", "probe", "evaluate"]
@@ -163,8 +165,8 @@ class Update:
     client: str
     purpose: Purpose
     weight: int
-    shared: Tensors
-    extra: Tensors = field(default_factory=dict)
+    shared: Lazy
+    extra: Lazy = field(default_factory=dict)
     """For the method's own `aggregate`, e.g. SCAFFOLD's change of c_i."""
 
     @property

@@ -13,7 +13,8 @@ from floco.client.setup import Setup
 from floco.core.errors import FlocoError, warn
 from floco.engines.jobs import Job, Result
 from floco.engines.processes import Processes
-from floco.engines.units import Performer, group_jobs, warn_once
+from floco.engines.units import Performer, group_jobs, own_files, warn_once
+from floco.storage.files import temporary_folder
 
 
 class Engine(Protocol):
@@ -31,20 +32,22 @@ class Serial:
 
     def __init__(self, setup: Setup, together: int = 1) -> None:
         self._setup, self._together = setup, together
-        self._perform = Performer(setup)
+        self._perform = Performer(setup, temporary_folder(self))
         self._warned: set[str] = set()
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
         """Return one result for each job, in the same order."""
         found: dict[int, Result] = {}
         for unit in group_jobs(self._setup, jobs, self._together, 1):
-            found |= zip(unit, self._perform([jobs[i] for i in unit]), strict=True)
+            done = self._perform([jobs[i] for i in unit])
+            own_files(done)
+            found |= zip(unit, done, strict=True)
         results = [found[i] for i in range(len(jobs))]
         warn_once(results, self._warned)
         return results
 
     def close(self) -> None:
-        """Do nothing: there are no resources."""
+        """Do nothing: there are no resources but files, which are deleted with this object."""
 
 
 def _warn_about_network(setup: Setup) -> None:
@@ -60,6 +63,7 @@ def _warn_about_network(setup: Setup) -> None:
 
 _COHORT_SIZE = {"cpu": 16, "cuda": 64}  # clients per cohort; on the CPU, more exceed a core's cache
 _SLOW_IN_COHORTS = 200_000  # parameters up to which dispatch takes longer than computing, on the CPU
+_LARGE_MODEL = 256_000_000  # bytes
 _HEAVY_LAYERS = (
     nn.Conv1d,
     nn.Conv2d,
@@ -94,7 +98,8 @@ def resolve(setup: Setup, kind: str, workers: int | None) -> tuple[str, int]:
 
     `auto` means `cohort` if at least four clients train in a round and the network can be batched over clients; on the
     CPU it must also be small (200,000 trained parameters), without convolutions and recurrent layers. Otherwise it
-    means `processes`, or `serial` where a process may not fork and on devices other than the CPU.
+    means `processes`, or `serial` where a process may not fork, on devices other than the CPU, and for a model of more
+    than 256 MB of trained parameters if the number of workers is not given: each worker needs two copies of it.
     """
     can_fork = _may_fork() and setup.device.type == "cpu"
     if not can_fork and (kind == "processes" or (kind != "serial" and (workers or 1) > 1)):
@@ -108,7 +113,7 @@ def resolve(setup: Setup, kind: str, workers: int | None) -> tuple[str, int]:
             "cohort"
             if _is_cohort_faster(setup) and _why_no_cohort(setup) is None
             else "processes"
-            if can_fork
+            if can_fork and (workers is not None or not _is_large(setup))
             else "serial"
         )
     return kind, workers or (default_workers() if can_fork and kind != "serial" else 1)
@@ -133,6 +138,10 @@ def _is_cohort_faster(setup: Setup) -> bool:
         isinstance(m, _HEAVY_LAYERS) for m in setup.network.module.modules()
     )
     return clients >= 4 and (small or setup.device.type != "cpu")
+
+
+def _is_large(setup: Setup) -> bool:
+    return sum(t.nbytes for t in setup.network.parameters.values()) > _LARGE_MODEL
 
 
 def _why_no_cohort(setup: Setup) -> str | None:

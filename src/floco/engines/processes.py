@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -20,8 +21,10 @@ import torch
 from floco.client.setup import Setup
 from floco.core.errors import WorkerDied
 from floco.engines.jobs import Job, Result
-from floco.engines.units import Performer, group_jobs, warn_once
+from floco.engines.units import Performer, group_jobs, own_files, warn_once
+from floco.storage.files import temporary_folder
 from floco.storage.memories import Memory
+from floco.storage.on_disk import aside, delete_later
 
 _NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 
@@ -87,21 +90,21 @@ def _keep_freed_memory() -> None:
             library.mallopt(parameter, 2**25)
 
 
-def _work(setup: Setup, pipe: Connection) -> None:
+def _work(setup: Setup, pipe: Connection, folder: Path) -> None:
     """Serve jobs until the parent closes the pipe or dies."""
     torch.set_num_threads(1)
     _keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    perform_unit = Performer(setup)
-    known: list[torch.Tensor] = []
+    perform_unit = Performer(setup, folder)
+    known: Sequence[torch.Tensor] = []
     while True:
         try:
             kind, value = _Unpickler(pipe.recv_bytes(), known).load()
         except EOFError:
             return
         if kind == "known":
-            known = value
+            known = [*value.values()]
             continue
         number, unit = value
         pipe.send_bytes(_dumps((number, perform_unit(unit))))
@@ -113,6 +116,7 @@ class Processes:
     def __init__(self, setup: Setup, workers: int, together: int = 1) -> None:
         self._setup, self._together = setup, together
         self._warned: set[str] = set()
+        self._folder = temporary_folder(self)
         context = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
         self._workers: list[BaseProcess] = []
@@ -121,7 +125,7 @@ class Processes:
         try:
             for _ in range(workers):
                 here, there = context.Pipe()
-                worker = context.Process(target=_work, args=(setup, there), daemon=True)
+                worker = context.Process(target=_work, args=(setup, there, self._folder), daemon=True)
                 worker.start()
                 there.close()
                 self._pipes.append(here)
@@ -133,8 +137,11 @@ class Processes:
         """Return one result for each job, in the same order; idle workers take the next job."""
         if not jobs:
             return []
-        known = list(jobs[0].message.shared.values())  # the same objects in most jobs: sent to each worker once
-        body, numbers = _dumps(("known", known)), {id(t): i for i, t in enumerate(known)}
+        known = jobs[0].message.shared  # the same objects in most jobs: sent to each worker once
+        numbers = {id(t): i for i, t in enumerate(known.values())}
+        sent = aside(known, self._folder)
+        delete_later([sent])
+        body = _dumps(("known", sent))
         positions = group_jobs(self._setup, jobs, self._together, len(self._workers))
         parts = [[jobs[i] for i in unit] for unit in positions]
         results: list[list[Result]] = [[] for _ in parts]
@@ -150,6 +157,7 @@ class Processes:
                     number, found = pickle.loads(pipe.recv_bytes())
                 except (EOFError, ConnectionResetError) as error:
                     raise self._died(pipe, parts[running[pipe]]) from error
+                own_files(found)
                 results[number] = found
                 del running[pipe]
                 running |= self._next(pipe, todo, parts, numbers)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from floco.client.choice import list_trainings
@@ -14,6 +15,7 @@ from floco.client.sgd import Work
 from floco.core.errors import warn
 from floco.core.values import Tensors
 from floco.engines.jobs import Job, Result, perform, prepare_job
+from floco.storage.on_disk import aside, delete_later
 
 if TYPE_CHECKING:
     from floco.engines.cohort import Cohorts
@@ -57,19 +59,39 @@ def _tried(setup: Setup, job: Job) -> Work | None:
 class Performer:
     """Carries out units of jobs, larger ones as a cohort."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
+    def __init__(self, setup: Setup, folder: Path) -> None:
+        """Carry out jobs of a setup, and put large updates into files in a folder."""
+        self._setup, self._folder = setup, folder
         self._cohorts: Cohorts | None = None
 
     def __call__(self, unit: Sequence[Job]) -> list[Result]:
         """Return one result for each job of a unit."""
         if len(unit) == 1:
-            return [perform(self._setup, unit[0])]
+            return [put_aside(perform(self._setup, unit[0]), self._folder)]
         if self._cohorts is None:
             from floco.engines.cohort import Cohorts  # imported here, since it takes half a second
 
             self._cohorts = Cohorts(self._setup)
-        return perform_together(self._setup, unit, self._cohorts)
+        return [put_aside(r, self._folder) for r in perform_together(self._setup, unit, self._cohorts)]
+
+
+def put_aside(result: Result, folder: Path) -> Result:
+    """Return a result whose update, if it is large, is in files; one that cannot be written is a failure."""
+    if (update := result.update) is None:
+        return result
+    try:
+        shared, extra = (aside(tensors, folder) for tensors in (update.shared, update.extra))
+    except OSError as error:
+        how = "free some space, or set the environment variable TMPDIR to another folder"
+        failure = f"its update cannot be written to {folder}: {error.strerror or error}; {how}"
+        return Result(result.client, failure=failure)
+    return replace(result, update=replace(update, shared=shared, extra=extra))
+
+
+def own_files(results: Sequence[Result]) -> None:
+    """Have the files of updates deleted with the updates, in this process."""
+    updates = [r.update for r in results if r.update is not None]
+    delete_later(tensors for update in updates for tensors in (update.shared, update.extra))
 
 
 def group_jobs(setup: Setup, jobs: Sequence[Job], together: int, workers: int) -> list[list[int]]:

@@ -10,13 +10,15 @@ import torch
 
 from floco.client.round import Scores
 from floco.client.setup import Setup
+from floco.core.algorithm import overlay
 from floco.core.metrics import Score, mean, spread, worst
 from floco.core.task import Task
-from floco.core.values import ClientInfo, Layout, Row, ServerState, Tensors, Update
+from floco.core.values import ClientInfo, Layout, Lazy, Row, ServerState, Update
 from floco.engines.jobs import Job, Result
 
 SPREAD = tuple(f"update_variance{group}{kind}" for group in ("", "_body", "_head") for kind in ("", "_relative"))
 """Columns of the variance of the clients' updates."""
+_AT_ONCE = 2**20  # elements of a parameter of which all updates are in memory together
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def count_round(setup: Setup, state: ServerState, jobs: Sequence[Job], results: 
     return Counts(failed, 1, steps, down[0], up[0], down[1], up[1], _spread(setup, state, updates))
 
 
-def count_elements(groups: Iterable[Tensors]) -> tuple[int, int]:
+def count_elements(groups: Iterable[Lazy]) -> tuple[int, int]:
     """Return the number of elements and of bytes."""
     sizes = [(t.numel(), t.nbytes) for tensors in groups for t in tensors.values()]
     return sum(n for n, _ in sizes), sum(b for _, b in sizes)
@@ -76,13 +78,11 @@ def count_elements(groups: Iterable[Tensors]) -> tuple[int, int]:
 def _spread(setup: Setup, state: ServerState, updates: Sequence[Update]) -> dict[str, float]:
     trained = [u for u in updates if u.purpose == "train"]
     effective = setup.algorithm.effective
-    after = [effective({**state.shared, **u.shared}) for u in trained]
+    after = [effective(overlay(state.shared, u.shared)) for u in trained]
     return update_spread(effective(state.shared), after, [u.weight for u in trained], setup.network.layout)
 
 
-def update_spread(
-    before: Tensors, after: Sequence[Tensors], weights: Sequence[float], layout: Layout
-) -> dict[str, float]:
+def update_spread(before: Lazy, after: Sequence[Lazy], weights: Sequence[float], layout: Layout) -> dict[str, float]:
     """Return the variance of the clients' updates of the global model, for all its parameters, the body and the head.
 
     With d_k = w_k - w_t, weights p_k (summing to 1) and d = sum_k p_k d_k, the variance is `sum_k p_k |d_k - d|^2`; the
@@ -92,12 +92,15 @@ def update_spread(
     sums: dict[str, float] = {}
     parts: dict[str, list[tuple[float, float]]] = {"": [], "_body": [], "_head": []}
     for name in (n for n in layout.parameters if n in before and n in after[0]):
-        steps = torch.stack([a[name].flatten() for a in after]).double() - before[name].flatten().double()  # (K, P)
-        p = torch.tensor(weights, dtype=torch.float64) / total
-        middle = p @ steps
-        found = (float(p @ (steps - middle).square().sum(1)), float(middle @ middle))
-        for group in ("", "_head" if name in layout.head else "_body"):
-            parts[group].append(found)
+        for start in range(0, before[name].numel(), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+            old, new = before[name].flatten()[some], torch.stack([a[name].flatten()[some] for a in after])
+            steps = new.double() - old.double()  # (K, P)
+            p = torch.tensor(weights, dtype=torch.float64) / total
+            middle = p @ steps
+            found = (float(p @ (steps - middle).square().sum(1)), float(middle @ middle))
+            for group in ("", "_head" if name in layout.head else "_body"):
+                parts[group].append(found)
     for group, pairs in parts.items():
         if pairs:
             variance, square = (sum(column) for column in zip(*pairs, strict=True))

@@ -7,7 +7,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -112,6 +116,23 @@ def move_all(entries: Sequence[Path], folder: Path) -> None:
             if (folder / entry.name).exists():
                 (folder / entry.name).rename(entry)
         raise
+
+
+def temporary_folder(owner: object, parent: Path | None = None) -> Path:
+    """Return a new folder, which is deleted with its owner, or at the end of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="floco-", dir=parent))
+    delete_with(owner, partial(shutil.rmtree, folder, ignore_errors=True))
+    return folder
+
+
+def delete_with(owner: object, delete: Callable[[], object]) -> Callable[[], object]:
+    """Have files deleted with their owner, in this process and not in forked copies of it; return what deletes them."""
+    return weakref.finalize(owner, _here_only, os.getpid(), delete)
+
+
+def _here_only(process: int, delete: Callable[[], object]) -> None:
+    if os.getpid() == process:
+        delete()
 
 
 def sync_folder(path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +10,7 @@ from pathlib import Path
 
 from floco.core.errors import FlocoError
 from floco.core.values import Tensors
-from floco.storage.files import read_tensors, to_safetensors
+from floco.storage.files import delete_with, read_tensors, temporary_folder, to_safetensors
 
 BUDGET = 32  # MB
 
@@ -52,7 +49,7 @@ class Memory:
         if self._file is None:
             self._file = folder() / f"{id(self)}.safetensors"
             self._file.write_bytes(to_safetensors(self.tensors))
-            self._spilled = weakref.finalize(self, _here_only, os.getpid(), partial(self._file.unlink, missing_ok=True))
+            self._spilled = delete_with(self, partial(self._file.unlink, missing_ok=True))
         self._tensors = None
 
     def __deepcopy__(self, memo: object) -> Memory:
@@ -146,12 +143,5 @@ class _Shelf:
 
     def _files(self) -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="floco-", dir=self._parent))
-            weakref.finalize(self, _here_only, os.getpid(), partial(shutil.rmtree, self._folder, ignore_errors=True))
+            self._folder = temporary_folder(self, self._parent)
         return self._folder
-
-
-def _here_only(process: int, clean_up: Callable[[], None]) -> None:
-    """Clean up in the process that owns the files, not in forked copies of it."""
-    if os.getpid() == process:
-        clean_up()

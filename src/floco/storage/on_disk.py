@@ -1,0 +1,68 @@
+"""Tensors of large models in a file, of which only what is looked at is in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from floco.core.values import Lazy
+from floco.storage.files import delete_with
+
+LARGE = 2**26
+"""Bytes from which tensors are put into a file."""
+_ALIGNMENT = 64
+
+
+class OnDisk(Mapping[str, torch.Tensor]):
+    """Tensors in a file. Each is mapped into memory when it is asked for, and is gone from it with the last reference.
+
+    Writing to a mapped tensor changes neither the file nor other mappings of it.
+    """
+
+    def __init__(self, tensors: Lazy, folder: Path) -> None:
+        """Write tensors to a new file in a folder.
+
+        Raises:
+            OSError: there is no space left, or the folder cannot be written to.
+        """
+        self._places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            self.file = Path(file.name)
+            for name, tensor in tensors.items():
+                file.write(bytes(-file.tell() % _ALIGNMENT))
+                self._places[name] = file.tell(), tensor.dtype, tensor.shape
+                file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            self._size = file.tell()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        start, dtype, shape = self._places[name]
+        whole: Any = torch.UntypedStorage.from_file(str(self.file), False, self._size)
+        flat = torch.empty(0, dtype=dtype).set_(whole, start // dtype.itemsize, (shape.numel(),), (1,))
+        return flat.view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def aside(tensors: Lazy, folder: Path) -> Lazy:
+    """Return tensors, in a new file in a folder if they are large.
+
+    Raises:
+        OSError: there is no space left, or the folder cannot be written to.
+    """
+    return OnDisk(tensors, folder) if sum(t.nbytes for t in tensors.values()) >= LARGE else tensors
+
+
+def delete_later(groups: Iterable[Lazy]) -> None:
+    """Have files deleted when nobody in this process refers to their tensors any more."""
+    for tensors in groups:
+        if isinstance(tensors, OnDisk):
+            delete_with(tensors, partial(tensors.file.unlink, missing_ok=True))
