@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py [--millions 100] [--workers N] [whole] [adapters]
 
-Each is a run of two rounds, with the engine of a run of which nothing is said if --workers is not given. Printed are the largest memory of all its processes together beyond that
-of the same run with a model of 0.01 million parameters, in copies of the model (float32), and seconds. Pages that
-processes share count once (PSS). As processes are read one after the other, and one may start meanwhile, the smaller of
-two readings in a row counts.
+Each is a run of two rounds, with the engine of a run of which nothing is said if --workers is not given. Printed are
+the largest memory of all its processes together beyond that of the same run with a model of 0.01 million parameters, in
+copies of the model (float32), and seconds. Pages that processes share count once (PSS). As processes are read one after
+the other, and one may start meanwhile, the smaller of two readings in a row counts.
 """
 
 import argparse

@@ -7,6 +7,7 @@ import torch
 
 from conftest import make, same, train
 from floco.algorithms import ALGORITHMS
+from floco.core.errors import FlocoError
 from floco.core.values import Update
 from floco.engines.engine import Serial
 from floco.engines.jobs import Result
@@ -62,7 +63,7 @@ def test_an_update_that_cannot_be_written_is_a_failure_in_words(
     monkeypatch.setattr(on_disk, "LARGE", 0)
     found = put_aside(Result("a", Update("a", "train", 1, {"w": torch.ones(3)})), tmp_path / "none")
     assert found.update is None
-    assert str(found.failure).startswith(f"its update cannot be written to {tmp_path / 'none'}: No such file")
+    assert str(found.failure).startswith(f"cannot write a large model's tensors to {tmp_path / 'none'}: No such file")
     assert "TMPDIR" in str(found.failure)
 
 
@@ -80,3 +81,13 @@ def test_a_run_with_large_updates_has_the_same_bits_and_leaves_no_file(
         assert not [f for f in tmp_path.rglob("*") if f.is_file() and f.suffix != ".safetensors"]
         engine.close()
         del engine
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(OnDisk, "_write", fill)
+    with pytest.raises(FlocoError, match="No space left on device; free some space"):
+        OnDisk({"w": torch.ones(3)}, tmp_path)
+    assert not [*tmp_path.iterdir()]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from floco.client.choice import list_trainings
 from floco.client.setup import Setup
 from floco.client.sgd import Work
-from floco.core.errors import warn
+from floco.core.errors import FlocoError, warn
 from floco.core.values import Tensors
 from floco.engines.jobs import Job, Result, perform, prepare_job
 from floco.storage.on_disk import aside, delete_later
@@ -81,10 +81,8 @@ def put_aside(result: Result, folder: Path) -> Result:
         return result
     try:
         shared, extra = (aside(tensors, folder) for tensors in (update.shared, update.extra))
-    except OSError as error:
-        how = "free some space, or set the environment variable TMPDIR to another folder"
-        failure = f"its update cannot be written to {folder}: {error.strerror or error}; {how}"
-        return Result(result.client, failure=failure)
+    except FlocoError as error:
+        return Result(result.client, failure=str(error))
     return replace(result, update=replace(update, shared=shared, extra=extra))
 
 

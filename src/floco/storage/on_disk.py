@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
+from floco.core.errors import FlocoError
 from floco.core.values import Lazy
 from floco.storage.files import delete_with
 
@@ -28,16 +29,26 @@ class OnDisk(Mapping[str, torch.Tensor]):
         """Write tensors to a new file in a folder.
 
         Raises:
-            OSError: there is no space left, or the folder cannot be written to.
+            FlocoError: there is no space left, or the folder cannot be written to.
         """
         self._places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            self.file = Path(file.name)
-            for name, tensor in tensors.items():
-                file.write(bytes(-file.tell() % _ALIGNMENT))
-                self._places[name] = file.tell(), tensor.dtype, tensor.shape
-                file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            self._size = file.tell()
+        self.file = folder / uuid.uuid4().hex
+        try:
+            with self.file.open("xb") as file:
+                self._write(tensors, file)
+                self._size = file.tell()
+        except OSError as error:
+            self.file.unlink(missing_ok=True)
+            raise FlocoError(
+                f"cannot write a large model's tensors to {folder}: {error.strerror or error}; free some space, or set "
+                "the environment variable TMPDIR to another folder"
+            ) from error
+
+    def _write(self, tensors: Lazy, file: IO[bytes]) -> None:
+        for name, tensor in tensors.items():
+            file.write(bytes(-file.tell() % _ALIGNMENT))
+            self._places[name] = file.tell(), tensor.dtype, tensor.shape
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         start, dtype, shape = self._places[name]
@@ -56,7 +67,7 @@ def aside(tensors: Lazy, folder: Path) -> Lazy:
     """Return tensors, in a new file in a folder if they are large.
 
     Raises:
-        OSError: there is no space left, or the folder cannot be written to.
+        FlocoError: there is no space left, or the folder cannot be written to.
     """
     return OnDisk(tensors, folder) if sum(t.nbytes for t in tensors.values()) >= LARGE else tensors
 
