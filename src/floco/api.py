@@ -24,7 +24,7 @@ from floco.data.partition import Natural
 from floco.engines.engine import start_engine
 from floco.runs import changes, session, source
 from floco.runs.config import Config, Data, Model, RunSettings, check_importable
-from floco.runs.machine import device
+from floco.runs.machine import find_device
 from floco.runs.reading import find_run, read_run
 from floco.runs.results import Run
 from floco.runs.toml import parse
@@ -35,20 +35,20 @@ from floco.storage.files import read_json
 from floco.storage.memories import Memories
 
 
-def open_run(path: Path | str, *, data: str | Federation | None = None) -> Run:
+def open_run(path: Path | str, *, data: str | Federation | None = None, device: str | None = None) -> Run:
     """Return a run at its last checkpoint, from a run directory, a bundle or a site's state directory.
 
     Nothing is written or locked. Neither the data nor the code of the network are needed; what needs samples, e.g. the
-    best mixture, loads them, and raises if they are not here. The models are on the CPU if the run's device is not
-    available.
+    best mixture, loads them, and raises if they are not here.
 
     Args:
         path: the directory or file.
         data: where the run's data are now, if not where they were: a source, e.g. "csv:hospitals.csv", or the
             federation. They must be the same.
+        device: where its models compute, e.g. "cpu" or "cuda". None: the run's device, or the CPU if that is not here.
     """
     directory = find_run(Path(path))
-    config, setup, progress = read_run(directory, data)
+    config, setup, progress = read_run(directory, data, device)
     return Run(setup, progress, directory, source.show_source(config))
 
 
@@ -66,7 +66,7 @@ def _configured(
     config = Config(seed, data, federation.task, named, algorithm.resolved(training), training, delivery, run)
     net = build_network(model, seed=config.seed, sample=federation.sample)
     method = algorithm.resolved(training, net.layout)
-    where = device(config.run.device)
+    where = find_device(config.run.device)
     setup = Setup(federation, net, method, training, config.seed, where, delivery=delivery)
     check_model(setup)
     return session.resolve_engine(config, setup), setup

@@ -48,6 +48,8 @@ _TABLE = (
 TablePath = Annotated[Path | None, typer.Option("-o", metavar="OUT.csv|npz", help=_TABLE)]
 _MOVED = "Where the run's data are now, if not where they were, e.g. csv:hospitals.csv; most questions need none."
 Moved = Annotated[str | None, typer.Option("--data", metavar="SOURCE", help=_MOVED)]
+_DEVICE = "Where models compute: cpu, cuda, cuda:1, ... (as in the run, or the CPU if that device is not here)."
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help=_DEVICE)]
 Draws = Annotated[int, typer.Option(min=0, help="Average this many models of the client's subregion.")]
 
 
@@ -61,6 +63,7 @@ def export(
     kind: Format = None,
     at: At = "center",
     moved: Moved = None,
+    device: Device = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -68,7 +71,9 @@ def export(
     with report_errors(debug, as_json):
         if [client is not None, global_, everyone].count(True) != 1:
             raise FlocoError("name one of --client ID, --global and --all")
-        files = _opened(path, moved).export(out or _models(path), None if everyone else [client], kind=kind, at=at)
+        files = _opened(path, moved, device).export(
+            out or _models(path), None if everyone else [client], kind=kind, at=at
+        )
         size = sum(f.stat().st_size for f in files)
         what, where = ("models", files[0].parent) if len(files) > 1 else ("model", files[0])
         say(f"{len(files)} {what} with cards ({size / 1e6:.1f} MB): {where}")
@@ -85,6 +90,7 @@ def predict(
     at: At = "center",
     mixtures: Draws = 0,
     moved: Moved = None,
+    device: Device = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -96,7 +102,7 @@ def predict(
             raise FlocoError(f"{out} exists already: remove it, or choose another place with -o")
         if out is not None and out.suffix not in (".csv", ".npz"):
             raise FlocoError(f"the file of predictions must end in .csv, or in .npz for arrays, got {out}")
-        run, arrays = _both(path, moved, data, "x")
+        run, arrays = _both(path, moved, device, data, "x")
         groups = run.setup.federation.groups
         group = None if groups is None else arrays.get(groups.column)
         answer = run.answer(arrays["x"], arrays.get("y"), client=client, group=group, at=at, mixtures=mixtures)
@@ -125,6 +131,7 @@ def place(
     check: Check = False,
     client: Client = None,
     moved: Moved = None,
+    device: Device = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -136,7 +143,7 @@ def place(
         if check != (client is not None) or (check and (out, kind) != (None, None)):
             without = "--check and --client ID belong together, without -o and --format"
             raise FlocoError(f"{without}, to check a known client's subregion; omit both to place a newcomer")
-        run, arrays = _both(path, moved, data, "x", "y")
+        run, arrays = _both(path, moved, device, data, "x", "y")
         if client is not None:
             checked = _check(run, client, arrays)
             emit(as_json, **checked)
@@ -180,20 +187,20 @@ def _check(run: Run, client: str, arrays: dict[str, Any]) -> dict[str, Any]:
     return {**asdict(found), "advice": found.advice}
 
 
-def _opened(path: Path, moved: str | None) -> Run:
+def _opened(path: Path, moved: str | None, device: str | None) -> Run:
     from floco.api import open_run
 
-    return open_run(path, data=moved)
+    return open_run(path, data=moved, device=device)
 
 
-def _both(path: Path, moved: str | None, data: Path, *needed: str) -> tuple[Run, dict[str, Any]]:
+def _both(path: Path, moved: str | None, device: str | None, data: Path, *needed: str) -> tuple[Run, dict[str, Any]]:
     """Return a run, and the samples and targets of a file: its arrays, or the columns that the run's table has."""
     from floco.data.table_files import SUFFIXES, read_frame
 
     if (scheme := SUFFIXES.get(data.suffix.lower())) is None:
         arrays = _arrays(data, *needed)
-        return _opened(path, moved), arrays
-    frame, run = read_frame(str(data), scheme, "data"), _opened(path, moved)
+        return _opened(path, moved, device), arrays
+    frame, run = read_frame(str(data), scheme, "data"), _opened(path, moved, device)
     if (table := run.setup.federation.table) is None:
         raise FlocoError(f"{data} is a table, and the data of {path} are arrays: give an npz file in their format")
     y = table.targets(frame, str(data))

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from floco.core.errors import FlocoError
 from floco.engines.engine import default_workers
-from floco.runs.machine import device
+from floco.runs.machine import find_device
 
 PURPOSES = {
     "flower": "runs across organisations",
@@ -78,7 +78,7 @@ def _devices() -> dict[str, str]:
         found[f"cuda:{i}"] = torch.cuda.get_device_name(i)
     for name in ("mps", "xpu"):
         try:
-            device(name)
+            find_device(name)
         except FlocoError:
             continue
         found[name] = ""

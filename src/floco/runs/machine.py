@@ -14,7 +14,7 @@ import torch
 from floco.core.errors import FlocoError
 
 
-def device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
     """Return the device called `name`; raises if it is not available."""
     try:
         found = torch.device(name)

@@ -19,7 +19,7 @@ from floco.deliver.network import check_equal, read_graph
 from floco.runs import source
 from floco.runs.checkpoint import Store
 from floco.runs.config import Config
-from floco.runs.machine import device
+from floco.runs.machine import find_device
 from floco.runs.session import GRAPH, KNOWN, assemble, check, check_data, prepare
 from floco.runs.toml import parse
 from floco.server.progress import Progress
@@ -39,18 +39,21 @@ def find_run(path: Path) -> Path:
     return path / current.read_text().strip() if os.path.isfile(current) and not (path / "run.json").exists() else path
 
 
-def read_run(path: Path, data: str | Federation | None = None) -> tuple[Config, Setup, Progress]:
+def read_run(
+    path: Path, data: str | Federation | None = None, where: str | None = None
+) -> tuple[Config, Setup, Progress]:
     """Return configuration, setup and last progress of a run directory.
 
     The setup's federation has no samples, and loads them when something needs them (`Setup.with_samples`): from where
-    they were, or from `data`, a source or a federation, where they must be the same.
+    they were, or from `data`, a source or a federation, where they must be the same. The models compute on the device
+    called `where`; None: the run's, or the CPU if that is not available.
 
     Raises:
         FlocoError: the run cannot be read, or needs code that is not importable here: a method or task of one's own,
             or a network that has no graph.
     """
     with closing(Store(path, read=True)) as store:
-        config = _here(read_settings(path, store.facts))
+        config = _on_device(read_settings(path, store.facts), where)
         setup = _setup(path, config, store, data)
         return config, setup, store.load(config.run.memory_budget)
 
@@ -67,13 +70,15 @@ def read_settings(path: Path, facts: dict[str, Any]) -> Config:
         return parse({**stored, "data": {**stored["data"], "split": {}}})
 
 
-def _here(config: Config) -> Config:
-    """Return the configuration for using a run's models: on the CPU if the run's device is not available."""
+def _on_device(config: Config, where: str | None) -> Config:
+    """Return the configuration for using a run's models on a device."""
     try:
-        device(config.run.device)
+        find_device(where or config.run.device)
     except FlocoError:
-        return replace(config, run=replace(config.run, device="cpu"))
-    return config
+        if where is not None:
+            raise
+        where = "cpu"
+    return config if where is None else replace(config, run=replace(config.run, device=where))
 
 
 def _setup(path: Path, config: Config, store: Store, data: str | Federation | None) -> Setup:
@@ -101,6 +106,8 @@ def _setup(path: Path, config: Config, store: Store, data: str | Federation | No
         raise FlocoError(f"{path}: the network of this run is not here: {problem}; nor is its graph: {why}")
     if config.model.name != source.PYTHON:
         warn(f"{problem}; predicting with the graph in its {GRAPH}")
+    if config.run.device != "cpu":
+        warn(f"the graph in {GRAPH} computes on the CPU, not on {config.run.device}")
     network = _graph(path / GRAPH)
     method = config.algorithm.resolved(config.training, network.layout)
     return Setup(known, network, method, config.training, config.seed, delivery=config.deliver)

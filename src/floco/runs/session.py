@@ -28,7 +28,7 @@ from floco.engines.engine import resolve, start_engine
 from floco.runs import changes
 from floco.runs.checkpoint import Store
 from floco.runs.config import Config, RunSettings, describe
-from floco.runs.machine import device, environment
+from floco.runs.machine import environment, find_device
 from floco.runs.source import SITES, federation
 from floco.runs.toml import parse, read, to_toml
 from floco.runs.trackers import Tracker, check_installed, open_trackers, track
@@ -59,7 +59,7 @@ def assemble(config: Config, made: Federation) -> Setup:
         named_model(config.model.name, made, config.model.ids), seed=config.seed, weights=weights, sample=made.sample
     )
     algorithm = config.algorithm.resolved(config.training, net.layout)
-    where = device(config.run.device)
+    where = find_device(config.run.device)
     return Setup(made, net, algorithm, config.training, config.seed, where, delivery=config.deliver)
 
 
