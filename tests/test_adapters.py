@@ -1,6 +1,8 @@
 """Adapters: matrices A and B of LoRA, the methods that send one of them, and peft's own models and files."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import peft
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 import floco as package
 from conftest import adapted, blobs, make, same, small_net, train
@@ -249,3 +251,26 @@ def test_a_model_that_is_more_than_its_adapter_is_not_exported_as_one(model: Any
     with pytest.raises(FlocoError, match=words):
         run.export(tmp_path / "out", kind="peft")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_example_runs_on_a_small_stand_in_for_its_model_and_its_films(tmp_path: Path) -> None:
+    """Without a network: a language model of two layers, of its own words, and users who like one genre each."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "drama", "comedy", "war"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    model = tmp_path / "data" / "minilm"
+    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt")).save_pretrained(model)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    settings = BertConfig(vocab_size=len(words), **sizes)
+    BertModel(settings).save_pretrained(model)
+    g = np.random.default_rng(0)
+    genre, client = g.integers(0, 3, 22 * 200), np.repeat([f"user-{i:02d}" for i in range(22)], 200)
+    rating = np.where(genre == np.repeat(np.arange(22) % 3, 200), 5, 2).astype(np.float32)
+    np.savez(tmp_path / "data" / "films.npz", text=np.array(["film drama", "film comedy", "film war"])[genre],
+             rating=rating, client=client)  # fmt: skip
+    script = Path(__file__).parents[1] / "examples" / "adapters.py"
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "the own adapter is better than rmse_global_local for" in done.stdout
+    assert "its logits are the same: True" in done.stdout
+    assert len([*(tmp_path / "adapters").glob("*/adapter_model.safetensors")]) == 21  # and the shared one

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from conftest import ANY_NETWORK, blobs, floco, rows, small_net, started, until, write_blobs
-from floco.algorithms import FedAvg, Floco, SuPerFed
+from conftest import USUAL, blobs, floco, rows, small_net, started, until, write_blobs
+from floco.algorithms import ALGORITHMS, FedAvg, Floco, SuPerFed
 from floco.analysis import tables
 from floco.api import fit, open_run
 from floco.core.algorithm import Algorithm
@@ -32,11 +32,15 @@ OWN = {
 
 
 def train(out: Path, algorithm: Algorithm | None = None, **settings: object) -> Run:
-    return fit(small_net, blobs(), algorithm or FedAvg(), out=out, **{**SETTINGS, **settings})
+    algorithm = algorithm or FedAvg()
+    model = USUAL.get(algorithm.name, small_net)
+    return fit(model, blobs(), algorithm, out=out, **{**SETTINGS, **settings})
 
 
 def go_on(out: Path, algorithm: Algorithm | None = None, **settings: object) -> Run:
-    return fit(small_net, blobs(), algorithm or FedAvg(), out=out, resume=True, change=True, **settings)
+    algorithm = algorithm or FedAvg()
+    model = USUAL.get(algorithm.name, small_net)
+    return fit(model, blobs(), algorithm, out=out, resume=True, change=True, **settings)
 
 
 def models(out: Path) -> dict[str, bytes]:
@@ -68,9 +72,9 @@ def run(base: list[str], tmp_path: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", ANY_NETWORK)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_an_extended_run_has_the_models_of_one_that_was_as_long_from_the_start(tmp_path: Path, name: str) -> None:
-    algorithm = ANY_NETWORK[name](**OWN.get(name, {}))
+    algorithm = ALGORITHMS[name](**OWN.get(name, {}))
     train(tmp_path / "extended", algorithm)
     go_on(tmp_path / "extended", algorithm, rounds=7)
     train(tmp_path / "whole", algorithm, rounds=7)

@@ -18,7 +18,7 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.supercore.task_identity import TaskIdentity
 from torch import nn
 
-from conftest import ANY_NETWORK, Clock, alone, dealt, rows, same, two_classes_move_west
+from conftest import ANY_NETWORK, Clock, adapted, alone, dealt, rows, same, two_classes_move_west
 from floco.core.errors import FlocoError, RunFailed
 from floco.flower import client_app, roster
 from floco.flower.demo import SITES
@@ -135,6 +135,21 @@ def test_a_run_over_messages_is_the_run_in_one_process_to_the_bit(name: str, tmp
         site["share-labels"] = "true"
     assert not carried(tmp_path, config, grid)
     assert_same_run(tmp_path / "run", alone(config, tmp_path / "alone"), 4)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "ffa-lora", "fedsa-lora", "floco"])
+def test_adapters_over_messages_are_those_in_one_process_to_the_bit(name: str, tmp_path: Path) -> None:
+    mixed = ["algorithm.mix=lora", "algorithm.centers=own"] if name == "floco" else []
+    config = configuration(tmp_path, name, f"model.name={__name__}:with_adapters", *mixed)
+    grid = InProcess(tmp_path)
+    for site in grid.configs.values():
+        site["share-labels"] = "true"
+    assert not carried(tmp_path, config, grid)
+    assert_same_run(tmp_path / "run", alone(config, tmp_path / "alone"), 3)
+
+
+def with_adapters() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), adapted(64, 10))
 
 
 def test_all_options_of_training_over_messages_are_those_in_one_process_to_the_bit(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def weighted_mean(updates: Sequence[Update], weights: Sequence[float] | None = N
     mean: Tensors = {}
     for name, first in updates[0].shared.items():
         if not first.is_floating_point():
-            mean[name] = first
+            mean[name] = first.clone()  # not a view of a file
             continue
         acc = torch.zeros(first.shape, dtype=torch.float64)
         for u, weight in zip(updates, weights, strict=True):

@@ -14,7 +14,7 @@ from floco.core.errors import FlocoError, warn
 from floco.engines.jobs import Job, Result
 from floco.engines.processes import Processes
 from floco.engines.units import Performer, group_jobs, own_files, warn_once
-from floco.storage.files import temporary_folder
+from floco.storage.on_disk import scratch_name
 
 
 class Engine(Protocol):
@@ -32,7 +32,8 @@ class Serial:
 
     def __init__(self, setup: Setup, together: int = 1) -> None:
         self._setup, self._together = setup, together
-        self._perform = Performer(setup, temporary_folder(self))
+        scratch, self._delete = scratch_name(self)
+        self._perform = Performer(setup, scratch)
         self._warned: set[str] = set()
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
@@ -47,7 +48,8 @@ class Serial:
         return results
 
     def close(self) -> None:
-        """Do nothing: there are no resources but files, which are deleted with this object."""
+        """Delete the files of updates."""
+        self._delete()
 
 
 def _warn_about_network(setup: Setup) -> None:
@@ -99,7 +101,7 @@ def resolve(setup: Setup, kind: str, workers: int | None) -> tuple[str, int]:
     `auto` means `cohort` if at least four clients train in a round and the network can be batched over clients; on the
     CPU it must also be small (200,000 trained parameters), without convolutions and recurrent layers. Otherwise it
     means `processes`, or `serial` where a process may not fork, on devices other than the CPU, and for a model of more
-    than 256 MB of trained parameters if the number of workers is not given: each worker needs two copies of it.
+    than 256 MB of trained parameters if the number of workers is not given, with a warning.
     """
     can_fork = _may_fork() and setup.device.type == "cpu"
     if not can_fork and (kind == "processes" or (kind != "serial" and (workers or 1) > 1)):
@@ -108,14 +110,16 @@ def resolve(setup: Setup, kind: str, workers: int | None) -> tuple[str, int]:
             "start others, which a worker of a multiprocessing.Pool may not; "
             "use engine serial or cohort, and one worker"
         )
-    if kind == "auto":
-        kind = (
-            "cohort"
-            if _is_cohort_faster(setup) and _why_no_cohort(setup) is None
-            else "processes"
-            if can_fork and (workers is not None or not _is_large(setup))
-            else "serial"
+    if kind == "auto" and _is_cohort_faster(setup) and _why_no_cohort(setup) is None:
+        kind = "cohort"
+    elif kind == "auto" and can_fork and workers is None and (size := _trained_bytes(setup)) > _LARGE_MODEL:
+        kind = "serial"
+        warn(
+            f"the model has {size / 1e6:.0f} MB of trained parameters: clients train one at a time, on one core, as "
+            "each worker needs two copies of it; set run.workers for more"
         )
+    elif kind == "auto":
+        kind = "processes" if can_fork else "serial"
     return kind, workers or (default_workers() if can_fork and kind != "serial" else 1)
 
 
@@ -140,8 +144,8 @@ def _is_cohort_faster(setup: Setup) -> bool:
     return clients >= 4 and (small or setup.device.type != "cpu")
 
 
-def _is_large(setup: Setup) -> bool:
-    return sum(t.nbytes for t in setup.network.parameters.values()) > _LARGE_MODEL
+def _trained_bytes(setup: Setup) -> int:
+    return sum(t.nbytes for t in setup.network.parameters.values())
 
 
 def _why_no_cohort(setup: Setup) -> str | None:

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,9 +21,8 @@ from floco.client.setup import Setup
 from floco.core.errors import WorkerDied
 from floco.engines.jobs import Job, Result
 from floco.engines.units import Performer, group_jobs, own_files, warn_once
-from floco.storage.files import temporary_folder
 from floco.storage.memories import Memory
-from floco.storage.on_disk import aside, delete_later
+from floco.storage.on_disk import aside, delete_later, scratch_name
 
 _NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 
@@ -90,13 +88,13 @@ def _keep_freed_memory() -> None:
             library.mallopt(parameter, 2**25)
 
 
-def _work(setup: Setup, pipe: Connection, folder: Path) -> None:
+def _work(setup: Setup, pipe: Connection, scratch: str) -> None:
     """Serve jobs until the parent closes the pipe or dies."""
     torch.set_num_threads(1)
     _keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    perform_unit = Performer(setup, folder)
+    perform_unit = Performer(setup, scratch)
     known: Sequence[torch.Tensor] = []
     while True:
         try:
@@ -116,7 +114,7 @@ class Processes:
     def __init__(self, setup: Setup, workers: int, together: int = 1) -> None:
         self._setup, self._together = setup, together
         self._warned: set[str] = set()
-        self._folder = temporary_folder(self)
+        self._scratch, self._delete = scratch_name(self)
         context = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
         self._workers: list[BaseProcess] = []
@@ -125,7 +123,7 @@ class Processes:
         try:
             for _ in range(workers):
                 here, there = context.Pipe()
-                worker = context.Process(target=_work, args=(setup, there, self._folder), daemon=True)
+                worker = context.Process(target=_work, args=(setup, there, self._scratch), daemon=True)
                 worker.start()
                 there.close()
                 self._pipes.append(here)
@@ -139,7 +137,7 @@ class Processes:
             return []
         known = jobs[0].message.shared  # the same objects in most jobs: sent to each worker once
         numbers = {id(t): i for i, t in enumerate(known.values())}
-        sent = aside(known, self._folder)
+        sent = aside(known, self._scratch)
         delete_later([sent])
         body = _dumps(("known", sent))
         positions = group_jobs(self._setup, jobs, self._together, len(self._workers))
@@ -197,3 +195,4 @@ class Processes:
         for worker in self._workers:
             worker.terminate()
             worker.join()
+        self._delete()

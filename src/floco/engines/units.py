@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from floco.client.choice import list_trainings
 from floco.client.setup import Setup
 from floco.client.sgd import Work
 from floco.core.errors import FlocoError, warn
-from floco.core.values import Tensors
+from floco.core.values import Lazy, Tensors
 from floco.engines.jobs import Job, Result, perform, prepare_job
 from floco.storage.on_disk import aside, delete_later
 
@@ -59,31 +58,37 @@ def _tried(setup: Setup, job: Job) -> Work | None:
 class Performer:
     """Carries out units of jobs, larger ones as a cohort."""
 
-    def __init__(self, setup: Setup, folder: Path) -> None:
-        """Carry out jobs of a setup, and put large updates into files in a folder."""
-        self._setup, self._folder = setup, folder
+    def __init__(self, setup: Setup, scratch: str) -> None:
+        """Carry out jobs of a setup, and put large updates into files of a folder (`scratch_name`).
+
+        Methods of one's own have theirs in memory: they may write to them, and use them as dictionaries.
+        """
+        self._setup = setup
+        self._scratch = scratch if type(setup.algorithm).__module__.startswith("floco.algorithms.") else None
         self._cohorts: Cohorts | None = None
 
     def __call__(self, unit: Sequence[Job]) -> list[Result]:
         """Return one result for each job of a unit."""
         if len(unit) == 1:
-            return [put_aside(perform(self._setup, unit[0]), self._folder)]
+            return [put_aside(perform(self._setup, unit[0]), self._scratch)]
         if self._cohorts is None:
             from floco.engines.cohort import Cohorts  # imported here, since it takes half a second
 
             self._cohorts = Cohorts(self._setup)
-        return [put_aside(r, self._folder) for r in perform_together(self._setup, unit, self._cohorts)]
+        return [put_aside(r, self._scratch) for r in perform_together(self._setup, unit, self._cohorts)]
 
 
-def put_aside(result: Result, folder: Path) -> Result:
+def put_aside(result: Result, scratch: str | None) -> Result:
     """Return a result whose update, if it is large, is in files; one that cannot be written is a failure."""
-    if (update := result.update) is None:
+    if (update := result.update) is None or scratch is None:
         return result
+    made: list[Lazy] = []
     try:
-        shared, extra = (aside(tensors, folder) for tensors in (update.shared, update.extra))
+        made.extend(aside(tensors, scratch) for tensors in (update.shared, update.extra))
     except FlocoError as error:
+        delete_later(made)
         return Result(result.client, failure=str(error))
-    return replace(result, update=replace(update, shared=shared, extra=extra))
+    return replace(result, update=replace(update, shared=made[0], extra=made[1]))
 
 
 def own_files(results: Sequence[Result]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -25,23 +28,26 @@ class OnDisk(Mapping[str, torch.Tensor]):
     Writing to a mapped tensor changes neither the file nor other mappings of it.
     """
 
-    def __init__(self, tensors: Lazy, folder: Path) -> None:
-        """Write tensors to a new file in a folder.
+    def __init__(self, tensors: Lazy, scratch: str) -> None:
+        """Write tensors to a new file in a folder for temporary files (`scratch_name`).
 
         Raises:
-            FlocoError: there is no space left, or the folder cannot be written to.
+            FlocoError: there is no space left, or no such folder that can be written to.
         """
         self._places: dict[str, tuple[int, torch.dtype, torch.Size]] = {}
-        self.file = folder / uuid.uuid4().hex
         try:
+            folder = Path(tempfile.gettempdir(), scratch)
+            folder.mkdir(mode=0o700, exist_ok=True)
+            self.file = folder / uuid.uuid4().hex
             with self.file.open("xb") as file:
                 self._write(tensors, file)
                 self._size = file.tell()
         except OSError as error:
-            self.file.unlink(missing_ok=True)
+            if hasattr(self, "file"):
+                self.file.unlink(missing_ok=True)
             raise FlocoError(
-                f"cannot write a large model's tensors to {folder}: {error.strerror or error}; free some space, or set "
-                "the environment variable TMPDIR to another folder"
+                f"cannot write the tensors of a large model to a temporary file: {error.strerror or error}; free some "
+                "space, or set the environment variable TMPDIR to another folder"
             ) from error
 
     def _write(self, tensors: Lazy, file: IO[bytes]) -> None:
@@ -63,13 +69,27 @@ class OnDisk(Mapping[str, torch.Tensor]):
         return len(self._places)
 
 
-def aside(tensors: Lazy, folder: Path) -> Lazy:
-    """Return tensors, in a new file in a folder if they are large.
+def scratch_name(owner: object) -> tuple[str, Callable[[], object]]:
+    """Return the name of a folder for temporary files, and what deletes it, also with its owner.
+
+    It exists from its first file on, so that runs without large models need no such folder.
+    """
+    name = f"floco-{uuid.uuid4().hex}"
+    return name, delete_with(owner, partial(_delete, name))
+
+
+def _delete(name: str) -> None:
+    with suppress(FileNotFoundError):  # there is no folder for temporary files, and so none of ours
+        shutil.rmtree(Path(tempfile.gettempdir(), name))
+
+
+def aside(tensors: Lazy, scratch: str) -> Lazy:
+    """Return tensors, in a new file if they are large.
 
     Raises:
-        FlocoError: there is no space left, or the folder cannot be written to.
+        FlocoError: there is no space left, or no folder that can be written to.
     """
-    return OnDisk(tensors, folder) if sum(t.nbytes for t in tensors.values()) >= LARGE else tensors
+    return OnDisk(tensors, scratch) if sum(t.nbytes for t in tensors.values()) >= LARGE else tensors
 
 
 def delete_later(groups: Iterable[Lazy]) -> None:
