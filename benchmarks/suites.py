@@ -17,6 +17,11 @@ DOCS = Path(__file__).parents[1] / "docs" / "comparison"
 SUITES = {
     "few-rotated": "few samples, rotated groups",
     "few-rotated-tuned": "the same, six methods tuned, Floco with step mixture",
+    "few-rotated-10": "rotated groups, 10 samples a client",
+    "few-rotated-20": "rotated groups, 20 samples",
+    "few-rotated-100": "rotated groups, 100 samples",
+    "few-unequal": "rotated groups of unequal size",
+    "few-each": "no groups: each client its own style",
     "few-confused": "few samples, confused labels",
     "few-iid": "few samples, alike",
     "label-shift": "Fashion-MNIST, folds",
@@ -85,6 +90,20 @@ def overview() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "global minus FedAvg's, points", "harmed: Floco / FedAvg+FT %"])
 
 
+def regimes() -> pd.DataFrame:
+    """Return the methods' personal accuracies and harm on pictures that are rotated or styled."""
+    rows = []
+    for label, _, (runs,) in _read("runs"):
+        if not {"ifca", "own", "local"} <= {*runs["method"]} or "confused" in label:
+            continue
+        personal, harm = (100 * runs.groupby("method")[c].mean() for c in ("accuracy_personal", "harm_global"))
+        price = 100 * runs.groupby("method")["accuracy_global"].mean()
+        shown = [f"{personal[m]:.1f} ({harm[m]:.0f})" for m in ("own", "floco", "fedavg+ft", "ditto", "ifca")]
+        rows.append([label, *shown, f"{personal['local']:.1f}", f"{price['own']:.1f}", f"{price['fedavg']:.1f}"])
+    methods = ("own", "floco", "fedavg+ft", "ditto", "ifca")
+    return pd.DataFrame(rows, columns=["suite", *methods, "local", "global: own", "global: fedavg"])
+
+
 def speed() -> pd.DataFrame:
     """Return in which round a method's global model is as good as FedAvg's best one."""
     rows = []
@@ -139,7 +158,7 @@ def overhead() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["suite", "Floco", "optimiser steps", "bytes down", "bytes up"])
 
 
-KINDS = {"overview": overview, "speed": speed, "agreement": agreement, "personal": accuracy, "overhead": overhead}
+KINDS = {"overview": overview, "regimes": regimes, "speed": speed, "agreement": agreement, "personal": accuracy, "overhead": overhead}
 
 
 def figure(path: Path) -> None:
@@ -190,7 +209,7 @@ def figure(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         html = Path(folder) / "figure.html"
         made.write_html(html)
-        with opened(html, 1120, 660) as page:
+        with opened(html, 1120, 1300) as page:
             page.query_selector(".plotly-graph-div").screenshot(path=path)
 
 
