@@ -158,7 +158,14 @@ def overhead() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["suite", "Floco", "optimiser steps", "bytes down", "bytes up"])
 
 
-KINDS = {"overview": overview, "regimes": regimes, "speed": speed, "agreement": agreement, "personal": accuracy, "overhead": overhead}
+KINDS = {
+    "overview": overview,
+    "regimes": regimes,
+    "speed": speed,
+    "agreement": agreement,
+    "personal": accuracy,
+    "overhead": overhead,
+}
 
 
 def figure(path: Path) -> None:
