@@ -253,6 +253,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "sparse gradients": (Sparse, "sparse gradients"),
     "a slash in a name": (Slashed, 'has a "/"'),
     "a hook after accumulation": (accumulating, "has a gradient hook"),
+    "masked logits": (
+        lambda: Around(lambda m, x: m.net(x) + torch.where(x.sum(1, keepdim=True) > 0, -torch.inf, 0.0)),
+        "non-finite outputs before any training: write -1e9",
+    ),
 }
 
 

@@ -244,6 +244,6 @@ def _check_unused(names: Sequence[str], unused: Sequence[bool]) -> None:
     if idle:
         shown = ", ".join(idle[:3]) + (", ..." if len(idle) > 3 else "")
         warn(
-            f"{len(idle)} parameters get no gradient ({shown}): nothing trains them, and weight decay would shrink "
-            "them all the same; freeze them by requires_grad_(False)"
+            f"{len(idle)} parameters get no gradient ({shown}): if nothing ever trains them, weight decay shrinks "
+            "them all the same: freeze them by requires_grad_(False); if passes leave layers out at random, ignore this"
         )

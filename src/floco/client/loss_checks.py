@@ -12,6 +12,11 @@ from floco.core.task import Task
 
 def check_loss(task: Task, outputs: torch.Tensor, y: torch.Tensor) -> None:
     """Check that the task's loss is a number for these outputs, and its score tells all metrics."""
+    if not bool(torch.isfinite(outputs).all()):
+        raise FlocoError(
+            "the model gives non-finite outputs before any training: write -1e9 instead of -inf if it masks logits, "
+            "and look for a division by zero or a logarithm of zero otherwise"
+        )
     where = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(y.shape)}"
     try:
         loss, score = task.loss(outputs, y), task.score(outputs, y)
