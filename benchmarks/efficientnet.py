@@ -54,9 +54,7 @@ def build() -> nn.Module:
     else:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("_fc"))
-    model.eval()
-    model.training = True  # what is in it stays in evaluation mode
-    return model
+    return model.eval()
 
 
 if __name__ == "__main__":

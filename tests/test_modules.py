@@ -236,6 +236,41 @@ def test_a_model_that_was_loaded_in_evaluation_mode_is_trained_as_a_whole() -> N
     assert not torch.equal(train(setup)[-1].state.shared["backbone.1.running_mean"], torch.zeros(7))
 
 
+@pytest.mark.parametrize(
+    "where", ["the backbone is frozen", "BatchNorm alone is frozen", "without parameters of its own"]
+)
+@pytest.mark.parametrize("together", [1, 8], ids=["serial", "cohort"])
+@pytest.mark.filterwarnings("ignore:some clients train one at a time")
+def test_in_a_model_in_evaluation_mode_frozen_normalisation_keeps_its_statistics(where: str, together: int) -> None:
+    def model() -> nn.Module:
+        made = Backbone(frozen=False)
+        if where == "without parameters of its own":
+            made.backbone[1] = nn.BatchNorm1d(7, affine=False)
+        (made.backbone[1] if where == "BatchNorm alone is frozen" else made.backbone).requires_grad_(False)
+        return made.eval()
+
+    setup = make(FedAvg(), model=model, fraction=1.0)
+    assert setup.network.layout.buffers == ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_model(setup)
+    trained = train(setup, Serial(setup, together))[-1].state.shared
+    assert not same({n: trained[n] for n in trained}, setup.initial())
+    predict, x = setup.predictor(train=True), setup.federation.x[:4]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = predict(setup.initial(), x)
+        torch.manual_seed(0)
+        assert torch.allclose(predict(setup.initial(), x[:1].repeat(4, 1))[0], whole[0])  # not of the batch
+
+
+def test_frozen_normalisation_in_training_mode_is_named_in_a_warning() -> None:
+    model = Backbone(frozen=False)
+    model.backbone.requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"frozen BatchNorm1d in training mode \(backbone\.1\).*call \.eval\(\)"):
+        check_model(make(FedAvg(), model=lambda: model, fraction=1.0))
+
+
 def test_predictors_for_training_and_evaluation_do_not_share_a_mode() -> None:
     setup = make(FedAvg(), model=lambda: nn.Sequential(nn.Dropout(0.9), nn.Linear(5, 3)))
     training, evaluating = setup.predictor(train=True), setup.predictor(train=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from floco.client.input_checks import check_ids, check_single
+from floco.client.input_checks import check_frozen_norms, check_ids, check_single
 from floco.client.loss_checks import check_loss
 from floco.client.setup import Setup
 from floco.client.trial import choose_rows, copied, move
@@ -35,6 +35,7 @@ def check_model(setup: Setup) -> None:
     with one_thread():
         _check_outputs(setup, x, y)
         check_single(setup, setup.inputs(x))
+        check_frozen_norms(setup)
         _check_tensors(setup.float32, setup.inputs(x), y)
         _check_decay(setup.float32, setup.inputs(x))
 

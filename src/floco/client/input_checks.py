@@ -1,4 +1,4 @@
-"""Checks of what a network is given: batches of one sample, and ids that are normalised."""
+"""Checks of what a network is given: batches of one sample, ids that are normalised, statistics of frozen layers."""
 
 from __future__ import annotations
 
@@ -45,6 +45,18 @@ def _fails_on_one(setup: Setup, x: Inputs) -> str:
 def _norms(module: nn.Module) -> str:
     names = sorted({type(m).__name__ for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)})
     return " and ".join(names) or "the model"
+
+
+def check_frozen_norms(setup: Setup) -> None:
+    """Warn if frozen layers use, and change, the statistics of batches."""
+    layers = setup.network.twin(setup.device, train=True).named_modules()
+    batch = {n: m for n, m in layers if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training}
+    moving = [n for n, m in batch.items() if m.running_mean is not None and m.affine and not m.weight.requires_grad]
+    if moving:
+        warn(
+            f"frozen {_norms(setup.network.module)} in training mode ({some(moving, 3)}): their outputs depend on the "
+            "batch, and their statistics change and are sent; call .eval() on what is frozen to keep those it has"
+        )
 
 
 def _changes(form: Form) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,15 +23,23 @@ def norm_tensors(module: nn.Module) -> tuple[str, ...]:
     return tuple(n for n, t in (*module.named_parameters(), *module.named_buffers()) if id(t) in own)
 
 
-def fixed_buffers(module: nn.Module) -> set[int]:
-    """Return the `id`s of statistics of normalisation layers that stay in evaluation mode while the module is trained.
+def resting(module: nn.Module) -> set[int]:
+    """Return the `id`s of submodules that stay in evaluation mode while the module is trained.
 
-    Nothing changes them; see `Network.twin`.
+    Of a module in training mode, they are those that its owner put into evaluation mode. A module that is in evaluation
+    mode as a whole, as many libraries load it, is trained, but for normalisation layers in what is frozen: batches
+    would replace the statistics that belong to its weights.
     """
-    if not module.training:
-        return set()
-    layers = [m for m in module.modules() if isinstance(m, _NORMS) and not m.training]
-    return {id(b) for m in layers for b in m.buffers(recurse=False)}
+    if module.training:
+        return {id(m) for m in module.modules() if not m.training}
+    frozen = [m for m in module.modules() if (own := [*m.parameters()]) and not any(p.requires_grad for p in own)]
+    return {id(m) for one in frozen for m in one.modules() if isinstance(m, _NORMS)}
+
+
+def fixed_buffers(module: nn.Module) -> set[int]:
+    """Return the `id`s of statistics of normalisation layers that rest: nothing changes them."""
+    rest = resting(module)
+    return {id(b) for m in module.modules() if isinstance(m, _NORMS) and id(m) in rest for b in m.buffers(False)}
 
 
 def head_layer(module: nn.Module, sample: Inputs | None) -> str | None:
@@ -93,18 +101,14 @@ def _seen(module: nn.Module, sample: Inputs) -> set[str] | None:
         [logits.grad_fn],
         nodes.get,
         lambda node: hasattr(node, "variable"),  # an AccumulateGrad node: a parameter
-        lambda node: [n for n, _ in node.next_functions],
+        _earlier,
     )
 
 
 def _check_leaves(module: nn.Module, logits: torch.Tensor) -> None:
     """Raise if a parameter gives the logits that is none of the module's, which is a copy of the user's."""
-    own, todo, known = {id(p) for p in module.parameters()}, [logits.grad_fn], set[Any]()
-    while todo:
-        node = todo.pop()
-        if node is None or node in known:
-            continue
-        known.add(node)
+    own = {id(p) for p in module.parameters()}
+    for node in _walk([logits.grad_fn], _earlier):
         leaf = getattr(node, "variable", None)
         if isinstance(leaf, nn.Parameter) and id(leaf) not in own:
             raise FlocoError(
@@ -112,7 +116,11 @@ def _check_leaves(module: nn.Module, logits: torch.Tensor) -> None:
                 "parameters (a plain list of modules, or a function or hook that holds the module itself): it would "
                 "neither be sent nor trained; use nn.ModuleList, and self in forward"
             )
-        todo += [n for n, _ in node.next_functions]
+
+
+def _earlier(node: Any) -> list[Any]:
+    """Return the nodes of autograd's graph that give a node's inputs."""
+    return [n for n, _ in node.next_functions]
 
 
 def _traced(module: nn.Module) -> set[str] | None:
@@ -138,16 +146,21 @@ def _nearest(
     inputs: Callable[[Any], Iterable[Any]],
 ) -> set[str] | None:
     """Return the layers first met on the way back from the nodes `todo`; None if a trained tensor is met as well."""
-    found, known = set[str](), set[Any]()
-    while todo:
-        node = todo.pop()
-        if node is None or node in known:
-            continue
-        known.add(node)
+    found = set[str]()
+    for node in _walk(todo, lambda node: () if layer(node) is not None else inputs(node)):
         if (name := layer(node)) is not None:
             found.add(name)
         elif trained(node):
             return None
-        else:
-            todo += inputs(node)
     return found
+
+
+def _walk(todo: list[Any], inputs: Callable[[Any], Iterable[Any]]) -> Iterator[Any]:
+    """Yield the nodes `todo`, and each node on the way back from them once."""
+    known = set[Any]()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in known:
+            known.add(node)
+            yield node
+            todo += inputs(node)

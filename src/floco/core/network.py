@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from floco.core.errors import FlocoError, nearest
-from floco.core.head import fixed_buffers, head_layer, norm_tensors
+from floco.core.head import fixed_buffers, head_layer, norm_tensors, resting
 from floco.core.inputs import Inputs
 from floco.core.modules import copy_module, frozen, take_over, warn_of_low_precision
 from floco.core.random import global_stream
@@ -85,8 +85,7 @@ class Network:
     def twin(self, device: torch.device, *, train: bool, own: bool = False) -> nn.Module:
         """Return a copy of the module in training or evaluation mode, to compute with.
 
-        In training mode, submodules that the user has put into evaluation mode (frozen backbones) stay in it. A module
-        that is in evaluation mode as a whole, as many libraries load it, is trained as a whole.
+        In training mode, submodules that rest stay in evaluation mode.
 
         Args:
             device: where the copy lives.
@@ -99,9 +98,10 @@ class Network:
         shared = {**frozen(self.module), **{id(t): t for t in tensors}}
         copied = copy.deepcopy(self.module, shared if device.type == "cpu" else {}).to(device)
         copied.train(train)
-        if train and self.module.training:
+        if train:
+            rest = resting(self.module)
             for mine, given in zip(copied.modules(), self.module.modules(), strict=True):
-                mine.training = mine.training and given.training
+                mine.training = mine.training and id(given) not in rest
         return copied
 
     def _check_class(self, what: str) -> None:
