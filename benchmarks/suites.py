@@ -26,7 +26,7 @@ SUITES = {
     "few-iid": "few samples, alike",
     "label-shift": "Fashion-MNIST, folds",
     "fashion-mnist": "Fashion-MNIST, folds, 14 methods",
-    "cifar10": "CIFAR-10, folds",
+    "cifar10-own": "CIFAR-10, folds",
     "ablation-watch": "watch, 10 people",
     "watch": "watch, 14 methods",
     "ablation-vowel": "vowel, 15 speakers",

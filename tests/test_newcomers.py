@@ -88,9 +88,15 @@ def test_the_lowest_point_is_no_higher_than_any_of_a_fine_grid() -> None:
         )
 
 
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e308])
+def test_a_loss_that_is_not_finite_names_the_step_size(factor: float) -> None:
+    with pytest.raises(FlocoError, match=r"loss of a mixture is not finite.*training\.lr"):
+        lowest(lambda a: (a * factor * 10).sum(), torch.full((3,), 1 / 3))
+
+
 def test_what_cannot_be_minimised_is_an_error() -> None:
     with pytest.raises(FlocoError, match="no lowest mixture was found"):
-        lowest(lambda a: (a * float("nan")).sum(), torch.full((3,), 1 / 3))
+        lowest(lambda a: (1e9 * (a[0] - 0.123) ** 2 + a[1] ** 4), torch.full((3,), 1 / 3), steps=1)
 
 
 @pytest.mark.parametrize("mix", ["last", ("0.weight",)])

@@ -68,7 +68,12 @@ def lowest(
     found = minimize(value_and_gradient, start.double().numpy(), jac=True, method="SLSQP", **limits)
     point = np.clip(found.x, 0, 1) / np.clip(found.x, 0, 1).sum()
     value, gradient = value_and_gradient(point)
-    gap = float(gradient @ point - gradient.min()) if convex else 0.0 if math.isfinite(value) else math.inf
+    if not math.isfinite(value):
+        raise FlocoError(
+            "the loss of a mixture is not finite, so that no lowest one can be found: if training diverges, try a "
+            'smaller training.lr, and step = "mixture" where more than the last layer is mixed'
+        )
+    gap = float(gradient @ point - gradient.min()) if convex else 0.0
     if not gap <= _GAP:
         raise FlocoError(
             f"no lowest mixture was found: {found.message} (up to {gap:.2g} above the minimum, allowed: {_GAP:g}); "
