@@ -9,7 +9,7 @@ the first folder that has one. Methods without a finished run are left out, and 
 
 Put the rows of several comparisons of the same clients together: of other seeds, or with other settings of the task,
 which `floco` does not compare. Clients must have the same numbers of samples under a seed. Columns that count against
-another method are empty, but for harm.
+another method are empty, but for harm, unless all comparisons have the same methods.
 """
 
 import sys
@@ -45,8 +45,9 @@ def join_rows(out: Path, folders: list[Path]) -> None:
     sizes = made["clients"].groupby(["seed", "client"])[["n_train", "n_test"]].nunique()
     if (sizes > 1).any(axis=None):
         raise SystemExit("the clients have other numbers of samples")
-    against = made["runs"].columns.str.match("better_than|first_round|target|.*_ratio")
-    made["runs"].loc[:, against] = float("nan")
+    if len({frozenset(read_table(folder / "runs.csv")["method"]) for folder in folders}) > 1:
+        against = made["runs"].columns.str.match("better_than|first_round|target|.*_ratio")
+        made["runs"].loc[:, against] = float("nan")
     metrics = Classification.metrics
     results = tables.Results(made["history"], made["clients"], harm.add(made["runs"], made["clients"], metrics))
     out.mkdir(parents=True, exist_ok=True)

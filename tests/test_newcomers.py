@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_finite_names_the_step_size(factor: float) -> None:
 
 def test_what_cannot_be_minimised_is_an_error() -> None:
     with pytest.raises(FlocoError, match="no lowest mixture was found"):
-        lowest(lambda a: (1e9 * (a[0] - 0.123) ** 2 + a[1] ** 4), torch.full((3,), 1 / 3), steps=1)
+        lowest(lambda a: 1e9 * (a[0] - 0.123) ** 2 + a[1] ** 4, torch.full((3,), 1 / 3), steps=1)
 
 
 @pytest.mark.parametrize("mix", ["last", ("0.weight",)])

@@ -58,13 +58,8 @@ def lowest(
             value = objective(alpha)
             return float(value.detach()), torch.autograd.grad(value, alpha)[0].numpy()
 
-    ones = np.ones(len(start))
-    on_simplex = {"type": "eq", "fun": lambda a: a.sum() - 1, "jac": lambda a: ones}
-    limits = {
-        "bounds": [(0.0, 1.0)] * len(start),
-        "constraints": on_simplex,
-        "options": {"maxiter": steps, "ftol": 1e-10},
-    }
+    on_simplex = {"type": "eq", "fun": lambda a: a.sum() - 1, "jac": np.ones_like}
+    limits = {"bounds": [(0, 1)] * len(start), "constraints": on_simplex, "options": {"maxiter": steps, "ftol": 1e-10}}
     found = minimize(value_and_gradient, start.double().numpy(), jac=True, method="SLSQP", **limits)
     point = np.clip(found.x, 0, 1) / np.clip(found.x, 0, 1).sum()
     value, gradient = value_and_gradient(point)
