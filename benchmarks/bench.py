@@ -240,7 +240,8 @@ def exact(rows: torch.Tensor) -> Assignment:
     """Return the assignment by a full singular value decomposition in float64."""
 
     def principal(centered: Centered, number: int) -> torch.Tensor:
-        _, _, directions = torch.linalg.svd(rows.double() - centered.mean, full_matrices=False)
+        matrix = centered.rows.double() / centered.divisors[:, None] - centered.mean
+        _, _, directions = torch.linalg.svd(matrix, full_matrices=False)
         largest = directions[:number].gather(1, directions[:number].abs().argmax(dim=1, keepdim=True))
         return directions[:number] * largest.sign()
 

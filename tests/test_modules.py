@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations
 from conftest import blobs, make, same, small_net, train
 from floco.algorithms import FedAvg, FedPer, FedRep, FedRoD, Floco
 from floco.client.fitness import check_model
+from floco.client.input_checks import check_frozen_norms
 from floco.client.predict import compute_outputs, compute_outputs_of_each
 from floco.client.round import models
 from floco.client.setup import Setup, count_batches, split_batches
@@ -254,9 +255,11 @@ def test_in_a_model_in_evaluation_mode_frozen_normalisation_keeps_its_statistics
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_model(setup)
-    trained = train(setup, Serial(setup, together))[-1].state.shared
-    assert not same({n: trained[n] for n in trained}, setup.initial())
+    before = {n: b.clone() for n, b in setup.network.module.named_buffers()}
+    assert not same(train(setup, Serial(setup, together))[-1].state.shared, setup.initial())
+    assert same(dict(setup.network.module.named_buffers()), before)
     predict, x = setup.predictor(train=True), setup.federation.x[:4]
+    assert not torch.equal(predict(setup.initial(), x), predict(setup.initial(), x))  # dropout acts
     with torch.random.fork_rng():
         torch.manual_seed(0)
         whole = predict(setup.initial(), x)
@@ -264,11 +267,85 @@ def test_in_a_model_in_evaluation_mode_frozen_normalisation_keeps_its_statistics
         assert torch.allclose(predict(setup.initial(), x[:1].repeat(4, 1))[0], whole[0])  # not of the batch
 
 
-def test_frozen_normalisation_in_training_mode_is_named_in_a_warning() -> None:
-    model = Backbone(frozen=False)
-    model.backbone.requires_grad_(False)
-    with pytest.warns(UserWarning, match=r"frozen BatchNorm1d in training mode \(backbone\.1\).*call \.eval\(\)"):
-        check_model(make(FedAvg(), model=lambda: model, fraction=1.0))
+class Narrow(nn.Module):
+    """Normalises each sample's features as positions of one channel."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x[:, None])[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("norm", "name"),
+    [
+        (lambda: nn.BatchNorm1d(7), r"BatchNorm1d in training mode \(backbone\.1\)"),
+        (lambda: nn.BatchNorm1d(7, affine=False), r"BatchNorm1d in training mode \(backbone\.1\)"),
+        (lambda: Narrow(nn.InstanceNorm1d(1, track_running_stats=True)), r"InstanceNorm1d in training mode"),
+    ],
+    ids=["BatchNorm", "without parameters of its own", "InstanceNorm"],
+)
+def test_frozen_normalisation_in_training_mode_is_named_in_a_warning(norm: Any, name: str) -> None:
+    def model() -> nn.Module:
+        made = Backbone(frozen=False)
+        made.backbone[1] = norm()
+        made.backbone.requires_grad_(False)
+        return made
+
+    with pytest.warns(UserWarning, match=rf"frozen {name}.*call \.eval\(\)"):
+        check_model(make(FedAvg(), model=model, fraction=1.0))
+
+
+@pytest.mark.parametrize("given", ["a trained bias", "put into eval", "no statistics", "LayerNorm"])
+def test_other_normalisation_causes_no_warning(given: str) -> None:
+    def model() -> nn.Module:
+        made = Backbone(frozen=given == "put into eval")
+        if given == "no statistics":
+            made.backbone[1] = nn.BatchNorm1d(7, track_running_stats=False)
+        if given == "LayerNorm":
+            made.backbone[1] = nn.LayerNorm(7)
+        made.backbone.requires_grad_(False)
+        made.backbone[1].bias.requires_grad_(given == "a trained bias")
+        return made
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_frozen_norms(make(FedAvg(), model=model, fraction=1.0))
+
+
+def test_which_statistics_are_fixed_belongs_to_the_fingerprint() -> None:
+    """A checkpoint of an earlier version, in which they were trained, must not open with the initial ones."""
+    frozen, trained = Backbone(frozen=False), Backbone(frozen=False)
+    trained.load_state_dict(frozen.state_dict())
+    frozen.backbone.requires_grad_(False)
+    assert build_network(frozen, seed=0).fingerprint() == build_network(trained, seed=0).fingerprint()
+    assert build_network(frozen.eval(), seed=0).fingerprint() != build_network(trained.eval(), seed=0).fingerprint()
+
+
+class Growing(nn.Module):
+    """Adds a module to itself when its mode is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def train(self, mode: bool = True) -> nn.Module:
+        super().train(mode)
+        self.after = nn.Identity()
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_module_that_changes_itself_with_its_mode_is_copied(mode: bool) -> None:
+    model = Growing()
+    model.training = mode
+    twin = build_network(model, seed=0).twin(torch.device("cpu"), train=True)
+    assert twin.training
 
 
 def test_predictors_for_training_and_evaluation_do_not_share_a_mode() -> None:
@@ -505,7 +582,7 @@ class Odd(nn.Module):
     ("kind", "says"),
     [
         ("a buffer that is assigned", "re-assigns its buffer 'mean'"),
-        ("a buffer that is not persistent", "'mean', which is not persistent"),
+        ("a buffer that is not persistent", "'mean', which is in no client's model, as it is not persistent"),
         ("a cache of weights", "other tensors than its registered"),
         ("a list of parameters", "other tensors than its registered"),
         ("weights merged in eval()", "other tensors than its registered"),

@@ -42,9 +42,7 @@ _INPUT = (
     ".parquet or .json file with the same columns, in any order. Labels y, if present, are compared."
 )
 Input = Annotated[Path, typer.Argument(metavar="INPUT", help=_INPUT)]
-_TABLE = (
-    "Write one line per sample: label (several: a JSON list), probabilities; .npz: arrays. Default: print the first."
-)
+_TABLE = "One line per sample: label (several: a JSON list), probabilities; .npz: arrays. Default: print the first."
 TablePath = Annotated[Path | None, typer.Option("-o", metavar="OUT.csv|npz", help=_TABLE)]
 _MOVED = "Where the run's data are now, if not where they were, e.g. csv:hospitals.csv; most questions need none."
 Moved = Annotated[str | None, typer.Option("--data", metavar="SOURCE", help=_MOVED)]
@@ -71,9 +69,8 @@ def export(
     with report_errors(debug, as_json):
         if [client is not None, global_, everyone].count(True) != 1:
             raise FlocoError("name one of --client ID, --global and --all")
-        files = _opened(path, moved, device).export(
-            out or _models(path), None if everyone else [client], kind=kind, at=at
-        )
+        whose = None if everyone else [client]
+        files = _opened(path, moved, device).export(out or _models(path), whose, kind=kind, at=at)
         size = sum(f.stat().st_size for f in files)
         what, where = ("models", files[0].parent) if len(files) > 1 else ("model", files[0])
         say(f"{len(files)} {what} with cards ({size / 1e6:.1f} MB): {where}")

@@ -24,9 +24,7 @@ _OUT = typer.Option(help="Run directory; must be empty or absent. Default: runs/
 _COMPARISON = typer.Option(help="Directory; must be empty or absent. Default: runs/compare-<name>-<time>.")
 _METHODS = typer.Option("-a", metavar="A,B,...", help="Methods; the first is tested against the others.")
 _TUNE = typer.Option("--tune", help="First try six settings per method, validated on a part of the training data.")
-_PAGE = typer.Option(
-    "-o", metavar="FILE.html", help="The page. Default: report.html in the directory, or here for several."
-)
+_PAGE = typer.Option("-o", metavar="FILE.html", help="Default: report.html in the directory, or here for several.")
 _CHANGE = typer.Option("-s", metavar="KEY=VALUE", help="Change a setting from the next round on.")
 Changes = Annotated[list[str] | None, _CHANGE]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and exit.")]

@@ -199,8 +199,8 @@ def _train_alone(setup: Setup, other: Tensors, x: Inputs, y: torch.Tensor) -> tu
     after = dict(module.named_buffers())
     if changed := [n for n, b in passing.items() if n in after and not _close(after[n], b)]:
         raise FlocoError(
-            f"the model changes its buffer {changed[0]!r}, which is not persistent and so belongs to no client's "
-            "model: register it with persistent=True"
+            f"the model changes its buffer {changed[0]!r}, which is in no client's model, as it is not persistent or "
+            "belongs to a frozen layer: register it with persistent=True, or leave it as it is"
         )
     if changed := [n for n, sums in _frozen(module).items() if sums != still[n]]:
         raise FlocoError(

@@ -7,6 +7,7 @@ from torch import nn
 
 from floco.client.setup import Setup
 from floco.core.errors import FlocoError, some, warn
+from floco.core.head import frozen_norms
 from floco.core.inputs import Inputs, arguments, columns, each, rows
 from floco.core.random import global_stream
 from floco.data.schema import Form
@@ -49,13 +50,13 @@ def _norms(module: nn.Module) -> str:
 
 def check_frozen_norms(setup: Setup) -> None:
     """Warn if frozen layers use, and change, the statistics of batches."""
-    layers = setup.network.twin(setup.device, train=True).named_modules()
-    batch = {n: m for n, m in layers if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training}
-    moving = [n for n, m in batch.items() if m.running_mean is not None and m.affine and not m.weight.requires_grad]
+    module = setup.network.twin(torch.device("cpu"), train=True)
+    layers = {n: m for n, m in module.named_modules() if id(m) in frozen_norms(module) and m.training}
+    moving = {n: type(m).__name__ for n, m in layers.items() if getattr(m, "running_mean", None) is not None}
     if moving:
         warn(
-            f"frozen {_norms(setup.network.module)} in training mode ({some(moving, 3)}): their outputs depend on the "
-            "batch, and their statistics change and are sent; call .eval() on what is frozen to keep those it has"
+            f"frozen {' and '.join(sorted({*moving.values()}))} in training mode ({some([*moving], 3)}): outputs "
+            "depend on the batch, and the statistics of the layers change; call .eval() on what is frozen to keep them"
         )
 
 

@@ -32,6 +32,11 @@ def resting(module: nn.Module) -> set[int]:
     """
     if module.training:
         return {id(m) for m in module.modules() if not m.training}
+    return frozen_norms(module)
+
+
+def frozen_norms(module: nn.Module) -> set[int]:
+    """Return the `id`s of normalisation layers that are, or are in, a submodule whose parameters are all frozen."""
     frozen = [m for m in module.modules() if (own := [*m.parameters()]) and not any(p.requires_grad for p in own)]
     return {id(m) for one in frozen for m in one.modules() if isinstance(m, _NORMS)}
 

@@ -83,9 +83,7 @@ class Network:
         return f"{words}, head: {layer}{f', frozen: {fixed:,}' if fixed else ''}"
 
     def twin(self, device: torch.device, *, train: bool, own: bool = False) -> nn.Module:
-        """Return a copy of the module in training or evaluation mode, to compute with.
-
-        In training mode, submodules that rest stay in evaluation mode.
+        """Return a copy of the module to compute with, in evaluation mode, or in training mode but for what rests.
 
         Args:
             device: where the copy lives.
@@ -97,11 +95,10 @@ class Network:
         tensors = () if own else (*self.module.parameters(), *self.module.buffers())
         shared = {**frozen(self.module), **{id(t): t for t in tensors}}
         copied = copy.deepcopy(self.module, shared if device.type == "cpu" else {}).to(device)
+        rest, pairs = resting(self.module), list(zip(copied.modules(), self.module.modules(), strict=True))
         copied.train(train)
-        if train:
-            rest = resting(self.module)
-            for mine, given in zip(copied.modules(), self.module.modules(), strict=True):
-                mine.training = mine.training and id(given) not in rest
+        for mine, given in pairs:
+            mine.training = mine.training and id(given) not in rest
         return copied
 
     def _check_class(self, what: str) -> None:
@@ -120,10 +117,12 @@ class Network:
 
     def fingerprint(self) -> str:
         """Return a hash of the architecture and all initial values, including frozen ones."""
+        fixed = set() if self.module.training else fixed_buffers(self.module)
         digest = hashlib.blake2b(repr(self.module).encode(), digest_size=16)
         for name, value in self._state():
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(" ".join(n for n, b in self.module.named_buffers() if id(b) in fixed).encode())
         return digest.hexdigest()
 
     def shape_hash(self) -> str:

@@ -73,7 +73,7 @@ def read_settings(path: Path, facts: dict[str, Any]) -> Config:
 def _on_device(config: Config, where: str | None) -> Config:
     """Return the configuration for using a run's models on a device."""
     try:
-        find_device(where or config.run.device)
+        find_device(config.run.device if where is None else where)
     except FlocoError:
         if where is not None:
             raise

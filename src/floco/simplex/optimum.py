@@ -65,8 +65,8 @@ def lowest(
     value, gradient = value_and_gradient(point)
     if not math.isfinite(value):
         raise FlocoError(
-            "the loss of a mixture is not finite, so that no lowest one can be found: if training diverges, try a "
-            'smaller training.lr, and step = "mixture" where more than the last layer is mixed'
+            "the loss of a mixture is not finite: the endpoints have probably diverged; try a smaller training.lr, or "
+            'algorithm.step = "mixture" in place of "middle"'
         )
     gap = float(gradient @ point - gradient.min()) if convex else 0.0
     if not gap <= _GAP:
