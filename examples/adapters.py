@@ -69,7 +69,8 @@ print("errors in stars:", users.mean().round(3).to_dict())
 for other in ("rmse_global_local", "rmse_usual"):
     better = int((users["rmse_personal"] < users[other]).sum())
     print(f"the own adapter is better than {other} for {better} users of {len(users)}")
-whole, sent = sum(p.numel() for p in backbone().parameters()), run.history["bytes_up"].sum() / USERS / settings["rounds"]
+whole = sum(p.numel() for p in backbone().parameters())
+sent = run.history["bytes_up"].sum() / USERS / settings["rounds"]
 print(f"a user sends {sent / 1e3:.0f} kB a round; the whole model has {4 * whole / 1e6:.0f} MB")
 # --8<-- [end:run]
 
