@@ -92,7 +92,7 @@ def test_half_of_all_functions_are_very_short() -> None:
 
 
 def test_the_package_stays_within_its_budget() -> None:
-    assert sum(len(code_lines(p)) for p in FILES) <= 17_507
+    assert sum(len(code_lines(p)) for p in FILES) <= 17_506
 
 
 WORDS = re.findall(r"^\| ([\w ]+) \|.*\| (.*) \|.*\| `([\w.]+)` \|$", (ROOT / "docs" / "method.md").read_text(), re.M)
