@@ -62,10 +62,29 @@ def test_unequal_frequencies_change_what_is_learnt(method: str) -> None:
     assert plain[-1].evaluation.history != prior[-1].evaluation.history
 
 
-def test_the_prior_is_smoothed_and_zero_for_equal_counts() -> None:
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((7, 7, 7), (1, 1, 1)),
+        ((), ()),
+        ((0, 0), (1, 1)),
+        ((4,), (1,)),
+        ((5, 4, 3), (1, 1, 1)),  # chi^2 = 1/2: chance explains it
+        ((3, 1), (1, 1)),  # chi^2 = 1: just what is expected
+        ((0, 3), (0.6, 1.4)),  # chi^2 = 3, s = 2/3, smoothed frequencies times C 0.4 and 1.6
+        ((9, 0), (1 + 8 / 9 * 9 / 11, 1 - 8 / 9 * 9 / 11)),
+    ],
+)
+def test_the_prior_is_what_chance_does_not_explain(counts: tuple[int, ...], expected: tuple[float, ...]) -> None:
+    assert log_prior(counts).tolist() == pytest.approx([math.log(e) for e in expected])
+
+
+def test_the_prior_of_many_samples_is_their_frequencies() -> None:
+    assert log_prior((8000, 1000, 1000)).exp().tolist() == pytest.approx([2.4, 0.3, 0.3], rel=2e-3)
+
+
+def test_equally_frequent_classes_have_a_prior_of_zero_to_the_bit() -> None:
     assert log_prior((7, 7, 7)).tolist() == [0.0, 0.0, 0.0]
-    assert log_prior((0, 3)).tolist() == pytest.approx([math.log(1 * 2 / 5), math.log(4 * 2 / 5)])
-    assert log_prior((9, 0)).exp().sum() == pytest.approx(2)
 
 
 def test_a_target_carries_its_clients_prior() -> None:
@@ -88,7 +107,7 @@ class Constant(nn.Module):
 
 
 def test_two_classes_without_features_have_a_closed_form() -> None:
-    """CE(b + log prior) is least where b + log prior = log of the frequencies: b has only the smoothing left."""
+    """CE(b + prior) is least where b + prior = log of the frequencies, 3 : 1. chi^2 = 10, s = 0.9: the prior is 2.5 : 1."""
     a, b = 30, 10
     y = torch.tensor([0] * a + [1] * b)
     client = Client("one", torch.arange(a + b), torch.arange(a + b))
@@ -99,7 +118,7 @@ def test_two_classes_without_features_have_a_closed_form() -> None:
     both = models(setup, "one", setup.algorithm.message(last.state, "one", "evaluate"), None)
     gap = {which: float(t["out.bias"][0] - t["out.bias"][1]) for which, t in both._asdict().items()}
     assert gap["personal"] == pytest.approx(math.log(a / b), abs=1e-3)
-    assert gap["global_"] == pytest.approx(math.log(a / b) - math.log((a + 1) / (b + 1)), abs=1e-3)
+    assert gap["global_"] == pytest.approx(math.log(3 / 2.5), abs=1e-3)
 
 
 def test_the_own_model_of_fedavg_is_the_global_one_with_the_clients_log_prior() -> None:

@@ -24,7 +24,7 @@ from floco.core.values import Message, Purpose, Tensors, Update
 from floco.engines.jobs import Result
 from floco.storage.files import to_safetensors
 
-FORMAT = 4
+FORMAT = 5
 LOG = logging.getLogger("flwr")  # Flower's logger, so that our lines appear in its log
 _PLAIN = ("run", "round", "purpose", "evaluate", "accepted", "config", "model")
 _MODELS = ("global_", "personal")

@@ -89,8 +89,7 @@ class Classification(Task):
 
     def score(self, outputs: torch.Tensor, targets: torch.Tensor) -> ClassificationScore:
         """Return the score of logits (n, C) for class numbers (n,), n >= 1."""
-        classes = outputs.shape[1]
-        logits = outputs.double()
+        logits, classes = outputs.double(), outputs.shape[1]
         probabilities = logits.softmax(dim=1)
         confidence, guess = probabilities.max(dim=1)
         right = guess == targets
