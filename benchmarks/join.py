@@ -8,8 +8,9 @@ the first folder that has one. Methods without a finished run are left out, and 
     python benchmarks/join.py --rows docs/comparison/label-shift FOLDER...
 
 Put the rows of several comparisons of the same clients together: of other seeds, or with other settings of the task,
-which `floco` does not compare. Clients must have the same numbers of samples under a seed. Columns that count against
-another method are empty, but for harm, unless all comparisons have the same methods.
+which `floco` does not compare. FOLDER is a comparison, or a folder of tables, OUT itself included; the first one that
+has a method and seed gives its rows. Clients must have the same numbers of samples under a seed. The ratio of seconds
+is empty, as comparisons were run at other times.
 """
 
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from floco.analysis import comparison, harm, pairs, tables
+from floco.analysis import comparison, pairs, tables
 from floco.storage.tables import read_table
 from floco.tasks import Classification
 
@@ -41,15 +42,15 @@ def join(out: Path, folders: list[Path]) -> None:
 def join_rows(out: Path, folders: list[Path]) -> None:
     made = {}
     for name in ("history", "clients", "runs"):
-        made[name] = pd.concat([read_table(folder / f"{name}.csv") for folder in folders], ignore_index=True)
+        parts = [read_table(folder / f"{name}.csv").assign(folder=i) for i, folder in enumerate(folders)]
+        table = pd.concat(parts, ignore_index=True)
+        first = table.groupby(["method", "seed"])["folder"].transform("min")
+        made[name] = table[table["folder"] == first].drop(columns="folder").reset_index(drop=True)
     sizes = made["clients"].groupby(["seed", "client"])[["n_train", "n_test"]].nunique()
     if (sizes > 1).any(axis=None):
         raise SystemExit("the clients have other numbers of samples")
-    if len({frozenset(read_table(folder / "runs.csv")["method"]) for folder in folders}) > 1:
-        against = made["runs"].columns.str.match("better_than|first_round|target|.*_ratio")
-        made["runs"].loc[:, against] = float("nan")
-    metrics = Classification.metrics
-    results = tables.Results(made["history"], made["clients"], harm.add(made["runs"], made["clients"], metrics))
+    runs = tables.compare_runs(made["runs"], made["history"], made["clients"], Classification.metrics)
+    results = tables.Results(made["history"], made["clients"], runs.assign(seconds_ratio=float("nan")))
     out.mkdir(parents=True, exist_ok=True)
     pairs.write(results, out, results.names[0])
 

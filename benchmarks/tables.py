@@ -87,7 +87,7 @@ def schools() -> pd.DataFrame:
 def tasks() -> pd.DataFrame:
     """Return the primary metric of every data set and method, as mean over clients and seeds."""
     table = pd.read_csv(RESULTS / "tasks.csv", dtype={"client": str})
-    methods = ["pooled", "local", "fedavg", "fedavg+ft", "floco"]
+    methods = ["pooled", "local", "fedavg", "fedavg+ft", "floco", "own"]
     rows = []
     for (name, metric), part in table.groupby(["data", "metric"], sort=False):
         seeds = part.groupby(["method", "seed"])["value"].mean().groupby("method").agg(["mean", "std"])

@@ -1,4 +1,5 @@
-"""Every task on its data set: Floco, FedAvg, FedAvg+FT and Local beside one network trained on the pooled data.
+"""Every task on its data set: Floco (`own`: in the recommended setting), FedAvg, FedAvg+FT and Local beside one network
+trained on the pooled data.
 
     python benchmarks/tasks.py [--seeds 3] [NAME...]    mathachieve flights disruptions shapes shakespeare
 
@@ -34,7 +35,8 @@ from floco.storage.tables import read_table
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 NAMES = ("mathachieve", "flights", "disruptions", "shapes", "shakespeare")
-METHODS = "floco,fedavg,fedavg+ft,local"
+METHODS = "floco,own=floco,fedavg,fedavg+ft,local"
+OWN = ("-s", "own.centers=own", "-s", "own.step=middle")
 MORE = {"mathachieve": ",floco+,ditto"}  # for regression.py
 TUNE = {"mathachieve"}
 
@@ -45,7 +47,7 @@ def compare(name: str, seeds: int) -> Path:
     methods = METHODS + MORE.get(name, "")
     command = ["resume", str(out)]
     if not (out / "comparison.json").exists():
-        command = ["compare", str(ROOT / f"configs/{name}.toml"), "-a", methods, "--seeds", str(seeds)]
+        command = ["compare", str(ROOT / f"configs/{name}.toml"), "-a", methods, "--seeds", str(seeds), *OWN]
         command += ["--out", str(out), *(["--tune"] if name in TUNE else [])]
     floco_ = [sys.executable, "-c", "from floco.cli import main; main()"]
     subprocess.run([*floco_, *command], check=True, cwd=ROOT)
@@ -109,7 +111,7 @@ def rows(name: str, seeds: int) -> pd.DataFrame:
         print(name, "pooled, seed", config.seed, pd.Series(values).mean(), flush=True)
     metric = config.task.primary
     federated = table.rename(columns={f"{metric}_personal": "value"})[["method", "seed", "client", "value"]]
-    federated = federated[federated["method"].isin(METHODS.split(","))]
+    federated = federated[federated["method"].isin(["floco", "own", "fedavg", "fedavg+ft", "local"])]
     made = pd.concat([federated, pd.DataFrame(pooled)], ignore_index=True)
     return made.assign(data=name, metric=metric)[["data", "metric", "method", "seed", "client", "value"]]
 

@@ -107,7 +107,7 @@ class Constant(nn.Module):
 
 
 def test_two_classes_without_features_have_a_closed_form() -> None:
-    """CE(b + prior) is least where b + prior = log of the frequencies, 3 : 1. chi^2 = 10, s = 0.9: the prior is 2.5 : 1."""
+    """Cross-entropy is least where b + prior = log of the frequencies, 3 : 1; the prior is 2.5 : 1, as s = 0.9."""
     a, b = 30, 10
     y = torch.tensor([0] * a + [1] * b)
     client = Client("one", torch.arange(a + b), torch.arange(a + b))

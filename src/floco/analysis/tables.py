@@ -104,7 +104,7 @@ def load(paths: Iterable[Path], order: Sequence[str] = ()) -> Results:
     if other := next((f for f in found if f.metrics != metrics), None):
         names = f"{', '.join(metrics)} and {', '.join(other.metrics)}"
         raise FlocoError(f"{found[0].path} and {other.path} are about different tasks, with the metrics {names}")
-    compared = _compared(runs, history, clients, metrics)
+    compared = compare_runs(runs, history, clients, metrics)
     return Results(history, clients, compared, {(f.name, f.seed): f.path for f in found}, metrics)
 
 
@@ -177,7 +177,7 @@ def fedavg_level(history: pd.DataFrame, column: str) -> float:
     return float(late[column].mean()) if len(late) else _NAN
 
 
-def _compared(
+def compare_runs(
     runs: pd.DataFrame, history: pd.DataFrame, clients: pd.DataFrame, metrics: Metrics = Classification.metrics
 ) -> pd.DataFrame:
     """Return the rows of `runs` with columns that compare each run with others of the same seed."""

@@ -39,7 +39,7 @@ from floco.storage.files import (
 from floco.storage.memories import BUDGET, LeftOut, Memories, Memory
 from floco.storage.states import flat_state, restore_state
 
-FORMAT = 8  # 6: run.json names method and metrics; [data.split] is a table. 7: progress.json says last_trained. 8: the prior's formula
+FORMAT = 8  # 6: run.json names method and metrics; split a table; 7: progress.json says last_trained; 8: prior
 BUNDLE = "bundle.json"
 """File that only a bundle has: what was left out."""
 _TABLES = ("history", "clients", "failures", "timings")

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Floco in the recommended setting, FedAvg and FedAvg+FT with the label prior (task.prior = "client"), under three seeds, added to what is in docs/comparison of the same clients; then
+# the tables. A comparison of its own for each suite, as settings of the task are the same for all methods of a comparison. Stops and goes on.
+#   benchmarks/prior.sh          rotated confused iid each unequal rotated-10 rotated-20 rotated-100 vowel watch
+# Fashion-MNIST's and CIFAR-10's folds are in label_shift.sh. Needs data/fashion-mnist.npz, vowel.npz and watch.npz.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+compare() { # suite, folder in docs/comparison, configuration, settings
+  out=runs/prior-$1
+  if [ -e "$out/comparison.json" ]; then
+    floco resume "$out"
+  else
+    floco compare "$3" -a own-prior=floco,fedavg-prior=fedavg,ft-prior=fedavg+ft --seeds "${SEEDS:-3}" --out "$out" -s task.prior=client \
+      -s own-prior.centers=own -s own-prior.step=middle "${@:4}" ${SETTINGS:-}
+  fi
+  python benchmarks/join.py --rows "docs/comparison/$2" "$out" "docs/comparison/$2"
+}
+[ $# -gt 0 ] || set -- rotated confused iid each unequal rotated-10 rotated-20 rotated-100 vowel watch
+for one in "$@"; do
+  case $one in
+    vowel) compare vowel ablation-vowel configs/vowel.toml -s training.rounds=60 -s run.evaluate_every=10 -s run.checkpoint_every=10 ;;
+    watch) compare watch ablation-watch configs/watch.toml -s training.rounds=40 -s run.evaluate_every=10 -s run.checkpoint_every=10 ;;
+    *)
+      variant=${one%-*} train=40
+      [ "$variant" = "$one" ] || train=${one##*-}
+      [ -e "data/few-$variant.npz" ] || python benchmarks/few_samples.py "$variant"
+      # 40 test samples, whatever the training part
+      compare "$one" "few-$one" configs/rotated.toml -s "data.source=npz:data/few-$variant.npz" -s "data.samples=$((train + 40))" \
+        -s "data.test_share=$(python -c "print(40 / ($train + 40))")"
+      ;;
+  esac
+done
+python benchmarks/tables.py
