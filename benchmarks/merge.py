@@ -35,7 +35,7 @@ def merged(new: Results, folder: Path) -> Results:
         both[name] = whole.sort_values("method", key=lambda m: m.map(order.index), kind="stable", ignore_index=True)
     history, clients, runs = both["history"], both["clients"], both["runs"]
     compared = [c for c in runs if c.startswith(("target_", "first_round_", "better_than_")) or c.endswith("_ratio")]
-    return Results(history, clients, tables._compared(runs.drop(columns=compared), history, clients), new.paths)
+    return Results(history, clients, tables.compare_runs(runs.drop(columns=compared), history, clients), new.paths)
 
 
 if __name__ == "__main__":

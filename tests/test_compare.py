@@ -133,7 +133,7 @@ def results(history: dict[str, Any], clients: dict[str, Any]) -> Results:
         .drop_duplicates(ignore_index=True)
         .assign(seconds=1.0, steps_per_client=2.0, bytes_down=0.0, bytes_up=4.0)
     )
-    return Results(h, c, tables._compared(runs, h, c))
+    return Results(h, c, tables.compare_runs(runs, h, c))
 
 
 def curves(**accuracy: list[float]) -> dict[str, Any]:
