@@ -4,7 +4,7 @@
 
 Each becomes one file few-VARIANT.npz with x (56,000, 28, 28), y, client and group: 100 clients of 560 samples, dealt at
 random from the 60,000 training images, none to two clients. A run takes a few of each client's samples, others under
-every seed: configs/rotated.toml takes 80, half of them as the test part, and few_samples.sh also other numbers.
+every seed: configs/rotated.toml takes 80, half of them as the test part, and tuned.sh and prior.sh also other numbers.
 
 rotated   four groups of 25 clients, whose pictures are rotated by 0, 90, 180 and 270 degrees.
 confused  four groups of 25 clients; the labels of five classes are permuted, in another way in each: other p(y | x).
