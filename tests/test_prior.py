@@ -70,9 +70,10 @@ def test_unequal_frequencies_change_what_is_learnt(method: str) -> None:
         ((0, 0), (1, 1)),
         ((4,), (1,)),
         ((5, 4, 3), (1, 1, 1)),  # chi^2 = 1/2: chance explains it
-        ((3, 1), (1, 1)),  # chi^2 = 1: just what is expected
-        ((0, 3), (0.6, 1.4)),  # chi^2 = 3, s = 2/3, smoothed frequencies times C 0.4 and 1.6
-        ((9, 0), (1 + 8 / 9 * 9 / 11, 1 - 8 / 9 * 9 / 11)),
+        ((3, 1), (1, 1)),  # chi^2 = 1: what chance gives on average
+        ((0, 2), (1, 1)),  # chi^2 = 2: not more than twice that
+        ((0, 3), (0.8, 1.2)),  # chi^2 = 3, s = 1/3, smoothed frequencies times C 0.4 and 1.6
+        ((9, 0), (1 + 7 / 9 * 9 / 11, 1 - 7 / 9 * 9 / 11)),
     ],
 )
 def test_the_prior_is_what_chance_does_not_explain(counts: tuple[int, ...], expected: tuple[float, ...]) -> None:
@@ -107,7 +108,7 @@ class Constant(nn.Module):
 
 
 def test_two_classes_without_features_have_a_closed_form() -> None:
-    """Cross-entropy is least where b + prior = log of the frequencies, 3 : 1; the prior is 2.5 : 1, as s = 0.9."""
+    """Cross-entropy is least where b + prior = log of the frequencies, 3 : 1; the prior is 29 : 13, as s = 0.8."""
     a, b = 30, 10
     y = torch.tensor([0] * a + [1] * b)
     client = Client("one", torch.arange(a + b), torch.arange(a + b))
@@ -118,7 +119,7 @@ def test_two_classes_without_features_have_a_closed_form() -> None:
     both = models(setup, "one", setup.algorithm.message(last.state, "one", "evaluate"), None)
     gap = {which: float(t["out.bias"][0] - t["out.bias"][1]) for which, t in both._asdict().items()}
     assert gap["personal"] == pytest.approx(math.log(a / b), abs=1e-3)
-    assert gap["global_"] == pytest.approx(math.log(3 / 2.5), abs=1e-3)
+    assert gap["global_"] == pytest.approx(math.log(3 / (29 / 13)), abs=1e-3)
 
 
 def test_the_own_model_of_fedavg_is_the_global_one_with_the_clients_log_prior() -> None:
