@@ -79,9 +79,8 @@ class Classification(Task):
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the mean cross-entropy for training, in nats; weighted and smoothed, if that is set."""
         outputs, targets = add_prior(outputs, targets)
-        weights = self.class_weights
-        given = None if isinstance(weights, str) else outputs.new_tensor(weights)
-        return cross_entropy(outputs, targets, given, label_smoothing=self.label_smoothing)
+        weights = None if isinstance(self.class_weights, str) else outputs.new_tensor(self.class_weights)
+        return cross_entropy(outputs, targets, weights, label_smoothing=self.label_smoothing)
 
     def losses(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the cross-entropy of each sample, (n,)."""
