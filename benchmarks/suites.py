@@ -52,7 +52,8 @@ def _read(*names: str) -> Iterator[tuple[str, dict[str, str], list[pd.DataFrame]
         tables = [read_table(DOCS / folder / f"{name}.csv") for name in names]
         known = {*tables[0]["method"]}
         last = [m for m, words in FLOCO.items() if m in known and words != PUBLISHED][-1:]
-        yield label, {m: words for m, words in FLOCO.items() if m in known and (words == PUBLISHED or m in last)}, tables
+        shown = [m for m, words in FLOCO.items() if m in known and (words == PUBLISHED or m in last)]
+        yield label, {m: FLOCO[m] for m in shown}, tables
 
 
 def _gap(clients: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]) -> list[float]:
