@@ -63,29 +63,35 @@ def test_unequal_frequencies_change_what_is_learnt(method: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "counts",
+    [(7, 7, 7), (), (0, 0), (4,), (5, 4, 3), (3, 1), (0, 2), (14, 6, 6, 7, 7), (4, 6, 2, 4, 4, 4, 2, 4, 6, 4)],
+    ids=str,
+)
+def test_counts_that_chance_explains_have_a_prior_of_zero_to_the_bit(counts: tuple[int, ...]) -> None:
+    """chi^2 is 2 of (0, 2), its limit, and 5.75 of (14, 6, 6, 7, 7), whose limit is 8."""
+    assert log_prior(counts).tolist() == [0.0] * len(counts)
+
+
+@pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        ((7, 7, 7), (1, 1, 1)),
-        ((), ()),
-        ((0, 0), (1, 1)),
-        ((4,), (1,)),
-        ((5, 4, 3), (1, 1, 1)),  # chi^2 = 1/2: chance explains it
-        ((3, 1), (1, 1)),  # chi^2 = 1: what chance gives on average
-        ((0, 2), (1, 1)),  # chi^2 = 2: not more than twice that
-        ((0, 3), (0.8, 1.2)),  # chi^2 = 3, s = 1/3, smoothed frequencies times C 0.4 and 1.6
-        ((9, 0), (1 + 7 / 9 * 9 / 11, 1 - 7 / 9 * 9 / 11)),
+        ((0, 3), (0.4, 1.6)),  # chi^2 = 3
+        ((9, 0), (20 / 11, 2 / 11)),
+        ((6, 0, 0), (21 / 9, 3 / 9, 3 / 9)),  # chi^2 = 12
+        ((8000, 1000, 1000), (3 * 8001 / 10003, 3 * 1001 / 10003, 3 * 1001 / 10003)),
     ],
+    ids=str,
 )
-def test_the_prior_is_what_chance_does_not_explain(counts: tuple[int, ...], expected: tuple[float, ...]) -> None:
-    assert log_prior(counts).tolist() == pytest.approx([math.log(e) for e in expected])
+def test_the_prior_of_other_counts_is_their_smoothed_frequency(
+    counts: tuple[int, ...], expected: tuple[float, ...]
+) -> None:
+    assert log_prior(counts).exp().tolist() == pytest.approx(expected)
 
 
-def test_the_prior_of_many_samples_is_their_frequencies() -> None:
-    assert log_prior((8000, 1000, 1000)).exp().tolist() == pytest.approx([2.4, 0.3, 0.3], rel=2e-3)
-
-
-def test_equally_frequent_classes_have_a_prior_of_zero_to_the_bit() -> None:
-    assert log_prior((7, 7, 7)).tolist() == [0.0, 0.0, 0.0]
+def test_clients_that_differ_by_chance_rarely_have_a_prior() -> None:
+    drawn = torch.randint(10, (500, 40), generator=torch.Generator().manual_seed(0))
+    some = [bool(log_prior(torch.bincount(y, minlength=10).tolist()).any()) for y in drawn]
+    assert sum(some) < 0.06 * len(some)
 
 
 def test_a_target_carries_its_clients_prior() -> None:
@@ -108,7 +114,7 @@ class Constant(nn.Module):
 
 
 def test_two_classes_without_features_have_a_closed_form() -> None:
-    """Cross-entropy is least where b + prior = log of the frequencies, 3 : 1; the prior is 29 : 13, as s = 0.8."""
+    """CE(b + log prior) is least where b + log prior = log of the frequencies: b has only the smoothing left."""
     a, b = 30, 10
     y = torch.tensor([0] * a + [1] * b)
     client = Client("one", torch.arange(a + b), torch.arange(a + b))
@@ -119,7 +125,7 @@ def test_two_classes_without_features_have_a_closed_form() -> None:
     both = models(setup, "one", setup.algorithm.message(last.state, "one", "evaluate"), None)
     gap = {which: float(t["out.bias"][0] - t["out.bias"][1]) for which, t in both._asdict().items()}
     assert gap["personal"] == pytest.approx(math.log(a / b), abs=1e-3)
-    assert gap["global_"] == pytest.approx(math.log(3 / (29 / 13)), abs=1e-3)
+    assert gap["global_"] == pytest.approx(math.log(a / b) - math.log((a + 1) / (b + 1)), abs=1e-3)
 
 
 def test_the_own_model_of_fedavg_is_the_global_one_with_the_clients_log_prior() -> None:

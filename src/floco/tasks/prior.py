@@ -1,4 +1,4 @@
-"""The label prior of a client: its log frequencies, in the logits that it trains on and in those of its own model."""
+"""The label prior of a client: its log frequencies if they are more than chance, in the logits that it trains on and in those of its own model."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ import torch
 
 
 def log_prior(counts: Sequence[int]) -> torch.Tensor:
-    """Return log(1 + s (p_c C - 1)), (C,) float32, of n_c training samples of each of C classes, n in all.
+    """Return log((n_c + 1) C / (n + C)), (C,) float32, of n_c training samples of each of C classes, n in all.
 
-    p_c = (n_c + 1) / (n + C), smoothed by one sample of each class, and s = max(0, 1 - 2 (C - 1) / chi^2) with
-    chi^2 = sum_c (n_c - n / C)^2 / (n / C). Samples drawn from equally frequent classes have chi^2 = C - 1 on average;
-    above twice that, frequencies are worth their C - 1 numbers (Akaike's criterion). What chance explains is not
-    learned: up to there the prior is 0, to the bit, and then it grows from 0 (shrinkage after James and Stein).
+    It is smoothed by one sample of each class, and 0, to the bit, where chance explains the counts:
+    chi^2 = sum_c (n_c - n / C)^2 / (n / C) <= 2 (C - 1). Samples drawn from equally frequent classes have C - 1 on
+    average; above twice that, frequencies are worth their C - 1 numbers (Akaike's criterion, as for centers).
 
-    >>> log_prior((120, 4, 4)).exp()
-    tensor([2.7373, 0.1314, 0.1314])
-    >>> log_prior((5, 4, 3))
-    tensor([0., 0., 0.])
+    >>> log_prior((9, 0)).exp()
+    tensor([1.8182, 0.1818])
+    >>> log_prior((6, 4))
+    tensor([0., 0.])
     """
     n, classes = sum(counts), len(counts)
-    sure = max(0.0, 1 - 2 * (classes - 1) * n * classes / max(1, sum((c * classes - n) ** 2 for c in counts)))
-    frequent = torch.tensor([(c + 1) * classes for c in counts], dtype=torch.float64) / (n + classes)
-    return (1 + sure * (frequent - 1)).log().float()
+    if sum((c * classes - n) ** 2 for c in counts) <= 2 * (classes - 1) * n * classes:
+        return torch.zeros(classes)
+    return (torch.tensor([(c + 1) * classes for c in counts], dtype=torch.float64) / (n + classes)).log().float()
 
 
 def join_prior(targets: torch.Tensor, prior: torch.Tensor) -> torch.Tensor:
