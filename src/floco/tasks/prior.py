@@ -1,4 +1,4 @@
-"""The label prior of a client: its log frequencies if they are more than chance, in the logits that it trains on and in those of its own model."""
+"""A client's label prior: log frequencies that are more than chance, in the logits of its training and its own model."""
 
 from __future__ import annotations
 
