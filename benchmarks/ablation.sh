@@ -6,7 +6,7 @@
 #   step       and step = "middle"
 #   own        and centers = "own", endpoints averaged by samples
 #   weighted   and average = "mixtures"
-#   checked    and check_at as it is if nothing is said: the recommended setting
+#   checked    and check_at as it is if nothing is said: the recommended setting without the label prior, which prior.sh adds
 #   finetuned  and deliver.model = "finetuned"
 # Needs data/vowel.npz, watch.npz and fashion-mnist.npz.
 set -euo pipefail

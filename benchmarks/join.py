@@ -47,8 +47,8 @@ def join_rows(out: Path, folders: list[Path]) -> None:
         first = table.groupby(["method", "seed"])["folder"].transform("min")
         made[name] = table[table["folder"] == first].drop(columns="folder").reset_index(drop=True)
     sizes = made["clients"].groupby(["seed", "client"])[["n_train", "n_test"]].nunique()
-    if (sizes > 1).any(axis=None):
-        raise SystemExit("the clients have other numbers of samples")
+    if (sizes > 1).any(axis=None) or made["runs"]["rounds"].nunique() > 1:
+        raise SystemExit("the clients have other numbers of samples, or the runs other numbers of rounds")
     runs = tables.compare_runs(made["runs"], made["history"], made["clients"], Classification.metrics)
     results = tables.Results(made["history"], made["clients"], runs.assign(seconds_ratio=float("nan")))
     out.mkdir(parents=True, exist_ok=True)

@@ -92,10 +92,10 @@ def tasks() -> pd.DataFrame:
     for (name, metric), part in table.groupby(["data", "metric"], sort=False):
         seeds = part.groupby(["method", "seed"])["value"].mean().groupby("method").agg(["mean", "std"])
         factor, digits = (1, 2) if metric == "rmse" else (100, 1)
-        cells = [
-            f"{factor * m:.{digits}f}" + (f" ± {factor * s:.{digits}f}" if s >= 0 else "")  # NaN with one seed
-            for m, s in seeds.loc[methods].values
-        ]
+        cells = []
+        for m, s in seeds.reindex(methods).values:  # NaN: a method that was not run, and a spread with one seed
+            spread = f" ± {factor * s:.{digits}f}" if s >= 0 else ""
+            cells.append("-" if math.isnan(m) else f"{factor * m:.{digits}f}{spread}")
         rows.append([name, f"{metric}{'' if factor == 1 else ', %'}", part["client"].nunique(), *cells])
     return pd.DataFrame(rows, columns=["data", "metric", "clients", *methods])
 

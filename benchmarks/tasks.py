@@ -1,5 +1,5 @@
-"""Every task on its data set: Floco (`own`: in the recommended setting), FedAvg, FedAvg+FT and Local beside one network
-trained on the pooled data.
+"""Every task on its data set: Floco (`own`: with its recommended centers and step), FedAvg, FedAvg+FT and Local beside
+one network trained on the pooled data.
 
     python benchmarks/tasks.py [--seeds 3] [NAME...]    mathachieve flights disruptions shapes shakespeare
 

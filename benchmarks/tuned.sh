@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Every method tuned by itself, with six trials on a quarter that is cut from each client's training part, for each seed: Floco in the recommended setting (`own`)
-# and as published against the others; then the tables of docs/comparison. Stops and goes on: what is finished is not done again.
+# Every method tuned by itself, with six trials on a quarter that is cut from each client's training part, for each seed: Floco in the recommended setting without the label
+# prior (`own`) and as published against the others; then the tables of docs/comparison. Stops and goes on: what is finished is not done again.
 #   benchmarks/tuned.sh                                  all suites: rotated confused iid vowel watch fashion-mnist
 #   benchmarks/tuned.sh rotated-10 each unequal          others that few_samples.py makes; -10: with 10 training samples a client instead of 40
 #   METHODS=own=floco,fedavg SEEDS=1 SETTINGS='-s training.rounds=2' benchmarks/tuned.sh rotated    a part of it, or other settings
@@ -8,12 +8,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 methods=${METHODS:-own=floco,floco,fedavg,fedavg+ft,lp-ft,ditto,fedrod,ifca,fedmerge,local}
+own=()
+[[ ,$methods != *,own=* ]] || own=(-s own.centers=own -s own.step=middle)
 compare() { # suite, configuration, settings
   out=runs/tuned-$1
   if [ -e "$out/comparison.json" ]; then
     floco resume "$out"
   else
-    floco compare "$2" -a "$methods" --seeds "${SEEDS:-3}" --tune --out "$out" -s own.centers=own -s own.step=middle "${@:3}" ${SETTINGS:-}
+    floco compare "$2" -a "$methods" --seeds "${SEEDS:-3}" --tune --out "$out" "${own[@]}" "${@:3}" ${SETTINGS:-}
   fi
   floco report "$out"
   mkdir -p "docs/comparison/tuned-$1"

@@ -58,8 +58,8 @@ class Classification(Task):
     label_smoothing: float = setting(0.0, "share of each target spread over all classes in training", low=0, below=1)
     prior: str = setting(
         "none",
-        "client: log frequencies of a client's labels are added to logits in its training and in its own model, not in "
-        "the global one",
+        "client: log frequencies of a client's labels, if more than chance, are added to logits in its training and in "
+        "its own model, not in the global one",
         choices=("none", "client"),
         later=True,
     )

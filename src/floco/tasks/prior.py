@@ -1,4 +1,4 @@
-"""A client's label prior: log frequencies that are more than chance, in the logits of its training and its own model."""
+"""A client's label prior: log frequencies that are more than chance, in its training's and its own model's logits."""
 
 from __future__ import annotations
 
