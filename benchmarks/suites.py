@@ -70,7 +70,7 @@ def _shown(clients: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]) 
     if other[0] not in {*clients["method"]}:
         return "-"
     mean, low, high = _gap(clients, one, other)
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" if low == low else f"{mean:+.1f} (all equal)"  # NaN: no variance
 
 
 def _over_seeds(values: pd.Series, digits: int = 2) -> str:
@@ -100,7 +100,7 @@ def regimes() -> pd.DataFrame:
     rows = []
     for label, variants, (runs,) in _read("runs"):
         own = [*variants][-1]
-        if not {"ifca", "own", "local"} <= {*runs["method"]} or "confused" in label:
+        if not {"ifca", "own", "local"} <= {*runs["method"]} or "confused" in label or "tuned" in label:
             continue
         personal, harm = (100 * runs.groupby("method")[c].mean() for c in ("accuracy_personal", "harm_global"))
         price = 100 * runs.groupby("method")["accuracy_global"].mean()
@@ -164,7 +164,26 @@ def overhead() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["suite", "Floco", "optimiser steps", "bytes down", "bytes up"])
 
 
+def prior() -> pd.DataFrame:
+    """Return what the label prior changes: Floco with own centers, FedAvg's own models, and harm."""
+    rows = []
+    for label, _, (clients, runs) in _read("clients", "runs"):
+        known = {*runs["method"]}
+        if "own-prior" not in known:
+            continue
+        personal, harm = (100 * runs.groupby("method")[c].mean() for c in ("accuracy_personal", "harm_global"))
+        without = "checked" if "checked" in known else "own"
+        pairs = {"own-prior": without, "fedavg-prior": "fedavg"}
+        gaps = [_shown(clients, (a, "accuracy_personal"), (b, "accuracy_personal")) for a, b in pairs.items()]
+        price = _shown(clients, ("own-prior", "accuracy_global_local"), (without, "accuracy_global_local"))
+        cells = [f"{personal[without]:.1f}", f"{personal['own-prior']:.1f}", *gaps, price]
+        rows.append([label, *cells, f"{harm[without]:.0f} / {harm['own-prior']:.0f}"])
+    columns = ["suite", "Floco without %", "Floco with %", "with minus without, points", "the same of FedAvg"]
+    return pd.DataFrame(rows, columns=[*columns, "of Floco's global model", "harmed: Floco without / with %"])
+
+
 KINDS = {
+    "prior": prior,
     "overview": overview,
     "regimes": regimes,
     "speed": speed,
