@@ -6,11 +6,12 @@
 #   step       and step = "middle"
 #   own        and centers = "own", endpoints averaged by samples
 #   weighted   and average = "mixtures"
-#   checked    and check_at as it is if nothing is said: the recommended setting without the label prior, which prior.sh adds
+#   checked    and check_at as it is if nothing is said: the recommended setting without the label prior, whose rows prior.sh adds afterwards
 #   finetuned  and deliver.model = "finetuned"
 # Needs data/vowel.npz, watch.npz and fashion-mnist.npz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source benchmarks/suite.sh
 variants=paper=floco,step=floco,own=floco,weighted=floco,checked=floco,finetuned=floco,fedavg,fedavg+ft
 settings=()
 for name in step own weighted checked finetuned; do settings+=(-s "$name.step=middle"); done
@@ -25,17 +26,10 @@ compare() { # suite, configuration, settings
 }
 [ $# -gt 0 ] || set -- vowel watch rotated confused iid fashion-mnist
 for one in "$@"; do
-  case $one in
-    vowel) compare vowel configs/vowel.toml -s training.rounds=60 -s run.evaluate_every=10 -s run.checkpoint_every=10 ;;
-    watch) compare watch configs/watch.toml -s training.rounds=40 -s run.evaluate_every=10 -s run.checkpoint_every=10 ;;
-    fashion-mnist) # its assign_at is Floco's as published
-      compare fashion-mnist benchmarks/fashion-mnist.toml -s own.assign_at=1 -s weighted.assign_at=1 -s checked.assign_at=1 -s finetuned.assign_at=1
-      ;;
-    rotated | confused | iid)
-      [ -e "data/few-$one.npz" ] || python benchmarks/few_samples.py "$one"
-      compare "$one" configs/rotated.toml -s "data.source=npz:data/few-$one.npz"
-      ;;
-    *) echo "there is no $one" >&2 && exit 2 ;;
-  esac
+  suite "$one"
+  more=()
+  # its assign_at is Floco's as published
+  [ "$one" != fashion-mnist ] || more=(-s own.assign_at=1 -s weighted.assign_at=1 -s checked.assign_at=1 -s finetuned.assign_at=1)
+  compare "$one" "${given[@]}" "${more[@]}"
 done
 python benchmarks/tables.py

@@ -7,6 +7,7 @@
 # Needs data/fashion-mnist.npz, vowel.npz and watch.npz. Seven trainings for each method and seed (benchmarks/README.md says how long they take).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source benchmarks/suite.sh
 methods=${METHODS:-own=floco,floco,fedavg,fedavg+ft,lp-ft,ditto,fedrod,ifca,fedmerge,local}
 own=()
 [[ ,$methods != *,own=* ]] || own=(-s own.centers=own -s own.step=middle)
@@ -23,18 +24,9 @@ compare() { # suite, configuration, settings
 }
 [ $# -gt 0 ] || set -- rotated confused iid vowel watch fashion-mnist
 for one in "$@"; do
-  case $one in
-    vowel) compare vowel configs/vowel.toml -s training.rounds=60 -s run.evaluate_every=10 -s run.checkpoint_every=10 ;;
-    watch) compare watch configs/watch.toml -s training.rounds=40 -s run.evaluate_every=10 -s run.checkpoint_every=10 ;;
-    fashion-mnist) compare fashion-mnist benchmarks/fashion-mnist.toml -s own.assign_at=1 ;; # its assign_at is Floco's as published
-    *)
-      variant=${one%-*} train=40
-      [ "$variant" = "$one" ] || train=${one##*-}
-      [ -e "data/few-$variant.npz" ] || python benchmarks/few_samples.py "$variant"
-      # 40 test samples, whatever the training part
-      compare "$one" configs/rotated.toml -s "data.source=npz:data/few-$variant.npz" \
-        -s "data.samples=$((train + 40))" -s "data.test_share=$(python -c "print(40 / ($train + 40))")"
-      ;;
-  esac
+  suite "$one"
+  more=()
+  [[ $one != fashion-mnist || ${#own[@]} -eq 0 ]] || more=(-s own.assign_at=1) # its assign_at is Floco's as published
+  compare "$one" "${given[@]}" "${more[@]}"
 done
 python benchmarks/tables.py
