@@ -20,7 +20,7 @@ for name in own weighted; do settings+=(-s "$name.check_at=never"); done
 settings+=(-s own.average=samples -s finetuned.deliver.model=finetuned)
 compare() { # suite, configuration, settings
   out=runs/ablation-$1
-  if [ -e "$out/comparison.json" ]; then floco resume "$out"; else floco compare "$2" -a "$variants" --seeds "${SEEDS:-3}" --out "$out" "${settings[@]}" "${@:3}"; fi
+  if [ -e "$out/comparison.json" ]; then floco resume "$out"; else floco compare "$2" -a "$variants" --seeds "${SEEDS:-3}" --out "$out" "${settings[@]}" "${@:3}" ${SETTINGS:-}; fi
   mkdir -p "docs/comparison/ablation-$1"
   cp "$out/"{methods,runs,pairs,history,clients}.csv "docs/comparison/ablation-$1/"
 }

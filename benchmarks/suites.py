@@ -88,11 +88,13 @@ def overview() -> pd.DataFrame:
         best = others.idxmax()
         gap = _shown(clients, (ours, "accuracy_personal"), (best, "accuracy_personal"))
         price = _shown(clients, (ours, "accuracy_global_local"), ("fedavg", "accuracy_global_local"))
-        cells = [f"{personal['fedavg']:.1f}", f"{personal[ours]:.1f}", f"{best}, {personal[best]:.1f}", gap]
         ft = f"{harm['fedavg+ft']:.0f}" if "fedavg+ft" in harm else "-"
-        rows.append([label, runs["seed"].nunique(), words, *cells, price, f"{harm[ours]:.0f} / {ft}"])
-    columns = ["suite", "seeds", "Floco's setting", "FedAvg %", "Floco %", "best other %", "Floco minus it, points"]
-    return pd.DataFrame(rows, columns=[*columns, "global minus FedAvg's, points", "harmed: Floco / FedAvg+FT %"])
+        accuracies = [f"{best}, {personal[best]:.1f}", f"{personal[ours]:.1f}", f"{personal['fedavg']:.1f}"]
+        name = label if words == RECOMMENDED else f"{label} ({words.removeprefix(RECOMMENDED + ', ')})"
+        rows.append([name, gap, *accuracies, price, f"{harm[ours]:.0f} / {ft}", runs["seed"].nunique()])
+    columns = ["suite", "Floco minus best other, points", "best other %", "Floco %", "FedAvg %"]
+    more = ["Floco's global minus FedAvg's, points", "harmed: Floco / FedAvg+FT %", "seeds"]
+    return pd.DataFrame(rows, columns=[*columns, *more])
 
 
 def regimes() -> pd.DataFrame:
@@ -232,8 +234,8 @@ def figure(path: Path) -> None:
     made.update_layout(
         template="plotly_white",
         width=1100,
-        height=120 + 70 * len(rows),
-        font_size=14,
+        height=140 + 70 * len(rows),
+        font_size=18,
         margin={"l": 10, "r": 10, "t": 40, "b": 50},
         legend={"orientation": "h", "y": 1.08},
         xaxis_title="personal models: points above FedAvg's model, mean over clients with 95 % interval",

@@ -1,0 +1,88 @@
+"""Runs of released.sh against the authors' published curves, for comparison/published.md (tables.py writes the table).
+
+python benchmarks/released.py docs/comparison/released.png     the figure; needs /usr/bin/chromium and playwright
+
+results/released/published.csv: accuracies in %, read from baselines/floco/_static/CIFAR10_Fold.png and
+CIFAR10_Dirichlet.png of github.com/adap/flower, one seed, to 0.4 points. Round 471-500 is the mean of these rounds.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from floco.storage.tables import read_table
+
+RESULTS = Path(__file__).parent / "results" / "released"
+SPLITS = {"folds": "5-Fold, share 0.84", "dirichlet": "Dirichlet(0.5)"}
+MODELS = {"global": "accuracy_global", "personal": "accuracy_personal"}
+
+
+def _read() -> Iterator[tuple[str, str, pd.DataFrame, pd.DataFrame]]:
+    """Yield split, method, the history of our run in %, and the published curve, indexed by round."""
+    published = read_table(RESULTS / "published.csv")
+    for (split, method), curve in published.groupby(["split", "method"], sort=False):
+        file = RESULTS / f"{split}-{method}.csv"
+        if file.exists():
+            ours = 100 * read_table(file).set_index("round")[[*MODELS.values()]]
+            yield split, method, ours, curve.set_index("round")[[*MODELS.values()]]
+
+
+def released() -> pd.DataFrame:
+    """Return the mean of rounds 471 to 500 here and as published, and the largest distance at single rounds."""
+    rows = []
+    for split, method, ours, curve in _read():
+        cells = []
+        for column in MODELS.values():
+            at = [(int(r), value) for r, value in curve[column].dropna().items() if str(r).isdigit()]
+            gaps = {r: ours.at[r, column] - value for r, value in at if r in ours.index}
+            far = max(gaps, key=lambda r: abs(gaps[r]))
+            here, there = ours.loc[471:, column].mean(), curve.at["471-500", column]
+            cells += [f"{here:.1f}", f"{there:.1f}", f"{here - there:+.1f}", f"{gaps[far]:+.1f} in {far}"]
+        rows.append([SPLITS[split], method, *cells])
+    columns = [
+        f"{model}{what}" for model in MODELS for what in (" %", ", published", ", points", ", farthest at a round")
+    ]
+    return pd.DataFrame(rows, columns=["split", "method", *columns])
+
+
+def figure(path: Path) -> None:
+    """Save the picture of our curves and the published points."""
+    from pictures import opened
+    from plotly.subplots import make_subplots
+
+    colors = {"fedavg": "#444444", "floco": "#d62728", "floco+": "#1f77b4"}
+    found = list(_read())
+    splits = [split for split in SPLITS if split in {one for one, *_ in found}]
+    titles = [f"{SPLITS[split]}, {model} model" for model in MODELS for split in splits]
+    made = make_subplots(len(MODELS), len(splits), subplot_titles=titles, vertical_spacing=0.12)
+    for split, method, ours, curve in found:
+        rounds = [int(r) if str(r).isdigit() else 485 for r in curve.index]
+        for row, column in enumerate(MODELS.values(), 1):
+            place = {"row": row, "col": splits.index(split) + 1}
+            style = {"legendgroup": method, "showlegend": row == 1 and split == splits[0]}
+            made.add_scatter(
+                x=ours.index, y=ours[column], name=f"{method}, here", line_color=colors[method], **style, **place
+            )
+            ring = {"color": colors[method], "size": 10, "symbol": "circle-open", "line_width": 2}
+            made.add_scatter(
+                x=rounds, y=curve[column], mode="markers", marker=ring, name=f"{method}, published", **style, **place
+            )
+    made.update_xaxes(title="round", range=[0, 505])
+    made.update_yaxes(title="accuracy %", range=[25, 85])
+    legend = {"orientation": "h", "y": 1.12}
+    made.update_layout(template="plotly_white", width=1100, height=900, font_size=16, legend=legend)
+    with tempfile.TemporaryDirectory() as folder:
+        html = Path(folder) / "figure.html"
+        made.write_html(html)
+        with opened(html, 1120, 900) as page:
+            page.query_selector(".plotly-graph-div").screenshot(path=path)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        figure(Path(sys.argv[1]))
+    else:
+        print(released().to_string(index=False))
