@@ -3,7 +3,7 @@
 suite() {
   case $1 in
     vowel) given=(configs/vowel.toml -s training.rounds=60 -s run.evaluate_every=10 -s run.checkpoint_every=10) ;;
-    watch) given=(configs/watch.toml -s training.rounds=40 -s run.evaluate_every=10 -s run.checkpoint_every=10) ;;
+    watch) given=(configs/watch.toml -s training.rounds=40 -s run.evaluate_every=5 -s run.checkpoint_every=10) ;;
     fashion-mnist) given=(benchmarks/fashion-mnist.toml) ;;
     rotated* | confused* | each* | unequal* | iid*)
       local variant=${1%-*} train=40

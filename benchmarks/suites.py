@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from floco.core.intervals import bound_mean
+from floco.analysis.tables import Results
+from floco.analysis.verdict import compare
 from floco.storage.tables import read_table
 
 DOCS = Path(__file__).parents[1] / "docs" / "comparison"
@@ -44,32 +45,27 @@ OURS = {*FLOCO, "floco+", "own-all", "step", "weighted", "finetuned"}
 CONTROL = "FedAvg, head's step of a mixture"
 
 
-def _read(*names: str) -> Iterator[tuple[str, dict[str, str], list[pd.DataFrame]]]:
-    """Yield each suite's label, its variants of Floco (name -> setting), and the tables asked for."""
+def _read() -> Iterator[tuple[str, dict[str, str], Results]]:
+    """Yield each suite's label, its variants of Floco (name -> setting), and its results."""
     for folder, label in SUITES.items():
         if not (DOCS / folder / "runs.csv").exists():
             continue
-        tables = [read_table(DOCS / folder / f"{name}.csv") for name in names]
-        known = {*tables[0]["method"]}
-        last = [m for m, words in FLOCO.items() if m in known and words != PUBLISHED][-1:]
-        shown = [m for m, words in FLOCO.items() if m in known and (words == PUBLISHED or m in last)]
-        yield label, {m: FLOCO[m] for m in shown}, tables
+        results = Results(*(read_table(DOCS / folder / f"{name}.csv") for name in ("history", "clients", "runs")))
+        last = [m for m, words in FLOCO.items() if m in results.names and words != PUBLISHED][-1:]
+        shown = [m for m, words in FLOCO.items() if m in results.names and (words == PUBLISHED or m in last)]
+        yield label, {m: FLOCO[m] for m in shown}, results
 
 
-def _gap(clients: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]) -> list[float]:
-    """Return the mean over the clients of one (method, column) minus another, and its 95 % interval, in points."""
-    means = []
-    for method, column in (one, other):
-        chosen = clients[clients["method"] == method]
-        means.append(chosen.set_index(["seed", "client"])[column])
-    each = 100 * (means[0] - means[1]).dropna().groupby(level="client").mean()
-    return [each.mean(), *bound_mean(each.to_numpy())]
+def _gap(results: Results, one: tuple[str, str], other: tuple[str, str]) -> list[float]:
+    """Return the mean over the clients of one (method, kind of model) minus another, and its interval, in points."""
+    found = compare(results, one, other)
+    return [100 * v for v in (found.mean, *found.interval)]
 
 
-def _shown(clients: pd.DataFrame, one: tuple[str, str], other: tuple[str, str]) -> str:
-    if other[0] not in {*clients["method"]}:
+def _shown(results: Results, one: tuple[str, str], other: tuple[str, str]) -> str:
+    if other[0] not in results.names:
         return "-"
-    mean, low, high = _gap(clients, one, other)
+    mean, low, high = _gap(results, one, other)
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" if low == low else f"{mean:+.1f} (all equal)"  # NaN: no variance
 
 
@@ -81,17 +77,17 @@ def _over_seeds(values: pd.Series, digits: int = 2) -> str:
 def overview() -> pd.DataFrame:
     """Return, for each suite, FedAvg's and Floco's accuracies, and Floco's distance to the best other method."""
     rows = []
-    for label, variants, (runs, clients) in _read("runs", "clients"):
+    for label, variants, results in _read():
         ours, words = list(variants.items())[-1]
-        personal, harm = (100 * runs.groupby("method")[c].mean() for c in ("accuracy_personal", "harm_global"))
+        personal, harm = (100 * results.runs.groupby("method")[c].mean() for c in ("accuracy_personal", "harm_global"))
         others = personal.drop([m for m in personal.index if m in OURS])
         best = others.idxmax()
-        gap = _shown(clients, (ours, "accuracy_personal"), (best, "accuracy_personal"))
-        price = _shown(clients, (ours, "accuracy_global_local"), ("fedavg", "accuracy_global_local"))
+        gap = _shown(results, (ours, "personal"), (best, "personal"))
+        price = _shown(results, (ours, "global_local"), ("fedavg", "global_local"))
         ft = f"{harm['fedavg+ft']:.0f}" if "fedavg+ft" in harm else "-"
         accuracies = [f"{best}, {personal[best]:.1f}", f"{personal[ours]:.1f}", f"{personal['fedavg']:.1f}"]
         name = label if words == RECOMMENDED else f"{label} ({words.removeprefix(RECOMMENDED + ', ')})"
-        rows.append([name, gap, *accuracies, price, f"{harm[ours]:.0f} / {ft}", runs["seed"].nunique()])
+        rows.append([name, gap, *accuracies, price, f"{harm[ours]:.0f} / {ft}", results.runs["seed"].nunique()])
     columns = ["suite", "Floco minus best other, points", "best other %", "Floco %", "FedAvg %"]
     more = ["Floco's global minus FedAvg's, points", "harmed: Floco / FedAvg+FT %", "seeds"]
     return pd.DataFrame(rows, columns=[*columns, *more])
@@ -100,12 +96,12 @@ def overview() -> pd.DataFrame:
 def regimes() -> pd.DataFrame:
     """Return the methods' personal accuracies and harm on pictures that are rotated or styled."""
     rows = []
-    for label, variants, (runs,) in _read("runs"):
+    for label, variants, results in _read():
         own = [*variants][-1]
-        if not {"ifca", "own", "local"} <= {*runs["method"]} or "confused" in label or "tuned" in label:
+        if not {"ifca", "own", "local"} <= {*results.names} or "confused" in label or "tuned" in label:
             continue
-        personal, harm = (100 * runs.groupby("method")[c].mean() for c in ("accuracy_personal", "harm_global"))
-        price = 100 * runs.groupby("method")["accuracy_global"].mean()
+        personal, harm = (100 * results.runs.groupby("method")[c].mean() for c in ("accuracy_personal", "harm_global"))
+        price = 100 * results.runs.groupby("method")["accuracy_global"].mean()
         shown = [f"{personal[m]:.1f} ({harm[m]:.0f})" for m in (own, "floco", "fedavg+ft", "ditto", "ifca")]
         rows.append([label, *shown, f"{personal['local']:.1f}", f"{price[own]:.1f}", f"{price['fedavg']:.1f}"])
     methods = ("own", "floco", "fedavg+ft", "ditto", "ifca")
@@ -115,16 +111,16 @@ def regimes() -> pd.DataFrame:
 def speed() -> pd.DataFrame:
     """Return in which round a method's global model is as good as FedAvg's best one."""
     rows = []
-    for label, variants, (history, clients) in _read("history", "clients"):
-        control = {"control": CONTROL} if "control" in {*history["method"]} else {}
+    for label, variants, results in _read():
+        control = {"control": CONTROL} if "control" in results.names else {}
         for method, words in {**variants, **control}.items():
             firsts, bests = [], []
-            for _, run in history.groupby("seed"):
+            for _, run in results.history.groupby("seed"):
                 curves = run.pivot_table(index="round", columns="method", values="accuracy_global")
                 reached = curves.index[curves[method] >= curves["fedavg"].max()]
                 bests.append(str(int(curves["fedavg"].idxmax())))
                 firsts.append(str(int(reached[0])) if len(reached) else "never")
-            gap = _shown(clients, (method, "accuracy_global_local"), ("fedavg", "accuracy_global_local"))
+            gap = _shown(results, (method, "global_local"), ("fedavg", "global_local"))
             rows.append([label, words, ", ".join(bests), ", ".join(firsts), gap])
     columns = ["suite", "setting", "FedAvg's best in round", "as good in round", "at the end, points (95 %)"]
     return pd.DataFrame(rows, columns=columns)
@@ -133,11 +129,13 @@ def speed() -> pd.DataFrame:
 def agreement() -> pd.DataFrame:
     """Return the variance of clients' updates over the squared mean update, divided by FedAvg's."""
     rows = []
-    for label, variants, (runs,) in _read("runs"):
+    for label, variants, results in _read():
         for method, words in variants.items():
             cells = []
             for group in ("", "_body", "_head"):
-                table = runs.pivot_table(index="seed", columns="method", values=f"update_variance{group}_relative")
+                table = results.runs.pivot_table(
+                    index="seed", columns="method", values=f"update_variance{group}_relative"
+                )
                 cells.append(_over_seeds(table[method] / table["fedavg"]))
             rows.append([label, words, *cells])
     return pd.DataFrame(rows, columns=["suite", "Floco", "all parameters", "body", "head"])
@@ -146,12 +144,12 @@ def agreement() -> pd.DataFrame:
 def accuracy() -> pd.DataFrame:
     """Return differences of the personal models' accuracy, means over the clients, in points."""
     rows = []
-    for label, variants, (clients,) in _read("clients"):
+    for label, variants, results in _read():
         for method, words in variants.items():
-            ours = (method, "accuracy_personal")
-            own = _shown(clients, ours, (method, "accuracy_global_local"))
+            ours = (method, "personal")
+            own = _shown(results, ours, (method, "global_local"))
             others = ("fedavg", "fedavg+ft", "fedavg-prior")
-            rows.append([label, words, own, *(_shown(clients, ours, (o, "accuracy_personal")) for o in others)])
+            rows.append([label, words, own, *(_shown(results, ours, (o, "personal")) for o in others)])
     against = ("its own global model", "FedAvg", "FedAvg+FT", "FedAvg with the label prior")
     return pd.DataFrame(rows, columns=["suite", "Floco", *(f"minus {a}" for a in against)])
 
@@ -159,9 +157,9 @@ def accuracy() -> pd.DataFrame:
 def overhead() -> pd.DataFrame:
     """Return optimiser steps and bytes of a round, divided by FedAvg's."""
     rows = []
-    for label, variants, (runs,) in _read("runs"):
+    for label, variants, results in _read():
         for method, words in variants.items():
-            table = runs.set_index(["method", "seed"])[["steps_per_client", "bytes_down", "bytes_up"]]
+            table = results.runs.set_index(["method", "seed"])[["steps_per_client", "bytes_down", "bytes_up"]]
             rows.append([label, words, *(f"{r:.2f}" for r in (table.loc[method] / table.loc["fedavg"]).mean())])
     return pd.DataFrame(rows, columns=["suite", "Floco", "optimiser steps", "bytes down", "bytes up"])
 
@@ -169,15 +167,15 @@ def overhead() -> pd.DataFrame:
 def prior() -> pd.DataFrame:
     """Return what the label prior changes: Floco with own centers, FedAvg's own models, and harm."""
     rows = []
-    for label, _, (clients, runs) in _read("clients", "runs"):
-        known = {*runs["method"]}
+    for label, _, results in _read():
+        known = results.names
         if "own-prior" not in known:
             continue
-        personal, harm = (100 * runs.groupby("method")[c].mean() for c in ("accuracy_personal", "harm_global"))
+        personal, harm = (100 * results.runs.groupby("method")[c].mean() for c in ("accuracy_personal", "harm_global"))
         without = "checked" if "checked" in known else "own"
         pairs = {"own-prior": without, "fedavg-prior": "fedavg"}
-        gaps = [_shown(clients, (a, "accuracy_personal"), (b, "accuracy_personal")) for a, b in pairs.items()]
-        price = _shown(clients, ("own-prior", "accuracy_global_local"), (without, "accuracy_global_local"))
+        gaps = [_shown(results, (a, "personal"), (b, "personal")) for a, b in pairs.items()]
+        price = _shown(results, ("own-prior", "global_local"), (without, "global_local"))
         cells = [f"{personal[without]:.1f}", f"{personal['own-prior']:.1f}", *gaps, price]
         rows.append([label, *cells, f"{harm[without]:.0f} / {harm['own-prior']:.0f}"])
     columns = ["suite", "Floco without %", "Floco with %", "with minus without, points", "the same of FedAvg"]
@@ -209,10 +207,10 @@ def figure(path: Path) -> None:
         "ifca": "#2ca02c",
     }
     points: dict[str, list[tuple[str, list[float]]]] = {name: [] for name in shown}
-    for label, variants, (clients,) in _read("clients"):
-        named = {words: m for m, words in variants.items()} | {m: m for m in {*clients["method"]} & {*shown}}
+    for label, variants, results in _read():
+        named = {words: m for m, words in variants.items()} | {m: m for m in {*results.names} & {*shown}}
         for name, method in named.items():
-            gap = _gap(clients, (method, "accuracy_personal"), ("fedavg", "accuracy_personal"))
+            gap = _gap(results, (method, "personal"), ("fedavg", "personal"))
             points[name].append((label, gap))
     rows = list(dict.fromkeys(label for found in points.values() for label, _ in found))
     rows.sort(key=list(SUITES.values()).index)

@@ -3,8 +3,8 @@
 pairs.csv, and the columns of harm in runs.csv and methods.csv, are first made from the committed clients.csv.
 
 A table is between `<!-- table FOLDER KIND -->` and `<!-- end -->`, with FOLDER below docs/comparison/. Those of the
-folder `results` come from benchmarks/results/: `schools` from regression.csv, `tasks` from tasks.csv. Those of
-`all` are over all suites (suites.py).
+folder `results` come from benchmarks/results/: `schools` from regression.csv, `tasks` from tasks.csv, `released` from
+released/ (released.py). Those of `all` are over all suites (suites.py).
 """
 
 import math
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import released
 import suites
 from scipy import stats
 
@@ -114,7 +115,7 @@ def filled(text: str) -> str:
     return re.sub(r"<!-- table (\S+) (\w+) -->\n.*?<!-- end -->", one, text, flags=re.S)
 
 
-OTHERS = {"schools": schools, "tasks": tasks, **suites.KINDS}
+OTHERS = {"schools": schools, "tasks": tasks, "released": released.released, **suites.KINDS}
 
 
 if __name__ == "__main__":

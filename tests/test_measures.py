@@ -18,7 +18,7 @@ from conftest import make, small_net, train
 from floco.algorithms import FedAvg, Floco
 from floco.client.measure import all_metrics, confuse, measure, measure_difference
 from floco.core.errors import FlocoError
-from floco.core.intervals import bound_mean, percentiles, resample, wilson
+from floco.core.intervals import bound_mean, percentiles, resample, round_noise, wilson
 from floco.core.metrics import Metrics
 from floco.core.task import Task
 from floco.data.groups import read_groups
@@ -181,6 +181,21 @@ def test_the_interval_of_a_mean_over_clients_covers_it() -> None:
     rng = np.random.default_rng(0)
     found = [bound_mean(rng.normal(2.0, 1.0, 6)) for _ in range(1000)]
     assert 0.935 <= np.mean([lower <= 2.0 <= upper for lower, upper in found]) <= 0.965
+
+
+@pytest.mark.parametrize(("seeds", "spread", "swing"), [(1, 0.1, 1.0), (3, 0.5, 1.0), (3, 1.0, 0.0)])
+def test_the_interval_of_a_mean_that_changes_from_round_to_round_holds_the_true_one(
+    seeds: int, spread: float, swing: float
+) -> None:
+    """The mean over 12 clients and some seeds in the last of five rounds, on top of a steady rise."""
+    rng, held = np.random.default_rng(0), 0
+    rounds = np.arange(5)
+    for _ in range(1000):
+        curves = rounds[:, None] + swing * rng.normal(size=(5, seeds))
+        clients = curves[-1].mean() + rng.normal(0.0, spread, 12)
+        lower, upper = bound_mean(clients, 0.95, *round_noise(rounds, curves))
+        held += lower <= 4.0 <= upper
+    assert 925 <= held <= 975
 
 
 THRESHOLDS = {

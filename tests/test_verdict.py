@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,17 @@ NOISE = np.random.default_rng(0).normal(size=(6, 2, CLIENTS))
 
 
 def results(
-    shifts: dict[str, float], *, clients: int = CLIENTS, metrics: Metrics = Classification.metrics, noise: float = 0.01
+    shifts: dict[str, float],
+    *,
+    clients: int = CLIENTS,
+    metrics: Metrics = Classification.metrics,
+    noise: float = 0.01,
+    curves: dict[str, Sequence[float]] | None = None,
 ) -> Results:
-    """Two seeds in which a method's clients are better than their global model by a shift, and some noise."""
+    """Two seeds in which a method's clients are better than their global model by a shift, and some noise.
+
+    `curves` are what the mean of a method's personal models was in the evaluations, after every fifth round.
+    """
     rows = []
     for i, (method, shift) in enumerate(shifts.items()):
         for seed in range(2):
@@ -34,7 +43,14 @@ def results(
         for m in shifts
         for s in range(2)
     ]
-    return Results(pd.DataFrame(), pd.DataFrame(rows), pd.DataFrame(runs), {}, metrics)
+    history = [
+        {"method": m, "seed": s, "round": 5 * i, **dict.fromkeys(kinds, value), kinds[1]: 0.7}
+        for kinds in [[f"{metrics.primary}_{kind}" for kind in ("personal", "global_local")]]
+        for m in shifts
+        for s in range(2)
+        for i, value in enumerate((curves or {}).get(m, [0.7]), 1)
+    ]
+    return Results(pd.DataFrame(history), pd.DataFrame(rows), pd.DataFrame(runs), {}, metrics)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +60,7 @@ def results(
         ({"fedavg": 0.0, "floco": 0.0, "ditto": -0.05}, "Take plain FedAvg, as the simplest: no method is shown"),
         ({"fedavg": 0.0, "floco": -0.05}, "Take plain FedAvg, as the simplest: no method is shown"),
         ({"floco": 0.0, "local": 0.05}, "Take local. Against floco, it is better by "),
+        ({"floco": 0.0, "local": 0.0}, "Take floco, the first: no method is shown"),
         ({"floco": 0.05}, "Give every client its personal model. Against the global model, it is better by "),
         ({"floco": -0.05}, "Take the global model: the personal models are worse by"),
         ({"floco": 0.0}, "Take the global model: the personal models do not differ from it"),
@@ -126,12 +143,15 @@ def test_clients_without_one_of_the_models_are_counted() -> None:
 
 
 def test_clients_of_which_one_model_is_unknown_do_not_count() -> None:
-    index = pd.MultiIndex.from_tuples([(0, "a"), (0, "b"), (1, "a")], names=["seed", "client"])
-    ours, theirs = pd.Series([0.9, math.nan, 0.7], index), pd.Series([0.5, 0.5, 0.5], index)
-    found = compare("ours", ours, theirs, 0.05)
+    made = results({"floco": 0.3, "fedavg": 0.0}, clients=2, noise=0.0)
+    models = ("floco", "personal"), ("fedavg", "personal")
+    chosen = (made.clients["method"] == "floco") & (made.clients["client"] == "c1")
+    made.clients.loc[chosen, "accuracy_personal"] = math.nan
+    found = compare(made, *models)
     assert found is not None
-    assert found.better.to_dict() == pytest.approx({"a": 0.3})
-    assert compare("ours", ours * math.nan, theirs, 0.05) is None
+    assert found.better.to_dict() == pytest.approx({"c0": 0.3})
+    made.clients.loc[made.clients["method"] == "floco", "accuracy_personal"] = math.nan
+    assert compare(made, *models) is None
 
 
 def test_methods_without_a_finished_run_are_named_before_the_choice_among_the_others() -> None:
@@ -146,3 +166,34 @@ def test_what_an_interval_cannot_exclude_is_said_where_no_method_is_shown_to_be_
     assert upper is not None, sentence
     assert upper[1] == upper[2]
     assert "excluded" not in decide(results({"fedavg": 0.0, "floco": -0.3}, noise=0.01))[0]
+
+
+@pytest.mark.parametrize(
+    ("curve", "decided"),
+    [
+        ([0.70, 0.71, 0.72, 0.73, 0.74, 0.75], True),
+        ([0.70, 0.71, 0.72, 0.80, 0.81, 0.82], True),
+        ([0.90, 0.50, 0.90, 0.75, 0.75, 0.75], True),
+        ([0.75], True),
+        ([0.75, 0.75, 0.75, 0.85, 0.65, 0.75], False),
+    ],
+    ids=["a steady rise", "a jump at half time", "restless in the first half", "one evaluation", "restless at the end"],
+)
+def test_no_method_is_better_by_less_than_its_lead_changes_from_round_to_round(
+    curve: list[float], decided: bool
+) -> None:
+    said = decide(results({"fedavg": 0.0, "floco": 0.05}, curves={"floco": curve, "fedavg": [0.7] * len(curve)}))
+    assert said[0].startswith("Take floco." if decided else "Take plain FedAvg")
+
+
+def test_rounds_in_which_all_methods_fall_alike_are_no_noise() -> None:
+    shaky = [0.75, 0.75, 0.75, 0.85, 0.65, 0.75]
+    curves = {"floco": shaky, "fedavg": [v - 0.05 for v in shaky]}
+    assert decide(results({"fedavg": 0.0, "floco": 0.05}, curves=curves))[0].startswith("Take floco.")
+
+
+@pytest.mark.parametrize(("evaluations", "said"), [(4, "do not count"), (5, "count")])
+def test_whether_rounds_are_counted_is_said(evaluations: int, said: str) -> None:
+    curves = dict.fromkeys(("fedavg", "floco"), [0.7] * evaluations)
+    basis = decide(results({"fedavg": 0.0, "floco": 0.05}, curves=curves))[-1]
+    assert f"clients, which {said} that it changes from round to round" in basis

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from floco.analysis.harm import values
 from floco.analysis.tables import Results
 from floco.core.errors import some
-from floco.core.intervals import LEVEL, Interval, bound_mean
+from floco.core.intervals import LEVEL, Interval, bound_mean, round_noise
 from floco.core.metrics import Metrics
 
 _NAMED = 5  # clients or methods in a sentence
@@ -39,23 +40,30 @@ class Difference:
         return self.better[self.better < 0].sort_values(kind="stable")
 
 
-def compare(name: str, ours: pd.Series, theirs: pd.Series, level: float) -> Difference | None:
+def compare(results: Results, one: tuple[str, str], other: tuple[str, str], level: float = LEVEL) -> Difference | None:
     """Return the paired differences of two models, None if no client has both.
 
-    The interval is `bound_mean` of the clients' differences. It holds for these trained models; training again would
-    add to it.
+    The interval is `bound_mean` of the clients' differences and of how much their mean changes from round to round in
+    the second half of the rounds (`round_noise`). Training again with another seed or split would add to it.
 
     Args:
-        name: what the first model is called.
-        ours: its metric by seed and client; more is better.
-        theirs: the same of the second model.
+        results: finished runs.
+        one: (method, "personal" or "global_local"): the first model.
+        other: the second one.
         level: share of the intervals that should hold the mean, in (0, 1).
     """
+    (ours, theirs), (curve, base) = (
+        [values(table, ["seed", by], model, results.metrics) for model in (one, other)]
+        for table, by in ((results.clients, "client"), (results.history, "round"))
+    )
     better = (ours - theirs).dropna().round(9).groupby(level="client", sort=False).mean()
-    either = (ours.notna() | theirs.notna()).groupby(level="client").any().sum()
     if better.empty:
         return None
-    return Difference(name, better, bound_mean(better.to_numpy(), level), int(either) - len(better))
+    gaps = (curve - base).unstack("seed")
+    late = gaps[gaps.index > gaps.index.max() / 2].dropna(axis=1)
+    interval = bound_mean(better.to_numpy(), level, *round_noise(late.index.to_numpy(), late.to_numpy()))
+    either = (ours.notna() | theirs.notna()).groupby(level="client").any()
+    return Difference(one[0], better, interval, int(either.sum()) - len(better))
 
 
 def decide(results: Results, absent: Sequence[str] = ()) -> list[str]:
@@ -70,24 +78,15 @@ def decide(results: Results, absent: Sequence[str] = ()) -> list[str]:
         left = f"{', '.join(results.names)} only" if len(results.names) == 1 else some(results.names, _NAMED)
         without = f"No run of {some(absent, _NAMED)} is finished, so that this is about {left}."
         return [without, *decide(results)]
-    personal = _values(results, "personal")
     if len(results.names) > 1:
         plain = "fedavg" if "fedavg" in results.names else results.names[0]
         level = 1 - (1 - LEVEL) / math.comb(len(results.names), 2)
-        rivals = (compare(n, personal[n], personal[plain], level) for n in results.names if n != plain)
-        found = [d for d in rivals if d is not None]
-        said = _choose(results, plain, personal, found, level)
+        rivals = (compare(results, (n, "personal"), (plain, "personal"), level) for n in results.names if n != plain)
+        said = _choose(results, plain, [d for d in rivals if d is not None], level)
     else:
         name = results.names[0]
-        said = [_choose_model(results, compare(name, personal[name], _values(results, "global_local")[name], LEVEL))]
+        said = [_choose_model(results, compare(results, (name, "personal"), (name, "global_local")))]
     return [*said, _basis(results)]
-
-
-def _values(results: Results, which: str) -> pd.DataFrame:
-    """Return the primary metric by seed and client (rows) and method, negated if lower is better."""
-    column, sign = f"{results.metrics.primary}_{which}", 1 if results.metrics.higher else -1
-    table = results.clients.set_index(["seed", "client", "method"])[column].unstack("method", sort=False)
-    return sign * table.reindex(columns=results.names).astype(float)
 
 
 def _choose_model(results: Results, found: Difference | None) -> str:
@@ -107,12 +106,10 @@ def _choose_model(results: Results, found: Difference | None) -> str:
     )
 
 
-def _choose(
-    results: Results, plain: str, personal: pd.DataFrame, found: Sequence[Difference], level: float
-) -> list[str]:
+def _choose(results: Results, plain: str, found: Sequence[Difference], level: float) -> list[str]:
     """Return which method's models to take."""
     metrics = results.metrics
-    title = "plain FedAvg" if plain == "fedavg" else plain
+    title, why = ("plain FedAvg", "as the simplest") if plain == "fedavg" else (plain, "the first")
     if not found:
         return [f"Nothing can be compared: no client has a model of {title} and of another method under one seed."]
     better = [d for d in found if d.interval.lower > 0]
@@ -120,11 +117,11 @@ def _choose(
     if not better:
         worse = some([d.name for d in found if d.interval.upper < 0], _NAMED)
         return [
-            f"Take {title}, as the simplest: no method is shown to be better. The best, {best.name}, differs by "
+            f"Take {title}, {why}: no method is shown to be better. The best, {best.name}, differs by "
             f"{_amount(metrics, best)}{_open(metrics, best)}.",
             *([f"Worse than {title} beyond the interval: {worse}."] if worse else []),
         ]
-    gaps = [compare(d.name, personal[d.name], personal[best.name], level) for d in found if d is not best]
+    gaps = [compare(results, (d.name, "personal"), (best.name, "personal"), level) for d in found if d is not best]
     close = [d for d in gaps if d is not None and not d.interval.upper < 0]
     said = [f"Take {best.name}. Against {title}, {_gain(metrics, best)}."]
     if close:
@@ -160,8 +157,11 @@ def _open(metrics: Metrics, found: Difference) -> str:
     """Return what a comparison of few clients cannot exclude, as a part of a sentence."""
     if math.isnan(found.interval.upper) or found.interval.upper <= 0:
         return ""
-    unit = "points" if metrics[metrics.primary].share else metrics.primary.replace("_", " ")
-    return f", so that a gain of up to {_number(metrics, found.interval.upper)} {unit} cannot be excluded"
+    return f", so that a gain of up to {_number(metrics, found.interval.upper)} {_unit(metrics)} cannot be excluded"
+
+
+def _unit(metrics: Metrics) -> str:
+    return "points" if metrics[metrics.primary].share else metrics.primary.replace("_", " ")
 
 
 def _number(metrics: Metrics, value: float) -> str:
@@ -170,12 +170,11 @@ def _number(metrics: Metrics, value: float) -> str:
 
 def _amount(metrics: Metrics, found: Difference, sign: int = 1) -> str:
     """Return a mean difference and its interval, e.g. `2.1 points [0.9, 3.4]`; with sign -1, how much worse it is."""
-    name = metrics.primary
-    unit = "points" if metrics[name].share else name.replace("_", " ")
-    if math.isnan(found.interval.lower):
-        return f"{_number(metrics, sign * found.mean)} {unit} (no interval)"
-    ends = sorted((sign * found.interval.lower, sign * found.interval.upper))
-    return f"{_number(metrics, sign * found.mean)} {unit} [{', '.join(_number(metrics, v) for v in ends)}]"
+    mean = f"{_number(metrics, sign * found.mean)} {_unit(metrics)}"
+    ends = sorted(sign * end for end in found.interval)
+    return (
+        f"{mean} (no interval)" if math.isnan(ends[0]) else f"{mean} [{', '.join(_number(metrics, v) for v in ends)}]"
+    )
 
 
 def _basis(results: Results) -> str:
@@ -186,8 +185,11 @@ def _basis(results: Results) -> str:
     parts = f"{least} to {most}" if most > least else f"{least}"
     counted = metrics.primary == "accuracy" and "balanced_accuracy" in metrics  # of samples, not of their tokens
     step = f"; of {least}, one is {100 / least:.1f} points" if counted else ""
-    together = ", which hold together" if several else ""
+    together, rounds = "hold together, and " if several else "", results.history["round"]
+    swing = "count that it changes from round to round"
+    if rounds[rounds > rounds.max() / 2].nunique() < 3:
+        swing = f"do not {swing} (three evaluations in the second half of training would: run.evaluate_every)"
     return (
         f"Judged by {metrics.reading}, for each client's own test part of {parts} samples{step}. In brackets: 95 % "
-        f"intervals of the mean over clients{together}; {seeds} seed{'s' if seeds > 1 else ''}."
+        f"intervals of the mean over clients, which {together}{swing}; {seeds} seed{'s' if seeds > 1 else ''}."
     )

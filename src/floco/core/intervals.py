@@ -76,15 +76,43 @@ def percentiles(values: np.ndarray, n: int) -> Interval:
     return Interval(*np.quantile(known, [tail, 1 - tail]).tolist())
 
 
-def bound_mean(values: np.ndarray, level: float = LEVEL) -> Interval:
+def bound_mean(values: np.ndarray, level: float = LEVEL, noise: float = 0.0, freedom: int = 1) -> Interval:
     """Return Student's interval of the mean of values (n,), such as clients' differences.
 
-    It is unknown for n < 2 and for equal values: steps of few test samples make clients equal by chance.
+    It is unknown for n < 2 and for equal values: steps of few test samples make clients equal by chance. What the mean
+    owes to something else is added, with the degrees of freedom of Welch and Satterthwaite.
+
+    Args:
+        values: what the mean is taken over.
+        level: share of the intervals that should hold the mean, in (0, 1).
+        noise: variance of the mean from another source (`round_noise`).
+        freedom: degrees of freedom of that variance, at least 1.
     """
     from scipy.stats import t
 
     n = len(values)
     if n < 2 or np.ptp(values) == 0:
         return UNKNOWN
-    mean, half = float(values.mean()), float(t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1)) / math.sqrt(n)
-    return Interval(mean - half, mean + half)
+    mean, own = float(values.mean()), float(values.var(ddof=1)) / n
+    degrees = (own + noise) ** 2 / (own**2 / (n - 1) + noise**2 / freedom)
+    return Interval(*map(float, t.interval(level, degrees, mean, math.sqrt(own + noise))))
+
+
+def round_noise(rounds: np.ndarray, values: np.ndarray) -> tuple[float, int]:
+    """Return the variance that a mean over seeds owes to the round in which training ended, and its degrees of freedom.
+
+    That is the variance of a seed's values about a straight line, taken over all seeds, divided by their number; 0 if
+    it is unknown.
+
+    Args:
+        rounds: numbers of evaluated rounds at the end of training, (n,); fewer than three tell nothing.
+        values: what was measured in them under each seed, (n, seeds).
+
+    >>> round_noise(np.array([10, 20, 30]), np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 6.0]]))
+    (0.375, 2)
+    """
+    n, seeds = values.shape
+    if (freedom := (n - 2) * seeds) <= 0:
+        return 0.0, 1
+    squares = np.polyfit(rounds, values, 1, full=True)[1].sum()
+    return round(float(squares) / freedom / seeds, 12), freedom

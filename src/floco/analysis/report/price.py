@@ -37,24 +37,22 @@ def price(made: pd.DataFrame, metrics: Metrics) -> list[go.Figure]:
 
 def _figure(made: pd.DataFrame, across: pd.Series, title: str, x: str, metrics: Metrics) -> go.Figure:
     unit, scale = metrics.scaled(metrics.primary)
-    up, right, harm = list(scale * made[f"{metrics.primary}_personal"]), list(across), list(100 * made["harm_global"])
-    names = list(made["method"])
+    up, right, harm = scale * made[f"{metrics.primary}_personal"], across, 100 * made["harm_global"]
+    told = harm.map(lambda h: f"{h:.0f} % of the clients harmed" if h == h else "harm not known")
     figure = empty(title, x, f"personal {unit}", height=480)
     bar = {"title": {"text": "harmed, %", "side": "right"}, "thickness": 12, "len": 0.8}
-    told = [f"{h:.0f} % of the clients harmed" if h == h else "harm not known" for h in harm]
     shade = {"colorscale": _HARM, "cmin": 0, "cmax": 100, "colorbar": bar, "line": {"width": 1, "color": "#777777"}}
-    for some, colour in (([h == h for h in harm], True), ([h != h for h in harm], False)):
-        at = [i for i, chosen in enumerate(some) if chosen]
-        look = {**shade, "color": [harm[i] for i in at]} if colour else {"color": "#999999"}
-        hover = f"%{{text}}<br>{x}: %{{x:,.4g}}<br>personal {unit}: %{{y:.4g}}<br>%{{customdata}}<extra></extra>"
-        points = {"x": [right[i] for i in at], "y": [up[i] for i in at], "text": [names[i] for i in at]}
-        data = {**points, "customdata": [told[i] for i in at], "hovertemplate": hover}
-        if at:
-            figure.add_scatter(**data, mode="markers", marker={**look, "size": 14}, showlegend=False)
+    hover = f"%{{text}}<br>{x}: %{{x:,.4g}}<br>personal {unit}: %{{y:.4g}}<br>%{{customdata}}<extra></extra>"
+    looks = ((harm.notna(), {**shade, "color": [*harm.dropna()]}), (harm.isna(), {"color": "#999999"}))
+    for chosen, look in (both for both in looks if both[0].any()):
+        look = {"mode": "markers", "marker": {**look, "size": 14}, "hovertemplate": hover, "showlegend": False}
+        columns = {"x": right, "y": up, "text": made["method"], "customdata": told}
+        figure.add_scatter(**{name: [*column[chosen]] for name, column in columns.items()}, **look)
     height = max(up) - min(up) or 1.0
-    for i, y in enumerate(place_labels(right, up, max(right) or 1.0, height)):
+    labels = place_labels([*right], [*up], max(right) or 1.0, height)
+    for at, y, name in zip(right, labels, made["method"], strict=True):
         box = {"showarrow": False, "xanchor": "left", "xshift": 11, "font": {"size": 12}}
-        figure.add_annotation(x=right[i], y=y, text=names[i], **box)
+        figure.add_annotation(x=at, y=y, text=name, **box)
     figure.update_xaxes(range=[-0.04 * max(right), 1.3 * (max(right) or 1.0)], zeroline=False)
     figure.update_yaxes(range=[min(up) - 0.1 * height, max(up) + 0.1 * height])
     return figure

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -72,8 +71,9 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     first, count = next(iter(results.paths.values())), len(results.paths)
     opened, problem = _opened(next(filter(_on_simplex, results.paths.values()), first))
     absent = [name for name in dict.fromkeys(order) if name not in results.names]
+    verdict, *why = decide(results, absent)
     sections = [
-        _verdict(results, absent),
+        Section("Which model to deploy", f'<p class="verdict">{escape(verdict)}</p>\n{text(*why)}'),
         *_methods(results, _missing(runs, results)),
         *_clients(results, opened, problem),
     ]
@@ -122,10 +122,6 @@ def _missing(runs: Sequence[Path], results: Results) -> str:
     return f"Not finished, and not in any table: {', '.join(missing)}." if missing else ""
 
 
-def _config(path: Path) -> dict[str, Any]:
-    return dict(read_json(path / "run.json")["config"])
-
-
 def _on_simplex(path: Path) -> bool:
     try:
         return read_settings(path, read_json(path / "run.json")).algorithm.mixing is not None
@@ -144,11 +140,6 @@ def _opened(path: Path) -> tuple[Run | None, str]:
         return open_run(path), ""
     except FlocoError as error:
         return None, str(error)
-
-
-def _verdict(results: Results, absent: Sequence[str]) -> Section:
-    first, *rest = decide(results, absent)
-    return Section("Which model to deploy", f'<p class="verdict">{escape(first)}</p>\n{text(*rest)}')
 
 
 def _methods(results: Results, missing: str) -> Iterator[Section]:
@@ -205,7 +196,7 @@ def _settings(results: Results) -> Section:
     """Return the settings of every method, and configuration and environment of the first run."""
     rows = []
     for (name, seed), path in results.paths.items():
-        config = _config(path)
+        config = read_json(path / "run.json")["config"]
         own = ", ".join(f"{k} = {v}" for k, v in config["algorithm"].items() if k != "name") or "none"
         rows.append({"method": name, "seed": seed, "training.lr": config["training"]["lr"], "settings": own})
     table = pd.DataFrame(rows)
