@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from conftest import USUAL, blobs, floco, rows, small_net, started, until, write_blobs
+from conftest import USUAL, blobs, floco, rows, same, small_net, started, until, write_blobs
 from floco.algorithms import ALGORITHMS, FedAvg, Floco, SuPerFed
 from floco.analysis import tables
 from floco.api import fit, open_run
@@ -176,6 +176,23 @@ def test_a_change_taken_back_before_the_next_round_is_no_change(run: Path) -> No
     assert changes(run) == [(4, "training.rounds", 3, 5)]
 
 
+@pytest.mark.parametrize("how", ["algorithm.name=fedavg+ft", "deliver.model=finetuned", "deliver.model=chosen"])
+def test_models_that_are_trained_at_use_have_the_settings_of_their_round(
+    base: list[str], tmp_path: Path, how: str
+) -> None:
+    """A run that was extended with other settings, and has not trained with them yet."""
+    out = tmp_path / "run"
+    assert floco("run", *base, "-s", how, "--out", out).exit_code == 0
+    before = open_run(out).personal("north").state_dict()
+    with pytest.raises(RunFailed):
+        session.continue_run(out, None, _fails, ["training.rounds=9", "training.lr=0.5"])
+    opened = open_run(out)
+    assert same(opened.personal("north").state_dict(), before)
+    card = opened.export(tmp_path / "model.safetensors", ["north"])[0].with_name("model.safetensors.md").read_text()
+    assert "lr 0.1" in card
+    assert "Changed" not in card
+
+
 def _fails(setup: object, progress: object) -> object:
     raise RunFailed("the power is cut")
 
@@ -192,6 +209,7 @@ REFUSED = {
     "training.buffers=local": "training.buffers: what server and clients keep depends",
     "flower.sites=3": "flower.sites: only runs on Flower",
     "training.rounds=2": "training.rounds = 2: must be above 3, the rounds that are done",
+    "training.lr=0.01": "training.rounds = 3: must be above 3, the rounds that are done",
     "training.lr=-1": "training.lr must be > 0, got -1",
     "training.warmup=3": "warmup must be below training.rounds (3)",
     "training.rouds=9": "unknown key 'rouds'; did you mean 'rounds'",

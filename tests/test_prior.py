@@ -233,6 +233,14 @@ def test_label_shift_is_learnt_without_personal_parameters() -> None:
     assert accuracy["client"] > accuracy["none"]
 
 
+def test_a_prior_goes_with_bfloat16() -> None:
+    """Its rounding is no sign of a model that changes its logits after the last bias."""
+    federation = replace(skewed(), task=PRIOR)
+    federation = replace(federation, x=10 * federation.x)
+    run = package.fit(small_net(), federation, FedAvg(), rounds=1, precision="bf16", engine="serial")
+    assert run.history["accuracy_personal"].notna().all()
+
+
 class Focal(Classification):
     """A loss of one's own, which does not know of targets with a prior."""
 

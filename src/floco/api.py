@@ -185,7 +185,7 @@ def _keep(out: Path, algorithm: Algorithm, settings: dict[str, Any]) -> tuple[Al
     kept = {"seed": stored.seed, "deliver": stored.deliver, **plain(stored.training), **plain(stored.run)}
     if "engine" in settings:
         kept["workers"] = None  # those of the other engine may not suit this one
-    return algorithm.resolved(changes.started(facts).training), {**kept, **settings}
+    return algorithm.resolved(parse(changes.in_force(facts, 0)).training), {**kept, **settings}
 
 
 def _warn_of_failures(run: Run) -> Run:

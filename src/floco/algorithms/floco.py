@@ -107,8 +107,8 @@ class SimplexMethod(Algorithm):
         own = self.centers == "own"
         at = (1 if own else max(1, training.rounds // 2)) if self.assign_at is None else self.assign_at
         if isinstance(at, int) and at > training.rounds:
-            most = f"at most training.rounds ({training.rounds})"
-            raise FlocoError(f'assign_at must be {most}, got {at}; "never" is legal')
+            most, never = f"at most training.rounds ({training.rounds})", "" if own else '; "never" is legal'
+            raise FlocoError(f"assign_at must be {most}, got {at}{never}")
         if own and (at == "never" or self.sampler == "released" or not self.normalize):
             raise FlocoError('centers = "own" needs a round assign_at, sampler = "subregion" and normalize = true')
         uniform = self.uniform if self.uniform is not None else 0.5 if own else 0.0
@@ -116,9 +116,7 @@ class SimplexMethod(Algorithm):
         check_at = late if self.check_at is None else self.check_at
         average = self.average or ("mixtures" if own else "samples")
         made = replace(self, assign_at=at, check_at=check_at, uniform=uniform, average=average)
-        if layout is None:
-            return made
-        return replace(made, mix=choose_mixed(layout, self.mix))
+        return made if layout is None else replace(made, mix=choose_mixed(layout, self.mix))
 
     @property
     def mixing(self) -> Mixing:

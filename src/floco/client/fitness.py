@@ -81,8 +81,9 @@ def _check_shift(setup: Setup, outputs: torch.Tensor, x: Inputs) -> None:
             "with outputs, targets = floco.tasks.prior.add_prior(outputs, targets)"
         )
     tensors, bias = {**setup.network.parameters, **setup.network.buffers}, setup.network.layout.head[1]
-    moved = setup.predictor(train=False)({**tensors, bias: tensors[bias].detach() + shift}, setup.inputs(x)).cpu()
-    if not torch.allclose(moved, outputs + shift, rtol=1e-3, atol=1e-3):
+    both = ({**tensors, bias: tensors[bias].detach() + by} for by in (0.0, shift))
+    before, moved = (setup.float32.predictor(train=False)(given, setup.inputs(x)).cpu() for given in both)
+    if not torch.allclose(moved, before + shift, rtol=1e-3, atol=1e-3):
         raise FlocoError(
             'task.prior = "client" adds log frequencies to the last bias, and the model changes its logits after that '
             "(by a scale, or a softmax of its own): return the last layer's outputs as they are"
@@ -137,8 +138,7 @@ def _check_evaluation(setup: Setup, other: Tensors, x: Inputs) -> None:
             "accuracies are those of a random model"
         )
         return
-    args, kwargs = arguments(x)
-    module = setup.network.twin(setup.device, train=False, own=True)
+    module, (args, kwargs) = setup.network.twin(setup.device, train=False, own=True), arguments(x)
     nn.Module.load_state_dict(module, other, strict=False)
     if not _close(found, outputs_of(module(*args, **kwargs)).float()):
         raise FlocoError(

@@ -41,19 +41,19 @@ def differences(before: Config, after: Config) -> Iterator[tuple[str, Any, Any]]
     yield from ((key, a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key))
 
 
-def started(facts: Mapping[str, Any], before: int = 0) -> Config:
-    """Return the settings a run was started with, from its run.json; or those in force in the round `before`."""
-    raw = json.loads(json.dumps(facts["config"]))
+def in_force(facts: Mapping[str, Any], round_: int) -> dict[str, Any]:
+    """Return the settings in force in a round, from run.json, as values of JSON; in round 0, those of the start."""
+    raw: dict[str, Any] = json.loads(json.dumps(facts["config"]))
     for change in reversed(facts.get("changes", [])):
-        if change["round"] > before:
+        if change["round"] > round_:
             put(raw, change["key"], change["before"], "run.json")
-    return parse(raw)
+    return raw
 
 
 def noted(facts: Mapping[str, Any], config: Config, done: int) -> dict[str, Any]:
     """Return the content of run.json with other settings that hold from round `done` + 1 on."""
     earlier = [c for c in facts.get("changes", []) if c["round"] <= done]
-    new = [dict(zip(CHANGES, (done + 1, *d), strict=True)) for d in differences(started(facts, done), config)]
+    new = [dict(zip(CHANGES, (done + 1, *d), strict=True)) for d in differences(parse(in_force(facts, done)), config)]
     return {**facts, "config": plain(config), "changes": earlier + new}
 
 
@@ -94,7 +94,7 @@ def permit(before: Config, after: Config, done: int, refused: Sequence[str] = ()
     problems = [_refusal(key) for key in refused]
     problems += [_refusal(key) for key, *_ in differences(before, after) if _why_not(key)]
     rounds = after.training.rounds
-    if rounds != before.training.rounds and rounds <= done:
+    if before.training != after.training and rounds <= done:
         problems.append(f"training.rounds = {rounds}: must be above {done}, the rounds that are done")
     if (reason := after.algorithm.refuse_change(before.training, after.training, done)) is not None:
         problems.append(reason)

@@ -19,9 +19,9 @@ def read_metrics(path: Path) -> Metrics:
     return Metrics.of(read_json(path / "run.json")["metrics"])
 
 
-def read_changes(path: Path | None) -> list[dict[str, Any]]:
-    """Return the settings that were changed in a run directory; none without one."""
-    return [] if path is None else list(read_json(path / "run.json").get("changes", []))
+def read_changes(path: Path | None, until: float = math.inf) -> list[dict[str, Any]]:
+    """Return the settings of a run directory that were changed for a round up to `until`; none without one."""
+    return [] if path is None else [c for c in read_json(path / "run.json").get("changes", []) if c["round"] <= until]
 
 
 def last_metrics(

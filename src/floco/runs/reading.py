@@ -17,6 +17,7 @@ from floco.data.federation import Federation
 from floco.data.known import Known
 from floco.deliver.network import check_equal, read_graph
 from floco.runs import source
+from floco.runs.changes import in_force
 from floco.runs.checkpoint import Store
 from floco.runs.config import Config
 from floco.runs.machine import find_device
@@ -53,7 +54,8 @@ def read_run(
             or a network that has no graph.
     """
     with closing(Store(path, read=True)) as store:
-        config = _on_device(read_settings(path, store.facts), where)
+        facts = {**store.facts, "config": in_force(store.facts, store.latest()[0])}  # others hold in later rounds
+        config = _on_device(read_settings(path, facts), where)
         setup = _setup(path, config, store, data)
         return config, setup, store.load(config.run.memory_budget)
 

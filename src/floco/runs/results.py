@@ -196,7 +196,7 @@ class Run:
 
     def _about(self) -> dict[str, Any]:
         """Return what the cards say of the run and this machine."""
-        return {"versions": environment(), "changes": describe(read_changes(self.path))}
+        return {"versions": environment(), "changes": describe(read_changes(self.path, self.progress.round))}
 
     def export(
         self,

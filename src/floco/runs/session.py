@@ -108,7 +108,7 @@ def reopen(path: Path) -> tuple[Config, Store]:
             where = "the data of this run and its models are at its sites"
             raise FlocoError(f"{path}: {where}: use the state directory of a site")
         stored = parse(store.facts["config"])
-        check_config(changes.started(store.facts), read(path / "config.toml"), path)
+        check_config(parse(changes.in_force(store.facts, 0)), read(path / "config.toml"), path)
         return stored, store
     except BaseException:
         store.close()
