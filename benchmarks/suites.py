@@ -104,8 +104,8 @@ def regimes() -> pd.DataFrame:
         price = 100 * results.runs.groupby("method")["accuracy_global"].mean()
         shown = [f"{personal[m]:.1f} ({harm[m]:.0f})" for m in (own, "floco", "fedavg+ft", "ditto", "ifca")]
         rows.append([label, *shown, f"{personal['local']:.1f}", f"{price[own]:.1f}", f"{price['fedavg']:.1f}"])
-    methods = ("own", "floco", "fedavg+ft", "ditto", "ifca")
-    return pd.DataFrame(rows, columns=["suite", *methods, "local", "global: own", "global: fedavg"])
+    methods = ("floco, recommended", "floco, as published", "fedavg+ft", "ditto", "ifca")
+    return pd.DataFrame(rows, columns=["suite", *methods, "local", "global: recommended", "global: fedavg"])
 
 
 def speed() -> pd.DataFrame:
