@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -174,10 +175,18 @@ def test_what_an_interval_cannot_exclude_is_said_where_no_method_is_shown_to_be_
         ([0.70, 0.71, 0.72, 0.73, 0.74, 0.75], True),
         ([0.70, 0.71, 0.72, 0.80, 0.81, 0.82], True),
         ([0.90, 0.50, 0.90, 0.75, 0.75, 0.75], True),
+        ([0.70, 0.70, 0.70, 0.70, 0.70, 0.70, 0.72, 0.735, 0.745, 0.75, 0.75, 0.75], True),
         ([0.75], True),
         ([0.75, 0.75, 0.75, 0.85, 0.65, 0.75], False),
     ],
-    ids=["a steady rise", "a jump at half time", "restless in the first half", "one evaluation", "restless at the end"],
+    ids=[
+        "a steady rise",
+        "a jump at half time",
+        "restless in the first half",
+        "a bend",
+        "one evaluation",
+        "restless at the end",
+    ],
 )
 def test_no_method_is_better_by_less_than_its_lead_changes_from_round_to_round(
     curve: list[float], decided: bool
@@ -192,8 +201,25 @@ def test_rounds_in_which_all_methods_fall_alike_are_no_noise() -> None:
     assert decide(results({"fedavg": 0.0, "floco": 0.05}, curves=curves))[0].startswith("Take floco.")
 
 
-@pytest.mark.parametrize(("evaluations", "said"), [(4, "do not count"), (5, "count")])
-def test_whether_rounds_are_counted_is_said(evaluations: int, said: str) -> None:
+@pytest.mark.parametrize(("evaluations", "counted"), [(4, False), (5, True)])
+def test_an_interval_without_what_rounds_change_is_marked(evaluations: int, counted: bool) -> None:
     curves = dict.fromkeys(("fedavg", "floco"), [0.7] * evaluations)
-    basis = decide(results({"fedavg": 0.0, "floco": 0.05}, curves=curves))[-1]
-    assert f"clients, which {said} that it changes from round to round" in basis
+    assert ("clients only]" in decide(results({"fedavg": 0.0, "floco": 0.05}, curves=curves))[0]) != counted
+
+
+@pytest.mark.parametrize("lacks", ["a row", "NaN", "infinity"])
+def test_an_evaluation_that_one_method_lacks_leaves_the_others(lacks: str) -> None:
+    shaky = [0.75, 0.75, 0.75, 0.85, 0.65, 0.85, 0.65, 0.75]
+    made = results({"fedavg": 0.0, "floco": 0.05}, curves={"floco": shaky, "fedavg": [0.7] * 8})
+    rows = (made.history["round"] == 40) & (made.history["method"] == "fedavg")
+    made.history.loc[rows, "accuracy_personal"] = math.inf if lacks == "infinity" else math.nan
+    history = made.history[~rows] if lacks == "a row" else made.history
+    first = decide(replace(made, history=history))[0]
+    assert first.startswith("Take plain FedAvg")
+    assert "clients only" not in first
+
+
+def test_runs_that_were_evaluated_in_other_rounds_are_compared_in_those_they_share() -> None:
+    made = results({"fedavg": 0.0, "floco": 0.05}, curves={"floco": [0.75] * 12, "fedavg": [0.7] * 12})
+    thinned = made.history[(made.history["method"] == "floco") | (made.history["round"] % 10 == 0)]
+    assert "clients only" not in decide(replace(made, history=thinned))[0]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from floco.analysis.harm import values
@@ -26,6 +27,8 @@ class Difference:
     """Client -> difference, mean over common seeds; positive is better, whatever the metric's direction."""
     interval: Interval
     """Of the mean over clients; unknown if there is one client, or if all differ alike."""
+    rounds: bool
+    """Whether the interval includes how much the mean differs between rounds."""
     left_out: int
     """Number of clients that have one of the two models only."""
 
@@ -43,7 +46,7 @@ class Difference:
 def compare(results: Results, one: tuple[str, str], other: tuple[str, str], level: float = LEVEL) -> Difference | None:
     """Return the paired differences of two models, None if no client has both.
 
-    The interval is `bound_mean` of the clients' differences and of how much their mean changes from round to round in
+    The interval is `bound_mean` of the clients' differences and of how much their mean differs between evaluations in
     the second half of the rounds (`round_noise`). Training again with another seed or split would add to it.
 
     Args:
@@ -59,11 +62,11 @@ def compare(results: Results, one: tuple[str, str], other: tuple[str, str], leve
     better = (ours - theirs).dropna().round(9).groupby(level="client", sort=False).mean()
     if better.empty:
         return None
-    gaps = (curve - base).unstack("seed")
-    late = gaps[gaps.index > gaps.index.max() / 2].dropna(axis=1)
-    interval = bound_mean(better.to_numpy(), level, *round_noise(late.index.to_numpy(), late.to_numpy()))
+    gaps = (curve - base).where(np.isfinite).dropna().reset_index("round", name="gap")
+    noise, freedom = round_noise([part.to_numpy().T for _, part in gaps.groupby(level="seed")])
+    interval = bound_mean(better.to_numpy(), level, noise, freedom)
     either = (ours.notna() | theirs.notna()).groupby(level="client").any()
-    return Difference(one[0], better, interval, int(either.sum()) - len(better))
+    return Difference(one[0], better, interval, freedom > 0, int(either.sum()) - len(better))
 
 
 def decide(results: Results, absent: Sequence[str] = ()) -> list[str]:
@@ -144,10 +147,8 @@ def _cheapest(results: Results, names: Sequence[str]) -> str:
 def _gain(metrics: Metrics, found: Difference) -> str:
     """Return whom a model helps and harms, and by how much."""
     harmed, n = found.harmed, len(found.better)
-    harm = "harms none"
-    if len(harmed):
-        named = some([f"{client} ({_number(metrics, v)})" for client, v in harmed.items()], _NAMED)
-        harm = f"harms {len(harmed)}: {named}"
+    named = some([f"{client} ({_number(metrics, v)})" for client, v in harmed.items()], _NAMED)
+    harm = f"harms {len(harmed)}: {named}" if named else "harms none"
     missing = f"; {found.left_out} more have one of the two models only" if found.left_out else ""
     helped = f"it helps {int((found.better > 0).sum())} of {n} clients and {harm}{missing}"
     return f"it is better by {_amount(metrics, found)} on average over {n} clients: {helped}"
@@ -172,9 +173,8 @@ def _amount(metrics: Metrics, found: Difference, sign: int = 1) -> str:
     """Return a mean difference and its interval, e.g. `2.1 points [0.9, 3.4]`; with sign -1, how much worse it is."""
     mean = f"{_number(metrics, sign * found.mean)} {_unit(metrics)}"
     ends = sorted(sign * end for end in found.interval)
-    return (
-        f"{mean} (no interval)" if math.isnan(ends[0]) else f"{mean} [{', '.join(_number(metrics, v) for v in ends)}]"
-    )
+    told = [*(_number(metrics, v) for v in ends), *([] if found.rounds else ["clients only"])]
+    return f"{mean} (no interval)" if math.isnan(ends[0]) else f"{mean} [{', '.join(told)}]"
 
 
 def _basis(results: Results) -> str:
@@ -185,11 +185,9 @@ def _basis(results: Results) -> str:
     parts = f"{least} to {most}" if most > least else f"{least}"
     counted = metrics.primary == "accuracy" and "balanced_accuracy" in metrics  # of samples, not of their tokens
     step = f"; of {least}, one is {100 / least:.1f} points" if counted else ""
-    together, rounds = "hold together, and " if several else "", results.history["round"]
-    swing = "count that it changes from round to round"
-    if rounds[rounds > rounds.max() / 2].nunique() < 3:
-        swing = f"do not {swing} (three evaluations in the second half of training would: run.evaluate_every)"
+    together = "hold together, and " if several else ""
     return (
         f"Judged by {metrics.reading}, for each client's own test part of {parts} samples{step}. In brackets: 95 % "
-        f"intervals of the mean over clients, which {together}{swing}; {seeds} seed{'s' if seeds > 1 else ''}."
+        f"intervals of the mean over clients, which {together}include how much it differs between rounds (but for "
+        f"'clients only': fewer than three evaluations in the second half); {seeds} seed{'s' if seeds > 1 else ''}."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,7 +76,7 @@ def percentiles(values: np.ndarray, n: int) -> Interval:
     return Interval(*np.quantile(known, [tail, 1 - tail]).tolist())
 
 
-def bound_mean(values: np.ndarray, level: float = LEVEL, noise: float = 0.0, freedom: int = 1) -> Interval:
+def bound_mean(values: np.ndarray, level: float = LEVEL, noise: float = 0.0, freedom: float = 0.0) -> Interval:
     """Return Student's interval of the mean of values (n,), such as clients' differences.
 
     It is unknown for n < 2 and for equal values: steps of few test samples make clients equal by chance. What the mean
@@ -86,7 +86,7 @@ def bound_mean(values: np.ndarray, level: float = LEVEL, noise: float = 0.0, fre
         values: what the mean is taken over.
         level: share of the intervals that should hold the mean, in (0, 1).
         noise: variance of the mean from another source (`round_noise`).
-        freedom: degrees of freedom of that variance, at least 1.
+        freedom: degrees of freedom of that variance; 0 if it is unknown.
     """
     from scipy.stats import t
 
@@ -94,25 +94,28 @@ def bound_mean(values: np.ndarray, level: float = LEVEL, noise: float = 0.0, fre
     if n < 2 or np.ptp(values) == 0:
         return UNKNOWN
     mean, own = float(values.mean()), float(values.var(ddof=1)) / n
-    degrees = (own + noise) ** 2 / (own**2 / (n - 1) + noise**2 / freedom)
+    degrees = (own + noise) ** 2 / (own**2 / (n - 1) + noise**2 / max(1.0, freedom))
     return Interval(*map(float, t.interval(level, degrees, mean, math.sqrt(own + noise))))
 
 
-def round_noise(rounds: np.ndarray, values: np.ndarray) -> tuple[float, int]:
-    """Return the variance that a mean over seeds owes to the round in which training ended, and its degrees of freedom.
+def round_noise(curves: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Return the variance that a mean over seeds owes to the round in which training ended, and degrees of freedom.
 
-    That is the variance of a seed's values about a straight line, taken over all seeds, divided by their number; 0 if
-    it is unknown.
+    In the second half of the rounds, each evaluation but the first and the last is compared with the line between its
+    neighbours, so that a learning curve, rising or bent, is no noise. Evaluations are taken to be independent.
 
     Args:
-        rounds: numbers of evaluated rounds at the end of training, (n,); fewer than three tell nothing.
-        values: what was measured in them under each seed, (n, seeds).
+        curves: for each seed, the evaluated rounds and what was measured in them, (2, n). With fewer than three in the
+            second half nothing is known: 0 degrees of freedom.
 
-    >>> round_noise(np.array([10, 20, 30]), np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 6.0]]))
-    (0.375, 2)
+    >>> round_noise([np.array([[10, 40, 50, 60], [9.0, 1.0, 2.0, 6.0]])])
+    (1.5, 1.0)
     """
-    n, seeds = values.shape
-    if (freedom := (n - 2) * seeds) <= 0:
-        return 0.0, 1
-    squares = np.polyfit(rounds, values, 1, full=True)[1].sum()
-    return round(float(squares) / freedom / seeds, 12), freedom
+    found = [np.zeros(0)]
+    for rounds, values in curves:
+        n, values = rounds[rounds > rounds[-1] / 2], values[rounds > rounds[-1] / 2]
+        share = np.diff(n)[1:] / (n[2:] - n[:-2])
+        off = values[1:-1] - share * values[:-2] - (1 - share) * values[2:]
+        found.append(off**2 / (1 + share**2 + (1 - share) ** 2))
+    freedom = sum(len(f) ** 2 / (2 * len(f) - 1) for f in found if len(f))  # neighbours have evaluations in common
+    return (float(np.concatenate(found).mean()) / len(curves), freedom) if freedom else (0.0, 0.0)

@@ -91,11 +91,12 @@ def permit(before: Config, after: Config, done: int, refused: Sequence[str] = ()
     Raises:
         FlocoError: it cannot; the message names all settings that cannot change, and those in `refused`, and why.
     """
-    problems = [_refusal(key) for key in refused]
-    problems += [_refusal(key) for key, *_ in differences(before, after) if _why_not(key)]
+    problems = [*map(_refusal, refused), *(_refusal(key) for key, *_ in differences(before, after) if _why_not(key))]
     rounds = after.training.rounds
     if before.training != after.training and rounds <= done:
-        problems.append(f"training.rounds = {rounds}: must be above {done}, the rounds that are done")
+        problems.append(
+            f"training.rounds = {rounds}: must be above {done}, the rounds that are done, so that one is left"
+        )
     if (reason := after.algorithm.refuse_change(before.training, after.training, done)) is not None:
         problems.append(reason)
     if problems:

@@ -54,8 +54,9 @@ def read_run(
             or a network that has no graph.
     """
     with closing(Store(path, read=True)) as store:
-        facts = {**store.facts, "config": in_force(store.facts, store.latest()[0])}  # others hold in later rounds
-        config = _on_device(read_settings(path, facts), where)
+        # as in the last round, but for where it computes; changes for later rounds are not in its models
+        raw = {**in_force(store.facts, store.latest()[0]), "run": store.facts["config"]["run"]}
+        config = _on_device(read_settings(path, {**store.facts, "config": raw}), where)
         setup = _setup(path, config, store, data)
         return config, setup, store.load(config.run.memory_budget)
 

@@ -43,16 +43,15 @@ def _figure(made: pd.DataFrame, across: pd.Series, title: str, x: str, metrics: 
     bar = {"title": {"text": "harmed, %", "side": "right"}, "thickness": 12, "len": 0.8}
     shade = {"colorscale": _HARM, "cmin": 0, "cmax": 100, "colorbar": bar, "line": {"width": 1, "color": "#777777"}}
     hover = f"%{{text}}<br>{x}: %{{x:,.4g}}<br>personal {unit}: %{{y:.4g}}<br>%{{customdata}}<extra></extra>"
-    looks = ((harm.notna(), {**shade, "color": [*harm.dropna()]}), (harm.isna(), {"color": "#999999"}))
-    for chosen, look in (both for both in looks if both[0].any()):
-        look = {"mode": "markers", "marker": {**look, "size": 14}, "hovertemplate": hover, "showlegend": False}
-        columns = {"x": right, "y": up, "text": made["method"], "customdata": told}
-        figure.add_scatter(**{name: [*column[chosen]] for name, column in columns.items()}, **look)
+    columns = {"x": right, "y": up, "text": made["method"], "customdata": told}
+    look = {"mode": "markers", "hovertemplate": hover, "showlegend": False}
+    for chosen, marker in ((harm.notna(), {**shade, "color": [*harm.dropna()]}), (harm.isna(), {"color": "#999999"})):
+        if chosen.any():
+            figure.add_scatter(**{n: [*c[chosen]] for n, c in columns.items()}, **look, marker={**marker, "size": 14})
     height = max(up) - min(up) or 1.0
     labels = place_labels([*right], [*up], max(right) or 1.0, height)
     for at, y, name in zip(right, labels, made["method"], strict=True):
-        box = {"showarrow": False, "xanchor": "left", "xshift": 11, "font": {"size": 12}}
-        figure.add_annotation(x=at, y=y, text=name, **box)
+        figure.add_annotation(x=at, y=y, text=name, showarrow=False, xanchor="left", xshift=11, font={"size": 12})
     figure.update_xaxes(range=[-0.04 * max(right), 1.3 * (max(right) or 1.0)], zeroline=False)
     figure.update_yaxes(range=[min(up) - 0.1 * height, max(up) + 0.1 * height])
     return figure
