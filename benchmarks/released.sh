@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The authors' 500 rounds on CIFAR-10 in the released setting (its sampler, raw scores in the assignment in round 250, share 0.84), seed 0, in bfloat16 (precision.sh says what that costs).
-# Their published curves are in benchmarks/results/released/published.csv; released.py compares. Stops and goes on: what is finished is not done again.
+# Their published curves are in benchmarks/results/released/published.csv; released.py compares. Run again, it goes on where it was stopped.
 #   benchmarks/released.sh                                   all six: folds and dirichlet with fedavg, floco and floco+
 #   benchmarks/released.sh folds-floco dirichlet-fedavg      some of them
 # Two hours a run on one core (twice that for floco+). Needs data/cifar10.npz.

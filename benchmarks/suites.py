@@ -56,17 +56,15 @@ def _read() -> Iterator[tuple[str, dict[str, str], Results]]:
         yield label, {m: FLOCO[m] for m in shown}, results
 
 
-def _gap(results: Results, one: tuple[str, str], other: tuple[str, str]) -> list[float]:
-    """Return the mean over the clients of one (method, kind of model) minus another, and its interval, in points."""
-    found = compare(results, one, other)
-    return [100 * v for v in (found.mean, *found.interval)]
-
-
 def _shown(results: Results, one: tuple[str, str], other: tuple[str, str]) -> str:
     if other[0] not in results.names:
         return "-"
-    mean, low, high = _gap(results, one, other)
-    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})" if low == low else f"{mean:+.1f} (all equal)"  # NaN: no variance
+    found = compare(results, one, other)
+    mean, low, high = (100 * v for v in (found.mean, *found.interval))
+    if low != low:  # no variance
+        return f"{mean:+.1f} (all equal)"
+    places = 2 if min(abs(low), abs(high)) < 0.05 else 1  # whether it contains 0 must be seen
+    return f"{mean:+.1f} ({low:+.{places}f} to {high:+.{places}f}){'' if found.rounds else ' †'}"
 
 
 def _over_seeds(values: pd.Series, digits: int = 2) -> str:
@@ -210,8 +208,8 @@ def figure(path: Path) -> None:
     for label, variants, results in _read():
         named = {words: m for m, words in variants.items()} | {m: m for m in {*results.names} & {*shown}}
         for name, method in named.items():
-            gap = _gap(results, (method, "personal"), ("fedavg", "personal"))
-            points[name].append((label, gap))
+            found = compare(results, (method, "personal"), ("fedavg", "personal"))
+            points[name].append((label, [100 * v for v in (found.mean, *found.interval)]))
     rows = list(dict.fromkeys(label for found in points.values() for label, _ in found))
     rows.sort(key=list(SUITES.values()).index)
     made = go.Figure()
@@ -236,7 +234,7 @@ def figure(path: Path) -> None:
         font_size=18,
         margin={"l": 10, "r": 10, "t": 40, "b": 50},
         legend={"orientation": "h", "y": 1.08},
-        xaxis_title="personal models: points above FedAvg's model, mean over clients with 95 % interval",
+        xaxis_title="personal models: points above FedAvg's model, with 95 % intervals",
         yaxis={"autorange": "reversed", "tickvals": list(range(len(rows))), "ticktext": rows},
     )
     with tempfile.TemporaryDirectory() as folder:
