@@ -3,7 +3,7 @@
 # Their published curves are in benchmarks/results/released/published.csv; released.py compares. Run again, it goes on where it was stopped.
 #   benchmarks/released.sh                                   all six: folds and dirichlet with fedavg, floco and floco+
 #   benchmarks/released.sh folds-floco dirichlet-fedavg      some of them
-# Two hours a run on one core (twice that for floco+). Needs data/cifar10.npz.
+# An hour and a half a run on one core with bf16 units (twice that for floco+). Needs data/cifar10.npz.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ $# -gt 0 ] || set -- {folds,dirichlet}-{fedavg,floco,floco+}
