@@ -5,11 +5,13 @@ Needs /usr/bin/chromium and playwright.
 
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
+from plotly.graph_objects import Figure
 
 OFFLINE = "--disable-background-networking --disable-component-update --disable-sync --no-first-run"
 FLAGS = f"--headless --no-sandbox --disable-gpu --disable-quic {OFFLINE}".split()
@@ -26,6 +28,15 @@ def opened(html: Path, width: int, height: int) -> Iterator[Page]:
         page.wait_for_timeout(1000)
         yield page
         browser.close()
+
+
+def save(figure: Figure, path: Path, width: int, height: int) -> None:
+    """Save a picture of a figure, in a window of this size."""
+    with tempfile.TemporaryDirectory() as folder:
+        html = Path(folder) / "figure.html"
+        figure.write_html(html)
+        with opened(html, width, height) as page:
+            page.query_selector(".plotly-graph-div").screenshot(path=path)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ CIFAR10_Dirichlet.png of github.com/adap/flower, one seed, to 0.4 points. Round 
 """
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def released() -> pd.DataFrame:
 
 def figure(path: Path) -> None:
     """Save the picture of our curves and the published points."""
-    from pictures import opened
+    from pictures import save
     from plotly.subplots import make_subplots
 
     colors = {"fedavg": "#444444", "floco": "#d62728", "floco+": "#1f77b4"}
@@ -76,11 +75,7 @@ def figure(path: Path) -> None:
     made.update_yaxes(title="accuracy %", range=[25, 85])
     legend = {"orientation": "h", "y": 1.12}
     made.update_layout(template="plotly_white", width=1100, height=900, font_size=16, legend=legend)
-    with tempfile.TemporaryDirectory() as folder:
-        html = Path(folder) / "figure.html"
-        made.write_html(html)
-        with opened(html, 1120, 900) as page:
-            page.query_selector(".plotly-graph-div").screenshot(path=path)
+    save(made, path, 1120, 900)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python benchmarks/suites.py docs/comparison/suites.png     the figure; needs /us
 """
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,7 +193,7 @@ KINDS = {
 def figure(path: Path) -> None:
     """Save the picture of what each method's personal models gain over FedAvg's model, with intervals."""
     import plotly.graph_objects as go
-    from pictures import opened
+    from pictures import save
 
     shown = {
         RECOMMENDED: "#d62728",
@@ -237,11 +236,7 @@ def figure(path: Path) -> None:
         xaxis_title="personal models: points above FedAvg's model, with 95 % intervals",
         yaxis={"autorange": "reversed", "tickvals": list(range(len(rows))), "ticktext": rows},
     )
-    with tempfile.TemporaryDirectory() as folder:
-        html = Path(folder) / "figure.html"
-        made.write_html(html)
-        with opened(html, 1120, 1300) as page:
-            page.query_selector(".plotly-graph-div").screenshot(path=path)
+    save(made, path, 1120, 1300)
 
 
 if __name__ == "__main__":
