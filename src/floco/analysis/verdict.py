@@ -55,10 +55,11 @@ def compare(results: Results, one: tuple[str, str], other: tuple[str, str], leve
         other: the second one.
         level: share of the intervals that should hold the mean, in (0, 1).
     """
-    (ours, theirs), (curve, base) = (
-        [values(table, ["seed", by], model, results.metrics) for model in (one, other)]
-        for table, by in ((results.clients, "client"), (results.history, "round"))
-    )
+
+    def both(table: pd.DataFrame, by: str) -> list[pd.Series]:
+        return [values(table, ["seed", by], model, results.metrics) for model in (one, other)]
+
+    (ours, theirs), (curve, base) = both(results.clients, "client"), both(results.history, "round")
     better = (ours - theirs).dropna().round(9).groupby(level="client", sort=False).mean()
     if better.empty:
         return None
