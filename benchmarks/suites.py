@@ -166,7 +166,7 @@ def prior() -> pd.DataFrame:
     rows = []
     for label, _, results in _read():
         known = results.names
-        if "own-prior" not in known:
+        if "own-prior" not in known or not {"own", "checked"} & {*known}:
             continue
         personal, harm = (100 * results.runs.groupby("method")[c].mean() for c in ("accuracy_personal", "harm_global"))
         without = "checked" if "checked" in known else "own"
