@@ -517,6 +517,21 @@ def test_a_worker_that_died_says_nothing_about_a_setting(tmp_path: Path, monkeyp
     assert floco("resume", tmp_path / "out").exit_code == 0
 
 
+def test_a_trial_that_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from floco.core.errors import RunFailed
+
+    def fails(*_: Any) -> Any:
+        raise RunFailed("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "try_out", fails)
+        failed = floco("compare", *settings(tmp_path), "-a", "local", "--seeds", 1, "--tune", "--out", tmp_path / "out")
+    assert failed.exit_code == 1
+    assert {r["reason"] for r in rows(tmp_path / "out" / "tuning.csv")} == {"no space left on device"}
+    assert floco("resume", tmp_path / "out").exit_code == 0
+    assert [r["reason"] for r in rows(tmp_path / "out" / "tuning.csv")] == [""] * 6
+
+
 def test_a_client_with_one_training_sample_cannot_be_tuned_on() -> None:
     federation = blobs()
     small = replace(federation, clients=(replace(federation.clients[0], train=torch.tensor([3])),))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from floco.algorithms import ALGORITHMS, Ditto, Floco, FlocoPlus
+from floco.algorithms import ALGORITHMS, Floco, FlocoPlus
 from floco.core.errors import FlocoError
 from floco.core.values import Training
 from floco.runs.config import Config
@@ -33,10 +33,22 @@ def test_overrides_have_the_last_word(write_toml: Callable[[str], Path]) -> None
     assert config.algorithm == Floco(endpoints=5, radius=0.3, assign_at=4, mix=("a", "b")).resolved(config.training)
 
 
-def test_another_algorithm_drops_the_settings_of_the_files(write_toml: Callable[[str], Path]) -> None:
-    path = write_toml('[algorithm]\nname = "floco"\nendpoints = 5\n')
-    assert read(path, ["algorithm.name=ditto", "algorithm.pull=0.5"]).algorithm == Ditto(pull=0.5)
-    assert read(path, ["algorithm.name=floco"]).algorithm.endpoints == 5
+KEPT = [  # method of a file and of -s, the file's setting, and the value that the other method has then
+    ("floco", "floco+", "radius", 0.3),
+    ("floco+", "floco", "radius", 0.3),
+    ("floco", "floco", "radius", 0.3),
+    ("floco+", "floco+", "pull", 0.3),
+    ("ditto", "apfl", "pull", None),  # there is none
+    ("ditto", "floco+", "pull", 1.0),  # of the same name, and another one
+]
+
+
+@pytest.mark.parametrize(("method", "other", "key", "kept"), KEPT)
+def test_another_algorithm_keeps_what_both_have_from_the_same_class(
+    write_toml: Callable[[str], Path], method: str, other: str, key: str, kept: float | None
+) -> None:
+    path = write_toml(f'[algorithm]\nname = "{method}"\n{key} = 0.3\n')
+    assert getattr(read(path, [f"algorithm.name={other}"]).algorithm, key, None) == kept
 
 
 def test_an_empty_value_is_none() -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import make, same, small_net, train
+from conftest import blobs, make, same, small_net, train
 from floco.algorithms import Ditto, FedAvg, Floco, FlocoPlus
+from floco.client.predict import split_test_part
 from floco.core.algorithm import Algorithm
 from floco.core.errors import FlocoError, RunFailed
 from floco.core.values import Message
@@ -64,6 +65,26 @@ class Fails(nn.Module):
 def failing(how: str):  # type: ignore[no-untyped-def]
     """Client sizes 8, 13, 18, 23, 28, 33: batches of 9 leave 6 only for the last, 33 = 3 * 9 + 6."""
     return make(FedAvg(), model=lambda: Fails(how), fraction=1.0, batch_size=9)
+
+
+class Unknown(nn.Module):
+    """Gives no numbers in evaluation mode for the samples of the global test part, which are larger than all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x) * (float("nan") if float(x.max()) > 1e6 else 1.0)
+
+
+def test_a_global_model_that_cannot_be_judged_fails_once_however_many_jobs_it_takes() -> None:
+    part = torch.full((4000, 5), 1e7), torch.zeros(4000, dtype=torch.long)
+    setup = make(FedAvg(), model=Unknown, federation=replace(blobs(), x_test=part[0], y_test=part[1]))
+    assert len(split_test_part(setup)) > 1
+    last = train(setup, Serial(setup))[-1]
+    assert last.evaluation.history["clients_failed"] == 1
+    assert len(last.failures) == 1
 
 
 @pytest.mark.parametrize(("how", "reason"), [("raises", "OSError: disk on fire"), ("is nan", "non-finite")])

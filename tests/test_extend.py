@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import floco as package
-from conftest import ANY_NETWORK, floco, make, rows, same, train
+from conftest import ANY_NETWORK, blobs, floco, make, rows, same, small_net, train
 from floco import testing
 from floco.algorithms import Ditto, FedAvg, FedRoD, Floco, FlocoPlus
 from floco.client.setup import Setup
@@ -45,6 +45,7 @@ from floco.data.partition import Folds, Iid
 from floco.engines.engine import start_engine
 from floco.runs.toml import parse
 from floco.server.progress import Progress
+from floco.tasks import Classification
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUICK = ["training.rounds=4", "training.epochs=1", "run.evaluate_every=2", "run.engine=serial", "training.lr=0.05"]
@@ -245,6 +246,10 @@ def test_a_comparison_of_errors_counts_lower_as_better(elsewhere: Path) -> None:
 def test_what_needs_classes_refuses_another_task_by_name() -> None:
     with pytest.raises(FlocoError, match="fedrod needs class frequencies, and task squares has no classes"):
         package.fit(linear, regression(), FedRoD(), rounds=1)
+    with pytest.raises(
+        FlocoError, match="minus infinity for a class that a client lacks: set task.label_smoothing = 0"
+    ):
+        package.fit(small_net, replace(blobs(), task=Classification(label_smoothing=0.1)), FedRoD(), rounds=1)
     with pytest.raises(FlocoError, match="split folds goes by classes, and task squares has none"):
         package.load(line(), task=Squares()).split(Folds(2), clients=4)
 

@@ -93,6 +93,17 @@ def test_the_choice_is_the_lowest_loss_of_samples_that_are_not_their_own_neighbo
     assert choose_mixture(features, labels, logits, 5, given) == pytest.approx(best)
 
 
+@pytest.mark.parametrize("given", [None, 0.4])
+@pytest.mark.parametrize("seed", range(5))
+def test_rounding_does_not_choose_among_scales_that_are_equally_good(seed: int, given: float | None) -> None:
+    """Neighbours of one label have all the weight at any scale."""
+    g = torch.Generator().manual_seed(seed)
+    features, labels = torch.randn(12, 4, generator=g), torch.zeros(12, dtype=torch.long)
+    scale = choose_mixture(features, labels, torch.randn(12, 3, generator=g), 5, given)[1]
+    distances = torch.cdist(features.double(), features.double()).fill_diagonal_(torch.inf).sort().values[:, :5]
+    assert scale == pytest.approx(0.1 * float(distances.mean()))
+
+
 def test_labels_without_pattern_give_the_neighbours_no_weight() -> None:
     """A sample that were its own neighbour would always be right."""
     g = torch.Generator().manual_seed(0)

@@ -24,6 +24,7 @@ from floco.deliver.newcomers import try_place
 from floco.deliver.personal import outputs
 from floco.engines.engine import start_engine
 from floco.engines.jobs import Job, perform
+from floco.server.rounds import initialize
 from floco.simplex.optimum import lowest, with_prior
 from floco.tasks import TASKS, Classification, Regression
 from floco.testing import check_algorithm
@@ -50,7 +51,9 @@ class Samples:
 
 def center_of(ends: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, checked: bool = False) -> torch.Tensor:
     mixing = Mixing(("w",), len(ends), 0.1, own_centers=True)
-    return find_center(mixing, Regression(), {"w": ends}, mixing.middle, Samples(x, y), checked=checked)
+    return find_center(
+        mixing, Regression(), {"w": ends}, mixing.middle, Samples(x, y), checked=Regression() if checked else None
+    )
 
 
 def test_a_center_is_the_mixture_of_lowest_loss_in_closed_form() -> None:
@@ -86,6 +89,14 @@ def test_with_one_endpoint_it_is_fedavg_to_the_bit(cls: Any, mix: str, task: Cla
     assert same({n: t.reshape(plain.state.shared[n].shape) for n, t in own.state.shared.items()}, plain.state.shared)
 
 
+def test_the_personal_simplex_of_floco_plus_trains_inside_its_subregion_only() -> None:
+    """Batches from the whole simplex are for the endpoints that clients share."""
+    setup = make(FlocoPlus(**OWN), rounds=4)
+    message = setup.algorithm.message(initialize(setup).state, setup.evaluated[0], "train")
+    shared, personal = setup.algorithm.phases(message, setup.facts(setup.evaluated[0]))
+    assert (shared.draws.uniform, personal.draws.uniform, personal.draws.radius) == (0.5, 0.0, 0.1)
+
+
 @pytest.mark.parametrize("cls", METHODS)
 def test_it_keeps_the_contract_and_resumes_to_the_bit(cls: Any) -> None:
     check_algorithm(cls(**OWN, assign_at=2))
@@ -110,7 +121,18 @@ def test_centers_are_checked_a_quarter_of_the_rounds_after_the_first(
 
 
 def test_only_losses_that_are_log_likelihoods_are_checked() -> None:
-    assert [name for name, cls in TASKS.items() if cls.likelihood] == ["classification"]
+    assert [name for name, cls in TASKS.items() if cls().likelihood is not None] == ["classification"]
+
+
+def test_a_center_is_checked_by_the_likelihood_whatever_the_training_loss() -> None:
+    """By the smoothed loss, 40 samples gain less than M - 1."""
+    task = Classification(label_smoothing=0.8)
+    ends = 2 * torch.tensor([[1.0, -1.0], [-1.0, 1.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])[:, :, None]
+    x, y = torch.ones(40, 1), torch.zeros(40, dtype=torch.long)
+    mixing = Mixing(("w",), 5, 0.1, own_centers=True)
+    given = mixing, task, {"w": ends}, mixing.middle, Samples(x, y)
+    assert float(find_center(*given, checked=task.likelihood)[0]) > 0.22
+    assert torch.equal(find_center(*given, checked=task), mixing.middle)
 
 
 def test_clients_that_are_alike_stay_in_the_middle_and_those_of_two_kinds_do_not() -> None:

@@ -394,7 +394,7 @@ def test_a_network_without_a_graph_trains_and_says_once_what_reading_will_miss(
     assert "nor is its graph: torch.export cannot write it" in found.output
 
 
-def test_a_run_from_python_is_read_and_one_of_an_earlier_version_with_its_data(tmp_path: Path) -> None:
+def test_a_run_from_python_is_read(tmp_path: Path) -> None:
     federation, x = blobs(), np.ones((3, 5), np.float32)
     run = package.fit(small_net, federation, package.Ditto(), out=tmp_path / "run", rounds=2, engine="serial")
     opened = package.open_run(tmp_path / "run")
@@ -402,23 +402,6 @@ def test_a_run_from_python_is_read_and_one_of_an_earlier_version_with_its_data(t
         expected = run.predict(x, client).filter(like="p(").to_numpy()
         assert np.allclose(opened.predict(x, client).filter(like="p(").to_numpy(), expected, atol=1e-6)
     assert list(opened.personal("north").state_dict()) == list(run.personal("north").state_dict())
-    (tmp_path / "run" / "federation.json").unlink()
-    with pytest.raises(FlocoError, match="started from Python"):
-        package.open_run(tmp_path / "run")
-
-
-def test_an_earlier_run_is_bundled_where_its_data_are(
-    story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(story.run, run)
-    (run / "federation.json").unlink()
-    (run / "network.pt2").unlink()
-    monkeypatch.syspath_prepend(story.home)
-    assert floco("bundle", run, "-o", tmp_path / "run.zip").exit_code == 0
-    with zipfile.ZipFile(tmp_path / "run.zip") as file:
-        assert file.read("federation.json") == (story.run / "federation.json").read_bytes()
-        assert "network.pt2" in file.namelist()
 
 
 @pytest.mark.parametrize("made", ["text", "another zip", "nothing"])

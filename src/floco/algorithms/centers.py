@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,7 +59,7 @@ def find_center(
     near: torch.Tensor,
     samples: OwnSamples,
     *,
-    checked: bool = False,
+    checked: Task | None = None,
 ) -> torch.Tensor:
     """Return a client's center (M,) float64, the mixture of lowest loss on its training part.
 
@@ -68,8 +68,9 @@ def find_center(
     are linear in alpha, and the problem is convex if the loss is. Otherwise every step runs the network, and few are
     taken.
 
-    `checked`: it is 1/M unless F(1/M) - F(beta_k) > M - 1. By chance, M - 1 fitted numbers gain half of that on the
-    samples they are fitted to, and lose the other half on others, if the loss is a negative log-likelihood (Akaike).
+    `checked`: with F of this task, it is 1/M unless F(1/M) - F(beta_k) > M - 1. By chance, M - 1 fitted numbers gain
+    half of that on the samples they are fitted to, and lose the other half on others, if the loss is a negative
+    log-likelihood (Akaike).
 
     Raises:
         FlocoError: the loss is not finite.
@@ -77,10 +78,15 @@ def find_center(
     if mixing.endpoints == 1:
         return mixing.middle
     mixtures, targets = samples.mixtures(mixing, dict(tensors)), samples.targets
-    objective = with_prior(lambda a: task.loss(mixtures.outputs(a), targets), mixing.middle, len(targets))
-    best = lowest(objective, near, convex=False, steps=_ITERATIONS if mixtures.linear else _STEPS)
-    if checked and len(targets) * float(objective(mixing.middle) - objective(best)) <= mixing.endpoints - 1:
-        return mixing.middle
+
+    def objective(judge: Task) -> Callable[[torch.Tensor], torch.Tensor]:
+        return with_prior(lambda a: judge.loss(mixtures.outputs(a), targets), mixing.middle, len(targets))
+
+    best = lowest(objective(task), near, convex=False, steps=_ITERATIONS if mixtures.linear else _STEPS)
+    if checked is not None:
+        fit = objective(checked)
+        if len(targets) * float(fit(mixing.middle) - fit(best)) <= mixing.endpoints - 1:
+            return mixing.middle
     rounded = best.round(decimals=_DECIMALS)
     return rounded / rounded.sum()
 

@@ -20,5 +20,5 @@ class FedAvg(Algorithm):
     name: ClassVar[str] = "fedavg"
 
     def phases(self, message: Message, facts: Facts) -> tuple[Phase, ...]:
-        """Return one phase: all parameters, on the cross-entropy."""
+        """Return one phase: all parameters, on the task's loss."""
         return (Phase("shared", (Step(plain_loss(facts.task), facts.layout.parameters),)),)

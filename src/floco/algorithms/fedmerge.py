@@ -13,18 +13,7 @@ from floco.algorithms.several import start_models
 from floco.core.algorithm import Algorithm, weighted_mean
 from floco.core.network import Network
 from floco.core.settings import setting
-from floco.core.values import (
-    Facts,
-    Lazy,
-    Message,
-    Models,
-    Phase,
-    Purpose,
-    ServerState,
-    Tensors,
-    Update,
-    strip_prefix,
-)
+from floco.core.values import Facts, Lazy, Message, Models, Phase, Purpose, ServerState, Tensors, Update, strip_prefix
 
 LOGITS = "logits"
 """Name of a client's row of logits, (d,) float64, in the server's state; nobody is sent it."""

@@ -165,7 +165,7 @@ class SimplexMethod(Algorithm):
             return {}
         if self.centers == "signals" or not self._located(message):
             return {} if known is not None else {CENTER_TENSOR: middle}
-        checked = facts.task.likelihood and isinstance(self.check_at, int) and message.round >= self.check_at
+        checked = facts.task.likelihood if isinstance(self.check_at, int) and message.round >= self.check_at else None
         found = find_center(
             self.mixing, facts.task, message.shared, middle if known is None else known, samples, checked=checked
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from floco.algorithms.ditto import keep_personal, personal_phase, with_personal
@@ -36,7 +36,8 @@ class FlocoPlus(SimplexMethod):
         shared = self.shared_phase(message, facts)
         if message.purpose == "probe":
             return (shared,)
-        strength, epochs, draws = self.pull, self.personal_epochs, self.sampler_of(message)
+        draws = replace(self.sampler_of(message), uniform=0.0)  # v_k is used at beta_k only
+        strength, epochs = self.pull, self.personal_epochs
         loss = self.loss(facts.task, "endpoint" if self.step == "endpoint" else "mixture")  # nobody uses its middle
         return shared, personal_phase(facts, loss, strength=strength, epochs=epochs, draws=draws)
 

@@ -25,7 +25,7 @@ from floco.client.setup import Setup
 from floco.core.algorithm import Algorithm
 from floco.core.delivery import Delivery
 from floco.core.errors import FlocoError, RunFailed
-from floco.core.settings import build, names, plain
+from floco.core.settings import build, plain, shared
 from floco.core.values import Row
 from floco.data.federation import Federation
 from floco.runs import session, source
@@ -83,7 +83,8 @@ def configure(
     made = {}
     for name, cls in zip(words, classes, strict=True):
         given = (settings or {}).get(name, {})
-        own = {**_inherited(cls, base.algorithm), **{k: v for k, v in given.items() if not k.startswith(_DELIVER)}}
+        kept = {k: v for k, v in plain(base.algorithm).items() if k in shared(cls, type(base.algorithm))}
+        own = {**kept, **{k: v for k, v in given.items() if not k.startswith(_DELIVER)}}
         taken = {k.removeprefix(_DELIVER): v for k, v in given.items() if k.startswith(_DELIVER)}
         try:
             delivery = build(Delivery, {**plain(base.deliver), **taken})
@@ -103,14 +104,6 @@ def split_variants(methods: Sequence[str]) -> tuple[list[str], list[type[Algorit
             raise FlocoError(f"a variant needs {rule}, got {name!r}")
     classes = [registry.find(method) for _, _, method in found]
     return [name or cls.name for (name, _, _), cls in zip(found, classes, strict=True)], classes
-
-
-def _inherited(cls: type[Algorithm], base: Algorithm) -> dict[str, Any]:
-    def home(kind: type[Algorithm], field: str) -> type:
-        return next(c for c in kind.__mro__ if field in c.__dict__.get("__annotations__", {}))
-
-    known, theirs = names(cls), names(type(base))
-    return {n: getattr(base, n) for n in theirs if n in known and home(cls, n) is home(type(base), n)}
 
 
 def create(path: Path, configs: Mapping[str, Config], seeds: int, *, tune: bool = False) -> Comparison:

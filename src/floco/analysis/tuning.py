@@ -104,7 +104,7 @@ def tune(file: Path, method: str, config: Config, federation: Federation, tried:
     """Return a method's configuration with the settings of its best trial under the same seed.
 
     Every seed is tuned separately, since the test samples of one seed are training samples of another. Trials that are
-    already in the CSV file are not repeated.
+    already in the CSV file are not repeated, unless they failed, which may have had a passing cause.
 
     Args:
         file: all finished trials, one row each; extended after every trial.
@@ -120,6 +120,7 @@ def tune(file: Path, method: str, config: Config, federation: Federation, tried:
     trials, seed = [json.dumps(t) for t in list_trials(config)], config.seed
     rows: list[Row] = list(csv.DictReader(io.StringIO(file.read_text()))) if file.exists() else []
     try:
+        rows = [r for r in rows if (r["method"], str(r["seed"])) != (method, str(seed)) or not r["reason"]]
         mine = {str(r["settings"]): r for r in rows if (r["method"], str(r["seed"])) == (method, str(seed))}
         for i, trial in enumerate(trials):
             if trial not in mine:

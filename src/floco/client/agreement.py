@@ -35,6 +35,9 @@ def check_parts(
 def _check_method(algorithm: Algorithm, task: Task, delivery: Delivery) -> None:
     if algorithm.labelled and not task.labelled:
         raise FlocoError(f"{algorithm.name} needs class frequencies, and task {task.name} has no classes")
+    if algorithm.labelled and isinstance(task, Classification) and task.label_smoothing:
+        why = "adds log n_c to logits, which is minus infinity for a class that a client lacks"
+        raise FlocoError(f"{algorithm.name} {why}: set task.label_smoothing = 0, got {task.label_smoothing}")
     if not algorithm.distributions:
         return
     if not isinstance(task, Classification):

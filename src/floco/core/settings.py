@@ -154,6 +154,16 @@ def names(cls: type[Any]) -> list[str]:
     return [key_of(f) for f in dataclasses.fields(cls)]
 
 
+def shared(one: type[Any], other: type[Any]) -> set[str]:
+    """Return the names of the settings that two classes have from the same class."""
+
+    def homes(cls: type[Any]) -> set[tuple[str, type]]:
+        declared = {c: c.__dict__.get("__annotations__", {}) for c in cls.__mro__}
+        return {(key_of(f), next(c for c in declared if f.name in declared[c])) for f in dataclasses.fields(cls)}
+
+    return {key for key, _ in homes(one) & homes(other)}
+
+
 def build(cls: type[S], values: Mapping[str, Any]) -> S:
     """Return an object with settings by their names in configurations; an unknown key's error suggests the nearest."""
     fields = {key_of(f): f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]

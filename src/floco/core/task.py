@@ -55,8 +55,6 @@ class Task(Settings, ABC):
     metrics: ClassVar[Metrics]
     """The attributes of a score that are reported, with their directions. The first is the primary one; `loss` is
     added if it is missing."""
-    likelihood: ClassVar[bool] = False
-    """Whether n times the loss of n samples is their negative log-likelihood, so that it has a scale."""
     further: ClassVar[Metrics] = Metrics()
     """Metrics that are no sums over samples: measured where the samples are, on demand and after the last round."""
     score_type: ClassVar[type[Score]]
@@ -88,6 +86,11 @@ class Task(Settings, ABC):
     def primary(self) -> str:
         """Name of the metric by which models, clients and methods are compared."""
         return self.metrics.primary
+
+    @property
+    def likelihood(self) -> Task | None:
+        """The task whose loss of n samples, times n, is their negative log-likelihood; None: the loss has no scale."""
+        return None
 
     @abstractmethod
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

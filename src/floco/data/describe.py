@@ -16,12 +16,7 @@ from floco.tasks import Regression
 if TYPE_CHECKING:
     from floco.data.samples import Samples
 
-_LAYOUTS = {
-    "first": "",
-    "last": "channels last",
-    "kept": "features last",
-    "none": "no channels",
-}
+_LAYOUTS = {"first": "", "last": "channels last", "kept": "features last", "none": "no channels"}
 
 
 def describe_schema(federation: Federation, samples: Samples | None = None) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ def read_graph(data: bytes) -> Network:
             traced.graph.erase_node(node)
     module = torch.fx.GraphModule(traced, traced.graph)
     told: dict[str, Any] = traits["layout"]
-    norms = tuple(told.get("norms", ()))  # graphs of earlier versions lack them
+    norms = tuple(told["norms"])
     layout = Layout(tuple(told["parameters"]), tuple(told["buffers"]), told["last"], tuple(told["head"]), norms)
     for alias, name in traits["tied"].items():
         owner, _, leaf = alias.rpartition(".")

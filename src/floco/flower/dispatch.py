@@ -26,14 +26,7 @@ _KINDS = {"train": "train", "probe": "train.probe", "evaluate": "evaluate"}
 class Questions:
     """Sends the questions of one run."""
 
-    def __init__(
-        self,
-        nodes: Nodes,
-        config: Config,
-        run: str,
-        model: str,
-        tell: Callable[[str, str], None],
-    ) -> None:
+    def __init__(self, nodes: Nodes, config: Config, run: str, model: str, tell: Callable[[str, str], None]) -> None:
         """Store what every question contains.
 
         Args:

@@ -11,8 +11,8 @@ from floco.algorithms import ALGORITHMS
 from floco.core.errors import FlocoError
 from floco.core.values import Row
 from floco.runs.checkpoint import BUNDLE, Store
-from floco.runs.reading import find_run, read_run
-from floco.runs.session import AFTER, GRAPH, KNOWN, portrait
+from floco.runs.reading import find_run
+from floco.runs.session import AFTER, GRAPH, KNOWN
 from floco.storage.files import csv_text, to_json
 
 _WHOLE = ("config.toml", "environment.json", "run.json", KNOWN, GRAPH)
@@ -36,12 +36,11 @@ def bundle(path: Path, out: Path) -> Path:
     if out.exists():
         raise FlocoError(f"{out} exists already: remove it, or choose another place with -o")
     path, new = find_run(path), out.with_name(f"{out.name}.new")
-    made = {} if (path / KNOWN).is_file() else portrait(*read_run(path)[:2])  # a run of an earlier version
     store = Store(path, read=True)
     store.load()  # so that damaged files are found now
     try:
         with zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED) as file:
-            _fill(file, store, made)
+            _fill(file, store)
         new.replace(out)
     except OSError as error:
         raise FlocoError(f"cannot write {out}: {error}; choose another place with -o, or try again") from error
@@ -50,12 +49,11 @@ def bundle(path: Path, out: Path) -> Path:
     return out
 
 
-def _fill(file: zipfile.ZipFile, store: Store, made: dict[str, bytes]) -> None:
+def _fill(file: zipfile.ZipFile, store: Store) -> None:
     number, facts = store.latest()
     kept = facts["memories"] and store.facts["config"]["algorithm"]["name"] in ALGORITHMS
     left_out = {"memories": "left out"} if facts["memories"] and not kept else {}
-    for name, data in {**made, BUNDLE: to_json({"texts of errors": "left out", **left_out})}.items():
-        file.writestr(name, data)
+    file.writestr(BUNDLE, to_json({"texts of errors": "left out", **left_out}))
     for name in _WHOLE:
         if (store.path / name).is_file():
             file.write(store.path / name, name)

@@ -21,7 +21,7 @@ from floco.runs.changes import in_force
 from floco.runs.checkpoint import Store
 from floco.runs.config import Config
 from floco.runs.machine import find_device
-from floco.runs.session import GRAPH, KNOWN, assemble, check, check_data, prepare
+from floco.runs.session import GRAPH, KNOWN, assemble, check_data
 from floco.runs.toml import parse
 from floco.server.progress import Progress
 from floco.storage.bundles import unpack
@@ -54,11 +54,12 @@ def read_run(
             or a network that has no graph.
     """
     with closing(Store(path, read=True)) as store:
+        run = store.facts["config"]["run"]
+        progress = store.load(run["memory_budget"])
         # as in the last round, but for where it computes; changes for later rounds are not in its models
-        raw = {**in_force(store.facts, store.latest()[0]), "run": store.facts["config"]["run"]}
+        raw = {**in_force(store.facts, progress.round), "run": run}
         config = _on_device(read_settings(path, {**store.facts, "config": raw}), where)
-        setup = _setup(path, config, store, data)
-        return config, setup, store.load(config.run.memory_budget)
+        return config, _setup(path, config, store, data), progress
 
 
 def read_settings(path: Path, facts: dict[str, Any]) -> Config:
@@ -85,11 +86,6 @@ def _on_device(config: Config, where: str | None) -> Config:
 
 
 def _setup(path: Path, config: Config, store: Store, data: str | Federation | None) -> Setup:
-    if not (path / KNOWN).is_file():  # a run of an earlier version
-        setup = prepare(config, _samples(config, data))
-        check(store, setup)
-        return setup
-
     def load() -> Federation:
         made = _samples(parse(store.facts["config"]), data)
         check_data(store, made)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from floco.core.errors import FlocoError, nearest
-from floco.core.settings import build, key_of, names, plain, range_text
+from floco.core.settings import build, key_of, names, plain, range_text, shared
 from floco.data.partition import SPLITS
 from floco.runs.config import DEFAULTS, REGISTRIES, SECTIONS, Config, Data
 
@@ -21,7 +21,8 @@ def read(path: Path | None, overrides: Sequence[str] = (), *, resolve: bool = Tr
     """Return the configuration of a TOML file (None: this package's digits.toml) with `key=value` overrides.
 
     Keys are dotted. Overriding a name (`algorithm.name`, `data.split.name`, `task.name`) drops the file's settings of
-    the other one; overriding `data.source` without a file drops the data settings of digits.toml.
+    the other one, but for those that both have from the same class (floco and floco+: all of the simplex); overriding
+    `data.source` without a file drops the data settings of digits.toml.
 
     Raises:
         FlocoError: a wrong file or override; the message names which, and the key.
@@ -63,10 +64,19 @@ def _merge(path: Path | None, overrides: Sequence[str]) -> dict[str, Any]:
         within = raw.get(parent, {}) if parent else raw
         known = within.get(leaf) if isinstance(within, dict) else None
         if name is not None and isinstance(known, dict) and known.get("name", default) != name:
-            within[leaf] = {}
+            within[leaf] = _keep_shared(table, known, known.get("name", default), name)
     for key, value in changes:
         put(raw, key, value, f"-s {key}")
     return raw
+
+
+def _keep_shared(table: str, values: Mapping[str, Any], old: Any, new: Any) -> dict[str, Any]:
+    """Return the settings of a table that remain if its name changes."""
+    try:
+        kept = shared(*(REGISTRIES[table].find(name) for name in (old, new)))
+    except FlocoError:  # one of the names is wrong: `parse` says which, whatever the settings are
+        kept = set()
+    return {key: value for key, value in values.items() if key in kept}
 
 
 def put(raw: dict[str, Any], key: str, value: Any, where: str) -> None:

@@ -119,7 +119,8 @@ def after_evaluation(setup: Setup, plan: Plan, progress: Progress, results: Iter
     failures: list[Failure] = []
     score: Score | None = None  # of the global model, on the samples so far
     for result in results:
-        failures += _failures(number, [result])
+        known = {f.client for f in failures}  # the global test part has several jobs
+        failures += [f for f in _failures(number, [result]) if f.client not in known]
         steps += result.steps
         if result.scores is not None:
             client, took_part = setup.clients[result.client], progress.participated.get(result.client, 0)

@@ -26,11 +26,7 @@ def with_prior(
 
 
 def lowest(
-    objective: Callable[[torch.Tensor], torch.Tensor],
-    start: torch.Tensor,
-    *,
-    convex: bool = True,
-    steps: int = 500,
+    objective: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, *, convex: bool = True, steps: int = 500
 ) -> torch.Tensor:
     """Return a minimiser alpha of `objective` on the simplex, by sequential quadratic programming (Kraft 1988).
 

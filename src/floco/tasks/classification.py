@@ -28,7 +28,6 @@ class Classification(Task):
     """Classification: cross-entropy of logits (n, C) for class numbers (n,)."""
 
     name: ClassVar[str] = "classification"
-    likelihood: ClassVar[bool] = True
     metrics: ClassVar[Metrics] = Metrics(
         {
             "accuracy": Metric(share=True),
@@ -63,6 +62,11 @@ class Classification(Task):
         choices=("none", "client"),
         later=True,
     )
+
+    @property
+    def likelihood(self) -> Classification:
+        """The task without weights of classes and smoothing."""
+        return replace(self, class_weights="none", label_smoothing=0.0)
 
     def shift(self, counts: Sequence[int]) -> torch.Tensor | None:
         """Return a client's log prior, (C,) float32 (see `log_prior`), if that is set.

@@ -71,7 +71,8 @@ def choose_mixture(
         labels: class numbers (n,).
         logits: of the network for the same samples, (n, C).
         k: number of neighbours.
-        weight: the weight, if it is given; None: one of 0, 0.1, ..., 1, the smallest of equally good ones.
+        weight: the weight, if it is given; None: one of 0, 0.1, ..., 1. Of equally good ones, as of scales, it is the
+            smallest.
     """
     distances, known = nearest(features, features, labels, k, others=True)
     unit = float(distances.mean()) or 1.0
@@ -80,7 +81,7 @@ def choose_mixture(
         for scale in _SCALES:
             near = neighbour_shares(distances, known, scale * unit, logits.shape[1])
             right = _mix(near, logits, share).gather(1, labels[:, None])
-            found = float(-right.log().mean())
+            found = round(float(-right.log().mean()), 9)  # rounding must not decide between equally good ones
             if found < best[0]:
                 best = (found, share, scale * unit)
     return best[1:]

@@ -25,7 +25,7 @@ from floco.runs.changes import describe
 from floco.runs.evaluated import read_changes
 from floco.runs.reading import find_run, read_settings
 from floco.runs.results import Run
-from floco.storage.files import csv_text, read_json, write_file
+from floco.storage.files import csv_text, read_json, replace_file
 
 _METRICS = (
     "Means over seeds, ± their standard deviation. Global: one model, on the global test part or, if there is none, "
@@ -89,9 +89,9 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     finished = f"{count} finished run{'s' * (count > 1)}"
     about = f"{finished} of {names}; {_environment(first)}; page written by floco {__version__}"
     try:
-        write_file(out, render(title, about, sections).encode())
+        replace_file(out, render(title, about, sections).encode())
         if measured:
-            write_file(out.with_name(f"{out.stem}-landscape.csv"), csv_text(measured, header=True).encode())
+            replace_file(out.with_name(f"{out.stem}-landscape.csv"), csv_text(measured, header=True).encode())
     except OSError as error:
         raise FlocoError(
             f"cannot write the report {out}: {error.strerror or error}; choose another place with -o"
