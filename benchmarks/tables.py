@@ -29,7 +29,7 @@ PAGES = (
     "comparison.md",
     *(
         f"comparison/{name}.md"
-        for name in ("few-samples", "label-shift", "claims", "published", "regression", "tasks", "ablation")
+        for name in ("few-samples", "tuned", "label-shift", "claims", "published", "regression", "tasks", "ablation")
     ),
 )
 _METRICS = Classification.metrics

@@ -16,9 +16,13 @@ number = {letter: i for i, letter in enumerate(letters)}
 
 LENGTH = 40  # letters of a sample; a further one is the last target
 rows: dict[str, list[np.ndarray]] = {"x": [], "y": [], "client": [], "start": []}
+seen: set[bytes] = set()  # a text that repeats itself would be tested on what it was trained on
 for client, text in texts.items():
     ids = np.array([number[letter] for letter in text[:20_000] if letter in number])
     for start in range(0, len(ids) - LENGTH, LENGTH):
+        if (piece := ids[start : start + LENGTH].tobytes()) in seen:
+            continue
+        seen.add(piece)
         rows["x"].append(ids[start : start + LENGTH])
         rows["y"].append(ids[start + 1 : start + LENGTH + 1])  # the next letter, at every place
         rows["client"].append(np.array(client))

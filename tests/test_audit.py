@@ -12,11 +12,13 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 
 import floco
 from conftest import floco as command
+from floco.analysis import comparison
 from floco.cli.survey import label_picture
 from floco.core.errors import FlocoError
 from floco.core.inputs import Inputs
 from floco.data.audit import Finding, audit, audit_gravely, hash_rows
 from floco.data.partition import Dirichlet, Iid, Natural, Pathological
+from floco.runs.toml import read
 from floco.tasks import Regression
 
 N = 600
@@ -361,6 +363,12 @@ def test_a_run_says_what_is_grave_and_where_to_look(many: list[str], tmp_path: P
     assert made.stderr.count("warning: another unit or scaling") == 1
     assert "(see floco data)" in made.stderr
     assert "never" not in made.stderr
+
+
+def test_a_comparison_says_what_is_grave(many: list[str], tmp_path: Path) -> None:
+    settings = read(None, [s for s in many if s != "-s"])
+    with pytest.warns(UserWarning, match="another unit or scaling"):
+        comparison.create(tmp_path / "out", comparison.configure(settings, ["fedavg"]), 1)
 
 
 def test_clients_without_a_test_part_are_counted() -> None:

@@ -85,7 +85,8 @@ def test_what_is_printed_of_data_and_runs_are_counts_and_never_values() -> None:
     arrays = {"x_train": x, "y_train": np.array(["secret", "other"] * 20), "client": np.repeat(["n", "s"], 20)}
     samples = floco.load({**arrays, "x_test": x[:9], "y_test": arrays["y_train"][:9]})
     federation = samples.split(floco.Natural())
-    run = floco.fit(floco.model("mlp", federation), federation, floco.FedAvg(), **QUICK)
+    with pytest.warns(UserWarning, match="7 of 9 samples of the global test part occur in training parts"):
+        run = floco.fit(floco.model("mlp", federation), federation, floco.FedAvg(), **QUICK)
     shown = [repr(v) for v in (samples, federation, federation.clients[0], run)]
     assert shown[0] == "Samples(40 samples (3,), 9 of a test part, task classification, 2 classes, columns client)"
     counts = "2 clients, 32 training and 8 test samples, 9 samples of a global test part"

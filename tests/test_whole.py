@@ -554,3 +554,34 @@ def test_a_federation_is_known_without_its_samples(name: str) -> None:
     with pytest.raises(FlocoError, match="has no samples at hand"):
         known.x  # noqa: B018
     assert known.with_samples("this") is made
+
+
+@pytest.mark.parametrize("names", [("ward", "sex"), ("sex", "age", "ward"), ("smoker", "ward", "sex"), ("a", "b")])
+def test_a_reopened_run_reads_columns_as_in_training_whatever_their_order(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    """JSON files keep no order of keys, and categories become channels in the order of the columns."""
+    g = np.random.default_rng(0)
+    values = {
+        n: g.normal(size=80) if n == "age" else g.choice(["u", "v", "w"][: 2 + i], 80) for i, n in enumerate(names)
+    }
+    table = pd.DataFrame({**values, "client": g.choice(["north", "south"], 80)})
+    table["y"] = np.where(table[names[0]] == "u", "sick", "well")
+    federation = package.load(table, target="y").split(Natural(), seed=0)
+    model = package.model("mlp", federation)
+    run = package.fit(
+        model, federation, package.FedAvg(), out=tmp_path / "run", rounds=1, engine="serial", fraction=1.0
+    )
+    opened = package.open_run(tmp_path / "run")
+    for client in (None, "north"):
+        expected = run.predict(table, client).filter(like="p(").to_numpy()
+        assert np.allclose(opened.predict(table, client).filter(like="p(").to_numpy(), expected, atol=1e-6)
+
+
+def test_what_a_run_knows_of_its_data_is_the_schema_that_it_was_trained_on() -> None:
+    """Twelve inputs of other shapes each, whose positions are no words."""
+    x = tuple(np.ones((8, 1 + i), np.float32) for i in range(12))
+    made = package.load((x, np.arange(8) % 2), client=np.arange(8) % 2).split(Natural(), seed=0)
+    known = Known(json.loads(to_json(describe(made))), made.task, lambda: made)
+    assert known.schema == made.schema
+    assert [t.shape[1] for t in known.sample] == [1 + i for i in range(12)]

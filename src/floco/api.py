@@ -19,6 +19,7 @@ from floco.core.network import Factory, build_network
 from floco.core.random import with_gradients
 from floco.core.settings import build, plain
 from floco.core.values import Row, Training
+from floco.data.audit import warn_gravely
 from floco.data.federation import Federation
 from floco.data.partition import Natural
 from floco.engines.engine import start_engine
@@ -124,6 +125,7 @@ def fit(
         algorithm, settings = _keep(Path(str(out)), algorithm, settings)
     with with_gradients():
         config, setup = _configured(model, federation, algorithm, dict(settings))
+        warn_gravely(federation)
         run = _train(config, setup, settings, watch or (lambda progress: None), out, resume, change)
     return _warn_of_failures(run)
 

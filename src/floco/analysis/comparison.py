@@ -27,6 +27,7 @@ from floco.core.delivery import Delivery
 from floco.core.errors import FlocoError, RunFailed
 from floco.core.settings import build, plain, shared
 from floco.core.values import Row
+from floco.data.audit import warn_gravely
 from floco.data.federation import Federation
 from floco.runs import session, source
 from floco.runs.config import REGISTRIES, SECTIONS, Config
@@ -116,6 +117,7 @@ def create(path: Path, configs: Mapping[str, Config], seeds: int, *, tune: bool 
     base = next(iter(configs.values()))
     first = source.federation(base)
     configs = {m: session.resolve_engine(config, session.prepare(config, first)) for m, config in configs.items()}
+    warn_gravely(first)
     data = {str(base.seed): first.fingerprint()}
     for seed in range(base.seed + 1, base.seed + seeds):
         data[str(seed)] = source.federation(replace(base, seed=seed)).fingerprint()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from floco.core.errors import FlocoError, some
+from floco.core.errors import FlocoError, some, warn
 from floco.core.inputs import Inputs, columns, count
 from floco.data.describe import channel_name
 from floco.data.federation import Federation
@@ -63,6 +63,12 @@ def audit_gravely(federation: Federation) -> list[Finding]:
         return [Finding("unchecked", text, True)]
     moments = {name: find_moments(x, federation.clients, _SOME) for name, x in _numbers(federation).items()}
     return [f for f in (*_duplicates(federation), *_scales(federation, moments), *_spelling(federation)) if f.grave]
+
+
+def warn_gravely(federation: Federation) -> None:
+    """Warn of the grave findings."""
+    for finding in audit_gravely(federation):
+        warn(f"{finding.text} (see floco data)")
 
 
 def _numbers(federation: Federation) -> dict[str | None, torch.Tensor]:

@@ -151,7 +151,8 @@ class Known(Federation):
 
 
 def _forms(told: Mapping[str, Any]) -> dict[str, Form]:
-    return {n: Form(**{**f, "normalization": Normalization(**f["normalization"])}) for n, f in told.items()}
+    order = sorted(told, key=lambda name: (len(name), name) if name.isdecimal() else (0, ""))  # "10" is not before "2"
+    return {n: Form(**{**told[n], "normalization": Normalization(**told[n]["normalization"])}) for n in order}
 
 
 def _client(told: Mapping[str, Any], ordered: list[int]) -> Client:

@@ -64,9 +64,10 @@ def _text(path: str, where: str) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        known = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
         raise FlocoError(
             f"{where} is not UTF-8 (byte {error.start}): save it as UTF-8 (Excel: CSV UTF-8), or convert it, "
-            "e.g. with iconv -f latin1 -t utf-8"
+            f"e.g. with iconv -f {known} -t utf-8"
         ) from error
     if "\0" in text:
         raise FlocoError(f"{where} is no text: it holds zero bytes")

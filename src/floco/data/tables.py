@@ -31,6 +31,10 @@ class Columns:
     labelled: bool = True
     """Whether targets are labels, not numbers."""
 
+    def __post_init__(self) -> None:
+        """Put the levels into the order of the features, which JSON files do not keep."""
+        object.__setattr__(self, "levels", {f: self.levels[f] for f in self.features if f in self.levels})
+
     @property
     def plain(self) -> tuple[str, ...]:
         """The features that are numbers."""
