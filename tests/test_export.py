@@ -17,6 +17,7 @@ import floco as package
 from conftest import blobs, floco, small_net, write_blobs
 from floco.core.errors import FlocoError
 from floco.data.normalization import Normalization
+from floco.server.progress import Progress
 from floco.storage.files import checksum
 
 FORMATS = ("safetensors", "pt2", "onnx")  # tests/test_adapters.py has the other one, peft
@@ -195,6 +196,21 @@ def test_predict_writes_a_line_for_each_sample(stored: Path, tmp_path: Path) -> 
     assert f"accuracy {100 * (values[:, 0] == data['y'][:30]).mean():.1f} %" in done.output
     shown = floco("predict", stored, "--global", tmp_path / "in.npz")
     assert "30 in all" in shown.output
+
+
+def test_models_of_an_unfinished_run_are_called_so(stored: Path, tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.round == 2:
+            raise KeyboardInterrupt
+
+    given = {"out": tmp_path / "run", "rounds": 9, "engine": "serial", "checkpoint_every": 1, "watch": stop}
+    with pytest.raises(KeyboardInterrupt):
+        package.fit(package.model("mlp", blobs()), blobs(), package.FedAvg(), **given)
+    np.savez(tmp_path / "x.npz", x=np.load(stored.parent / "blobs.npz")["x"][:3])
+    for run, said in ((tmp_path / "run", True), (stored, False)):
+        done = floco("predict", run, "--global", tmp_path / "x.npz")
+        assert done.exit_code == 0, done.output
+        assert ("the run is not finished: these are its models of round 2 of 9" in done.output) == said
 
 
 def test_predict_writes_arrays_into_an_npz_file_and_no_other_formats(stored: Path, tmp_path: Path) -> None:

@@ -418,6 +418,9 @@ def test_every_recording_loses_the_window_before_the_cut() -> None:
         (np.zeros(200), "the same value"),
         (np.array(["early", "late"] * 100), "numbers or dates"),
         (TIME * 1j, "numbers or dates"),
+        (np.array(["31.12", "01.02"] * 100), "days that do not sort by time, such as '31.12'"),
+        (np.array(["31.12.", None] * 100), "days that do not sort by time, such as '31.12.'"),
+        (np.array(["31122023", "01022024"] * 100), "days that do not sort by time, such as '31122023'"),
     ],
 )
 def test_a_column_without_an_order_is_refused(when: np.ndarray, says: str) -> None:

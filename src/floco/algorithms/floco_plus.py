@@ -36,8 +36,8 @@ class FlocoPlus(SimplexMethod):
         shared = self.shared_phase(message, facts)
         if message.purpose == "probe":
             return (shared,)
-        draws = replace(self.sampler_of(message), uniform=0.0)  # v_k is used at beta_k only
-        strength, epochs = self.pull, self.personal_epochs
+        # v_k is used at beta_k only
+        strength, epochs, draws = self.pull, self.personal_epochs, replace(self.sampler_of(message), uniform=0.0)
         loss = self.loss(facts.task, "endpoint" if self.step == "endpoint" else "mixture")  # nobody uses its middle
         return shared, personal_phase(facts, loss, strength=strength, epochs=epochs, draws=draws)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from floco.cli.console import Debug, Json, app, emit, out_console, report_errors, say
+from floco.cli.console import Debug, Json, app, emit, note, out_console, report_errors, say
 from floco.core.errors import FlocoError
 
 if TYPE_CHECKING:
@@ -187,7 +187,10 @@ def _check(run: Run, client: str, arrays: dict[str, Any]) -> dict[str, Any]:
 def _opened(path: Path, moved: str | None, device: str | None) -> Run:
     from floco.api import open_run
 
-    return open_run(path, data=moved, device=device)
+    run = open_run(path, data=moved, device=device)
+    if (done := run.progress.round) < (rounds := run.setup.training.rounds):
+        note(f"the run is not finished: these are its models of round {done} of {rounds}")
+    return run
 
 
 def _both(path: Path, moved: str | None, device: str | None, data: Path, *needed: str) -> tuple[Run, dict[str, Any]]:

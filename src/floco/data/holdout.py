@@ -21,6 +21,8 @@ SMALL = ("error", "drop", "train-only")
 """What becomes of a client that is too small for a training and a test part."""
 _SHOWN = 3  # small clients that a message names
 _ZONE = r":\d\d[\d:.]*\s?(?:[zZ]|[+-]\d\d:?(?:\d\d)?)\s*$"  # at the end of a time
+# DD.MM and DDMMYYYY, which are numbers, too
+_DAYS = r"(0[1-9]|[12]\d|3[01])(\.(0[1-9]|1[0-2])\.?|(0[1-9]|1[0-2])(19|20)\d\d)"
 _LONG = 5  # least mean length of recordings: rows in random order go back in time at every other row
 
 
@@ -199,6 +201,10 @@ def _parsed(text: pd.Series[Any], name: str) -> np.ndarray:
     """Return texts or objects as numbers or, if they are not, as dates."""
     import pandas as pd
 
+    known = text.dropna().astype(str)
+    if len(known) and known.str.fullmatch(_DAYS).all():
+        like = f"such as {known.iloc[0]!r}"
+        raise FlocoError(f"data.order: the column {name} holds days that do not sort by time, {like}: write YYYY-MM-DD")
     try:
         return pd.to_numeric(text).to_numpy()
     except (ValueError, TypeError):

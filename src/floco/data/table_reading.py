@@ -217,7 +217,7 @@ def _tabulate_x(arrays: dict[str, Any], roles: Roles, where: str) -> tuple[dict[
 def _with_ids(frame: pd.DataFrame, ids: Any, where: str) -> pd.DataFrame:
     """Return a table with client ids as a column."""
     if "client" in frame:
-        raise FlocoError(f"{where} has a column client already: give its name, or leave it out")
+        raise FlocoError(f"{where} has a column client already: give its name as client, or rename it")
     if np.ndim(ids) != 1 or len(ids) != len(frame):
         raise FlocoError(f"client must be one id for each of the {len(frame)} rows, got shape {np.shape(ids)}")
     return frame.assign(client=array(ids, f"{where}: client"))
